@@ -1,0 +1,224 @@
+"""A folder of safetensors shards: what is in it, and its bytes by range.
+
+Reads headers only, then single tensors or slices of them; never a whole file. Checks on opening
+that every shard is there and as long as its header says, so that nothing fails half-way.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from mlx_llama4.errors import CheckpointError, RunError
+from mlx_llama4.json_file import read_json
+
+INDEX_NAME = "model.safetensors.index.json"
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4,
+    "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+# The safetensors format allows headers up to this size.
+MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies. `offset` counts bytes from the start of the file."""
+
+    name: str
+    dtype: str  # as safetensors spells it: "BF16", "F32", "U32", …
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+class Checkpoint:
+    """The tensors of a folder, by name. Use as a context manager to close its files."""
+
+    def __init__(self, folder: Path, tensors: dict[str, StoredTensor]):
+        self.folder = folder
+        self.tensors = tensors
+        self._descriptors: dict[Path, int] = {}
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted({tensor.file for tensor in self.tensors.values()})
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def read(self, tensor: StoredTensor, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Bytes of rows start … stop - 1 along the first axis, uint8 [nbytes]."""
+        rows = tensor.shape[0] if tensor.shape else 1
+        row_bytes = tensor.nbytes // max(rows, 1)
+        stop = rows if stop is None else stop
+        buffer = np.empty((stop - start) * row_bytes, np.uint8)
+        view = memoryview(buffer)
+        position = tensor.offset + start * row_bytes
+        while view:
+            count = os.preadv(self._descriptor(tensor.file), [view], position)
+            if count == 0:
+                raise RunError(f"{tensor.file} became shorter while it was read")
+            view, position = view[count:], position + count
+        return buffer
+
+    def _descriptor(self, file: Path) -> int:
+        if file not in self._descriptors:
+            self._descriptors[file] = os.open(file, os.O_RDONLY)
+        return self._descriptors[file]
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Every tensor of the folder's shards.
+
+    Raises CheckpointError for missing, truncated or damaged shards, naming the file.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for file in shard_files(folder):
+        for tensor in read_header(file):
+            if tensor.name in tensors:
+                first = tensors[tensor.name].file.name
+                raise CheckpointError(
+                    f"{folder}: tensor {tensor.name} is in both {first} and {file.name}; "
+                    "the folder mixes two checkpoints"
+                )
+            tensors[tensor.name] = tensor
+    _check_index(folder, tensors)
+    return Checkpoint(folder, tensors)
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the checkpoint, all of them there."""
+    index = folder / INDEX_NAME
+    if index.is_file():
+        names = sorted(set(_weight_map(index).values()))
+    else:
+        names = sorted(path.name for path in folder.glob("model*.safetensors"))
+        names = _complete_numbering(names)
+    if not names:
+        raise CheckpointError(
+            f"{folder} holds no model*.safetensors files; download the weights too"
+        )
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} of {len(names)} shards missing ({_some(missing)}); "
+            "download them again"
+        )
+    return [folder / name for name in names]
+
+
+def read_header(file: Path) -> list[StoredTensor]:
+    """The tensors of one safetensors file.
+
+    Format: 8 bytes little-endian header length, a JSON header, then the tensors' bytes.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+                raise CheckpointError(
+                    f"{file} is truncated or no safetensors file ({size:,} bytes); "
+                    "download it again"
+                )
+            header = json.loads(stream.read(length))
+    except OSError as failure:
+        raise CheckpointError(f"cannot read {file}: {failure.strerror or failure}") from None
+    except ValueError:
+        raise CheckpointError(f"{file} has a damaged header; download it again") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file} has a damaged header; download it again")
+    header.pop("__metadata__", None)
+    tensors = [_tensor(file, name, entry, 8 + length) for name, entry in header.items()]
+    end = max((tensor.offset + tensor.nbytes for tensor in tensors), default=8 + length)
+    if end > size:
+        raise CheckpointError(
+            f"{file} is truncated: {size:,} of {end:,} bytes are there; download it again"
+        )
+    return tensors
+
+
+def _tensor(file: Path, name: str, entry: dict, data_start: int) -> StoredTensor:
+    try:
+        dtype, shape = entry["dtype"], tuple(int(size) for size in entry["shape"])
+        start, stop = entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise CheckpointError(
+            f"{file}: the entry of {name} is damaged; download it again"
+        ) from None
+    if dtype not in ITEM_BYTES:
+        raise CheckpointError(f"{file}: {name} has data type {dtype!r}, which is unknown")
+    tensor = StoredTensor(name, dtype, shape, file, data_start + start)
+    if min((start, *shape)) < 0 or stop - start != tensor.nbytes:
+        raise CheckpointError(
+            f"{file}: {name} of shape {list(shape)} takes {tensor.nbytes:,} bytes, "
+            f"but the header gives it {stop - start:,}; download it again"
+        )
+    return tensor
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index, CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map; download it again")
+    for name in weight_map.values():
+        # Names come from a download: keep them inside the folder.
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{index} names a shard {name!r} outside its folder")
+    return weight_map
+
+
+def _check_index(folder: Path, tensors: dict[str, StoredTensor]) -> None:
+    index = folder / INDEX_NAME
+    if index.is_file():
+        absent = sorted(_weight_map(index).keys() - tensors.keys())
+        if absent:
+            raise CheckpointError(
+                f"{folder}: the index lists {len(absent)} tensors that no shard holds "
+                f"({_some(absent)}); download index and shards again"
+            )
+
+
+def _complete_numbering(names: list[str]) -> list[str]:
+    """Add the names that "…-00001-of-00003" promises, so that a missing shard is noticed."""
+    promised = set(names)
+    for name in names:
+        if match := re.fullmatch(r"(.*-)(\d+)(-of-)(\d+)(\.safetensors)", name):
+            stem, number, of, total, suffix = match.groups()
+            promised |= {
+                f"{stem}{index:0{len(number)}}{of}{total}{suffix}"
+                for index in range(1, int(total) + 1)
+            }
+    return sorted(promised)
+
+
+def _some(names: Iterable[str], count: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")

@@ -1,0 +1,114 @@
+"""config.json of an MLX folder, in the spellings that transformers, mlx-lm and mlx-vlm read."""
+
+import copy
+from typing import Any
+
+from mlx_llama4.config import Config, TextConfig
+from mlx_llama4.convert.recipes import Recipe
+from mlx_llama4.tensors import TensorSpec
+
+
+def mlx_config(
+    raw: dict[str, Any], config: Config, recipe: Recipe, specs: dict[str, TensorSpec]
+) -> dict[str, Any]:
+    """The source's config.json, `raw`, completed for its MLX conversion.
+
+    Both spellings of RoPE, every key that the peers require, and the `quantization` table. Keys
+    that are not ours to decide stay as they are.
+    """
+    result = copy.deepcopy(raw)
+    if config.model_type == "llama4_text":
+        # Peers know the text tower only as a part of the whole.
+        result = {"text_config": result}
+    result.pop("quantization_config", None)
+    result.update(model_type="llama4", tie_word_embeddings=False)
+    result.setdefault("architectures", ["Llama4ForConditionalGeneration"])
+    for key in ("torch_dtype", "dtype"):
+        result[key] = recipe.dtype
+    result["text_config"] = _text(result["text_config"], config.text)
+    if config.vision is None:
+        result.pop("vision_config", None)
+    else:
+        result["vision_config"] = _vision(result["vision_config"], config.vision.rope_theta)
+        result["image_token_index"] = result["image_token_id"] = config.image_token_id
+    result.pop("quantization", None)
+    if recipe.quantization is not None:
+        table = _quantization(recipe, specs)
+        # mlx-lm reads the first, transformers and older readers look for the second.
+        result["quantization"] = result["quantization_config"] = table
+    return result
+
+
+def _text(raw: dict[str, Any], text: TextConfig) -> dict[str, Any]:
+    scaling = None
+    if text.rope_scaling is not None:
+        scaling = {
+            "factor": text.rope_scaling.factor,
+            "high_freq_factor": text.rope_scaling.high_freq_factor,
+            "low_freq_factor": text.rope_scaling.low_freq_factor,
+            "original_max_position_embeddings": (
+                text.rope_scaling.original_max_position_embeddings
+            ),
+            "rope_type": "llama3",
+        }
+    moe_layers = [i for i, kind in enumerate(text.layers) if kind.feed_forward == "moe"]
+    return raw | {
+        "model_type": "llama4_text",
+        "attention_bias": text.attention_bias,
+        "attention_chunk_size": text.attention_chunk_size,
+        "attn_scale": text.attn_scale,
+        "attn_temperature_tuning": text.attn_temperature_tuning,
+        "floor_scale": text.floor_scale,
+        "head_dim": text.head_dim,
+        "interleave_moe_layer_step": raw.get("interleave_moe_layer_step")
+        or (moe_layers[0] + 1 if moe_layers else text.num_hidden_layers + 1),
+        "intermediate_size_mlp": text.intermediate_size_mlp,
+        "max_position_embeddings": text.max_position_embeddings,
+        "moe_layers": moe_layers,
+        "no_rope_layers": [int(kind.attention == "chunked") for kind in text.layers],
+        "num_experts_per_tok": text.num_experts_per_tok,
+        "num_key_value_heads": text.num_key_value_heads,
+        "rms_norm_eps": text.rms_norm_eps,
+        "rope_theta": text.rope_theta,
+        "rope_scaling": scaling,
+        "rope_parameters": {
+            "rope_theta": text.rope_theta,
+            **(scaling or {"rope_type": "default"}),
+        },
+        "use_qk_norm": text.use_qk_norm,
+    }
+
+
+def _vision(raw: dict[str, Any], rope_theta: float) -> dict[str, Any]:
+    # mlx-vlm requires these, though nothing depends on their values.
+    required = {
+        "initializer_range": 0.02,
+        "norm_eps": 1e-5,
+        "projector_dropout": 0.0,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+    }
+    return (
+        required
+        | raw
+        | {
+            "model_type": "llama4_vision_model",
+            "rope_theta": rope_theta,
+            "rope_parameters": {"rope_theta": rope_theta, "rope_type": "default"},
+        }
+    )
+
+
+def _quantization(recipe: Recipe, specs: dict[str, TensorSpec]) -> dict[str, Any]:
+    """The default, and `false` for linear layers that are not packed."""
+    default = recipe.quantization
+    assert default is not None
+    table: dict[str, Any] = {
+        "group_size": default.group_size,
+        "bits": default.bits,
+        "mode": default.mode,
+    }
+    for name, spec in specs.items():
+        if name.endswith(".weight") and len(spec.shape) > 1 and recipe.of(name, spec) is None:
+            table[name.removesuffix(".weight")] = False
+    return table

@@ -1,0 +1,59 @@
+"""Reading the JSON files of a model folder, with errors that name the file and the key."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlx_llama4.errors import ConfigError
+
+
+def read_json(path: Path, error: type[Exception] = ConfigError) -> dict[str, Any]:
+    """The object in a JSON file; raises `error` with one line that names the file."""
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as failure:
+        raise error(f"cannot read {path}: {failure.strerror or failure}") from None
+    except ValueError as failure:
+        raise error(f"{path} is not valid JSON ({failure}); download it again") from None
+    if not isinstance(value, dict):
+        raise error(f"{path} holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+class Keys:
+    """Typed access to one object of config.json, with errors that name the key."""
+
+    def __init__(self, raw: Mapping[str, Any], where: str):
+        self.raw = raw
+        self.where = where
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self.raw.get(key)
+        if value is None:
+            if default is None:
+                raise ConfigError(f"{self.where}: {key} is missing")
+            return default
+        return value
+
+    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
+        value = self._value(key, default)
+        if isinstance(value, list) and len(set(value)) == 1:
+            value = value[0]  # [336, 336], as some write image_size
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+            raise ConfigError(f"{self.where}: {key} is {value!r}, not a whole number")
+        if value < least:
+            raise ConfigError(f"{self.where}: {key} is {value}, less than {least}")
+        return int(value)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{self.where}: {key} is {value!r}, not a number")
+        return float(value)
+
+    def expect(self, key: str, only: str) -> None:
+        """Refuse a variant that no released model uses and that we do not compute."""
+        value = self.raw.get(key, only)
+        if value != only:
+            raise ConfigError(f"{self.where}: {key} is {value!r}; only {only!r} is supported")

@@ -1,0 +1,87 @@
+"""Bytes of weights, caches and activations, by formula.
+
+What the planner says, what the benchmarks measure and what is really used are compared in
+tests. Nothing here needs MLX.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mlx_llama4.config import Config, TextConfig
+from mlx_llama4.quantization import Quantization
+from mlx_llama4.tensors import Part, TensorSpec, model_tensors, quantized_tensors
+
+CACHE_BLOCK_TOKENS = 256  # caches grow by whole blocks of this many tokens
+
+
+@dataclass(frozen=True)
+class CacheBytes:
+    """Keys and values of all layers for one row."""
+
+    global_layers: int
+    chunked_layers: int
+
+    @property
+    def total(self) -> int:
+        return self.global_layers + self.chunked_layers
+
+
+def weight_bytes(
+    config: Config,
+    quantization_of: Callable[[str, TensorSpec], Quantization | None],
+    dtype_bytes: int,
+) -> dict[Part, int]:
+    """Bytes of each part of the model; `dtype_bytes` an element of what is not packed takes."""
+    parts: dict[Part, int] = {}
+    for name, spec in model_tensors(config).items():
+        quantization = quantization_of(name, spec)
+        if quantization is None:
+            nbytes = spec.size * dtype_bytes
+        else:
+            scale_bytes = dtype_bytes if quantization.mode == "affine" else 1
+            nbytes = sum(
+                math.prod(shape) * (4 if part == name else scale_bytes)
+                for part, shape in quantized_tensors(name, spec.shape, quantization).items()
+            )
+        parts[spec.part] = parts.get(spec.part, 0) + nbytes
+    return parts
+
+
+def cache_bytes(text: TextConfig, tokens: int, dtype_bytes: int) -> CacheBytes:
+    """Bytes of the caches of one row after `tokens` tokens.
+
+    A global layer keeps every token; a chunked layer at most one chunk, however long the
+    context: for the releases 48 KB a token and at most 1.2 GB.
+    """
+    token_bytes = 2 * text.num_key_value_heads * text.head_dim * dtype_bytes
+    global_layers = sum(kind.attention == "global" for kind in text.layers)
+    capacity = -(-tokens // CACHE_BLOCK_TOKENS) * CACHE_BLOCK_TOKENS
+    chunk = capacity if text.attention_chunk_size is None else text.attention_chunk_size
+    return CacheBytes(
+        global_layers=global_layers * capacity * token_bytes,
+        chunked_layers=(text.num_hidden_layers - global_layers)
+        * min(capacity, chunk)
+        * token_bytes,
+    )
+
+
+def activation_bytes(text: TextConfig, span: int, dtype_bytes: int) -> int:
+    """Upper bound of what one layer holds while `span` tokens pass through it.
+
+    Attention: the residual, its norm, queries, keys, values (each once more while rotated) and
+    the output. Feed-forward: the residual, its norm, the routed inputs twice (before and after
+    sorting by expert), gate, up and their product, the output twice. Scores are not counted:
+    fused kernels make none.
+    """
+    heads = text.num_attention_heads + 2 * text.num_key_value_heads
+    attention = 3 * text.hidden_size + 2 * heads * text.head_dim
+    inner = max(
+        text.num_experts_per_tok * text.intermediate_size
+        if kind.feed_forward == "moe"
+        else text.intermediate_size_mlp
+        for kind in text.layers
+    )
+    feed_forward = (4 + 2 * text.num_experts_per_tok) * text.hidden_size + 3 * inner
+    logits = text.vocab_size
+    return (span * max(attention, feed_forward) + logits) * dtype_bytes

@@ -1,0 +1,98 @@
+"""Self-attention of one decoder layer, chunked or global.
+
+Shapes: B rows, L new tokens, D hidden size, H query heads, G key/value heads, K head_dim.
+"""
+
+import math
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_llama4.cache.chunked import ChunkedKVCache
+from mlx_llama4.cache.kv import KVCache
+from mlx_llama4.config import LayerKind, TextConfig
+from mlx_llama4.model.rope import TextRope
+
+
+class Attention(nn.Module):
+    """Grouped-query attention.
+
+    Chunked layers rotate queries and keys, then (Scout) normalise them to unit RMS, without a
+    weight and with the model's own epsilon. Global layers scale queries by a temperature that
+    grows with the position (config keys `attn_scale`, `floor_scale`; arXiv 2501.19399).
+    """
+
+    def __init__(self, text: TextConfig, kind: LayerKind):
+        super().__init__()
+        hidden, bias = text.hidden_size, text.attention_bias
+        self.num_heads = text.num_attention_heads
+        self.num_kv_heads = text.num_key_value_heads
+        self.q_proj = nn.Linear(hidden, text.num_attention_heads * text.head_dim, bias)
+        self.k_proj = nn.Linear(hidden, text.num_key_value_heads * text.head_dim, bias)
+        self.v_proj = nn.Linear(hidden, text.num_key_value_heads * text.head_dim, bias)
+        self.o_proj = nn.Linear(text.num_attention_heads * text.head_dim, hidden, bias)
+        self.scale = text.head_dim**-0.5
+        self.chunked = kind.attention == "chunked"
+        if self.chunked:
+            self.rope = TextRope(text)
+            self.norm_epsilon = text.rms_norm_eps if text.use_qk_norm else None
+        else:
+            self.tuned = text.attn_temperature_tuning
+            self.attn_scale = text.attn_scale
+            self.floor_scale = text.floor_scale
+
+    def __call__(self, x: mx.array, cache: KVCache, attention_step: int) -> mx.array:
+        """[B, L, D] → [B, L, D]. No call sees more than `attention_step` queries at once, and
+        none crosses a chunk border, so the mask is always plainly causal.
+        """
+        batch, length, _ = x.shape
+        queries = self._heads(self.q_proj(x), self.num_heads)
+        keys = self._heads(self.k_proj(x), self.num_kv_heads)
+        values = self._heads(self.v_proj(x), self.num_kv_heads)
+        outputs = [
+            self._attend(
+                queries[:, :, start:stop], keys[:, :, start:stop], values[:, :, start:stop], cache
+            )
+            for start, stop in cache.steps(length, attention_step)
+        ]
+        output = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=2)
+        # [B, H, L, K] → [B, L, H · K]
+        return self.o_proj(output.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+
+    def _heads(self, x: mx.array, heads: int) -> mx.array:
+        """[B, L, heads · K] → [B, heads, L, K]"""
+        return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+
+    def _attend(
+        self, queries: mx.array, keys: mx.array, values: mx.array, cache: KVCache
+    ) -> mx.array:
+        scale = self.scale
+        if self.chunked:
+            queries, keys = self._rotate(queries, cache), self._rotate(keys, cache)
+        elif self.tuned:
+            queries, scale = self._tune(queries, cache.offset)
+        keys, values = cache.update(keys, values)
+        mask = "causal" if queries.shape[2] > 1 else None
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+
+    def _rotate(self, x: mx.array, cache: ChunkedKVCache) -> mx.array:
+        x = self.rope(x, cache.next_position)
+        return x if self.norm_epsilon is None else mx.fast.rms_norm(x, None, self.norm_epsilon)
+
+    def _tune(self, queries: mx.array, offset: int) -> tuple[mx.array, float]:
+        """Queries times their temperature, and the scale left for the scores.
+
+        temperature = log(floor((position + 1) / floor_scale) + 1) · attn_scale + 1
+        """
+        length = queries.shape[2]
+        if offset + length < self.floor_scale:
+            return queries, self.scale
+        if length == 1:
+            # One query: a factor of the scores, known on the host, costs no kernel.
+            steps = (offset + 1) // self.floor_scale
+            return queries, self.scale * (math.log(steps + 1) * self.attn_scale + 1)
+        # float32 holds every position below 2^24 exactly.
+        positions = mx.arange(offset + 1, offset + length + 1, dtype=mx.float32)
+        steps = mx.floor(positions / self.floor_scale)
+        temperature = mx.log1p(steps) * self.attn_scale + 1
+        return (queries * temperature[:, None]).astype(queries.dtype), self.scale

@@ -1,0 +1,27 @@
+"""One decoder layer."""
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_llama4.cache.kv import KVCache
+from mlx_llama4.config import LayerKind, TextConfig
+from mlx_llama4.model.attention import Attention
+from mlx_llama4.model.feed_forward import FeedForward
+from mlx_llama4.model.moe import MixtureOfExperts
+
+
+class Block(nn.Module):
+    def __init__(self, text: TextConfig, kind: LayerKind):
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(text.hidden_size, text.rms_norm_eps)
+        self.self_attn = Attention(text, kind)
+        self.post_attention_layernorm = nn.RMSNorm(text.hidden_size, text.rms_norm_eps)
+        if kind.feed_forward == "moe":
+            self.feed_forward = MixtureOfExperts(text)
+        else:
+            self.feed_forward = FeedForward(text.hidden_size, text.intermediate_size_mlp)
+
+    def __call__(self, x: mx.array, cache: KVCache, attention_step: int) -> mx.array:
+        """[B, L, D] → [B, L, D]; attention in steps, the feed-forward on all tokens at once."""
+        x = x + self.self_attn(self.input_layernorm(x), cache, attention_step)
+        return x + self.feed_forward(self.post_attention_layernorm(x))

@@ -1,0 +1,117 @@
+"""Llama 4: text tower, and for multimodal checkpoints vision tower and projector.
+
+Module names are the tensor names of an MLX folder (tensors.py). Knows ids and pixels, not text.
+"""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+
+from mlx_llama4.cache.chunked import ChunkedKVCache
+from mlx_llama4.cache.kv import KVCache
+from mlx_llama4.config import Config, TextConfig
+from mlx_llama4.errors import PromptError
+from mlx_llama4.model.block import Block
+from mlx_llama4.model.fusion import fuse
+from mlx_llama4.model.projector import MultiModalProjector
+from mlx_llama4.model.vision import VisionModel
+
+# Bounds what one attention call may materialise where no fused kernel exists: 40 heads of
+# 2,048 queries on 8,192 keys are 2.7 GB of float32 scores.
+ATTENTION_STEP = 2048
+TILES_PER_BATCH = 8
+
+
+class TextModel(nn.Module):
+    def __init__(self, text: TextConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size)
+        self.layers = [Block(text, kind) for kind in text.layers]
+        self.norm = nn.RMSNorm(text.hidden_size, text.rms_norm_eps)
+
+    def __call__(self, x: mx.array, cache: Sequence[KVCache], attention_step: int) -> mx.array:
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            x = layer(x, layer_cache, attention_step)
+        return x
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, text: TextConfig):
+        super().__init__()
+        self.model = TextModel(text)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+
+    def __call__(
+        self, x: mx.array, cache: Sequence[KVCache], attention_step: int, last_only: bool
+    ) -> mx.array:
+        x = self.model(x, cache, attention_step)
+        if last_only:
+            x = x[:, -1:]
+        return self.lm_head(self.model.norm(x))
+
+
+class Llama4(nn.Module):
+    """B rows of L tokens → logits [B, L, vocabulary]. All rows of a batch have L tokens."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.language_model = LanguageModel(config.text)
+        if config.vision is not None:
+            self.vision_model = VisionModel(config.vision)
+            self.multi_modal_projector = MultiModalProjector(
+                config.vision.vision_output_dim, config.text.hidden_size
+            )
+
+    def __call__(
+        self,
+        inputs: mx.array,
+        cache: Sequence[KVCache] | None = None,
+        *,
+        last_only: bool = False,
+        attention_step: int = ATTENTION_STEP,
+    ) -> mx.array:
+        """Logits after each token of `inputs`: ids [B, L] or embeddings [B, L, D].
+
+        The tokens continue those in `cache`, which is brought up to date; without one, they
+        start a sequence of their own. `last_only` gives the last position's logits alone.
+        """
+        embeddings = self.language_model.model.embed_tokens(inputs) if inputs.ndim == 2 else inputs
+        cache = self.make_cache() if cache is None else cache
+        return self.language_model(embeddings, cache, attention_step, last_only)
+
+    def make_cache(self) -> list[KVCache]:
+        """An empty cache for each layer."""
+        text = self.config.text
+        return [
+            ChunkedKVCache(text.attention_chunk_size) if kind.attention == "chunked" else KVCache()
+            for kind in text.layers
+        ]
+
+    def embed(self, ids: np.ndarray, features: mx.array | None = None) -> mx.array:
+        """Embeddings [B, L, D] of ids [B, L], with image features [N, D] in their slots."""
+        embeddings = self.language_model.model.embed_tokens(mx.array(ids))
+        if self.config.image_token_id is None:
+            return embeddings
+        if features is None:
+            features = mx.zeros((0, embeddings.shape[-1]), embeddings.dtype)
+        return fuse(embeddings, ids, features, self.config.image_token_id)
+
+    def image_features(self, tiles: np.ndarray) -> mx.array:
+        """Normalised tiles [n, 3, S, S] → features [n · tokens_per_tile, D], evaluated.
+
+        Works through a few tiles at a time: the tower's activations are far larger than its
+        features.
+        """
+        if self.config.vision is None:
+            raise PromptError("this checkpoint has no vision tower; it cannot take images")
+        features = []
+        dtype = self.vision_model.class_embedding.dtype
+        for start in range(0, len(tiles), TILES_PER_BATCH):
+            pixels = mx.array(tiles[start : start + TILES_PER_BATCH]).astype(dtype)
+            batch = self.multi_modal_projector(self.vision_model(pixels))
+            mx.eval(batch)
+            features.append(batch.reshape(-1, batch.shape[-1]))
+        return mx.concatenate(features)

@@ -1,0 +1,69 @@
+"""Mixture of experts: a router, routed experts, and a shared expert that every token takes.
+
+Shapes: B rows, L tokens, D hidden size, E experts, k experts per token (1 in the releases),
+N = B · L · k routed inputs.
+"""
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_llama4.config import TextConfig
+from mlx_llama4.model.expert_linear import ExpertLinear
+from mlx_llama4.model.feed_forward import FeedForward
+
+# From this many routed inputs on, they are sorted by expert, so that each expert's weights are
+# read once and its inputs form one matmul.
+SORT_FROM = 64
+
+
+class Experts(nn.Module):
+    """The routed experts' gated MLPs, stacked."""
+
+    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.gate_proj = ExpertLinear(num_experts, hidden_size, intermediate_size)
+        self.up_proj = ExpertLinear(num_experts, hidden_size, intermediate_size)
+        self.down_proj = ExpertLinear(num_experts, intermediate_size, hidden_size)
+
+    def __call__(self, x: mx.array, experts: mx.array) -> mx.array:
+        """x [N, D], experts int [N] → [N, D]"""
+        is_sorted = experts.size >= SORT_FROM
+        if is_sorted:
+            order = mx.argsort(experts)
+            x, experts = x[order], experts[order]
+        x = x[:, None]  # [N, 1, D]
+        gate = self.gate_proj(x, experts, is_sorted)
+        up = self.up_proj(x, experts, is_sorted)
+        x = self.down_proj(nn.silu(gate) * up, experts, is_sorted)[:, 0]
+        return x[mx.argsort(order)] if is_sorted else x
+
+
+class MixtureOfExperts(nn.Module):
+    def __init__(self, text: TextConfig):
+        super().__init__()
+        self.num_experts_per_tok = text.num_experts_per_tok
+        self.router = nn.Linear(text.hidden_size, text.num_local_experts, bias=False)
+        self.experts = Experts(text.num_local_experts, text.hidden_size, text.intermediate_size)
+        self.shared_expert = FeedForward(text.hidden_size, text.intermediate_size)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """[B, L, D] → [B, L, D]
+
+        The score is a sigmoid, taken in float32, and multiplies the expert's input, not its
+        output (transformers, Llama4TextMoe).
+        """
+        scores, experts = self._route(self.router(x))  # [B, L, k]
+        routed = x[..., None, :] * scores[..., None]  # [B, L, k, D]
+        routed = self.experts(routed.reshape(-1, x.shape[-1]), experts.reshape(-1))
+        routed = routed.reshape(*experts.shape, -1).sum(axis=-2)
+        return self.shared_expert(x) + routed
+
+    def _route(self, logits: mx.array) -> tuple[mx.array, mx.array]:
+        """Logits [B, L, E] → scores and expert numbers [B, L, k]."""
+        k = self.num_experts_per_tok
+        if k == 1:
+            experts = mx.argmax(logits, axis=-1, keepdims=True)
+        else:
+            experts = mx.argpartition(-logits, kth=k - 1, axis=-1)[..., :k]
+        chosen = mx.take_along_axis(logits, experts, axis=-1)
+        return mx.sigmoid(chosen.astype(mx.float32)).astype(logits.dtype), experts

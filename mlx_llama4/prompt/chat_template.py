@@ -1,0 +1,182 @@
+"""Messages → a sequence of special tokens and plain text, by a Jinja chat template.
+
+The template is the checkpoint's own, run in Jinja's immutable sandbox, or ours for the same
+format. Untrusted text goes through it marked: after each character that could begin a special
+token's name stands a mark, so that whatever the template does with the text (trim it, join it,
+dump it as JSON), no name is recognised in what comes out of it; then the marks are removed.
+"""
+
+import datetime
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_llama4.errors import CheckpointError, PromptError
+from mlx_llama4.json_file import read_json
+
+ROLES = ("system", "user", "assistant", "tool", "ipython")
+
+# The format of Meta's prompt_format.md for Llama 4, in the same ids as the released template:
+# the system text trimmed, everything else as it is, images where they stand in the message.
+DEFAULT_TEMPLATE = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+    {%- set role = "ipython" if message.role == "tool" else message.role -%}
+    {{- "<|header_start|>" ~ role ~ "<|header_end|>\\n\\n" -}}
+    {%- if message.content is string -%}
+        {{- message.content | trim if role == "system" else message.content -}}
+    {%- else -%}
+        {%- for part in message.content -%}
+            {{- "<|image|>" if part.type == "image" else part.text -}}
+        {%- endfor -%}
+    {%- endif -%}
+    {{- "<|eot|>" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- "<|header_start|>assistant<|header_end|>\\n\\n" -}}
+{%- endif -%}
+"""
+
+# Unicode noncharacters, which no text is meant to hold; should it, they are escaped.
+ESCAPE = "\ufdd0"
+MARK = ESCAPE + "\ufdd1"
+LITERAL = ESCAPE + "\ufdd2"
+IDS_BEGIN, IDS_END = ESCAPE + "\ufdd3", "\ufdd4"
+
+
+@dataclass(frozen=True)
+class SpecialToken:
+    name: str
+
+
+@dataclass(frozen=True)
+class PlainText:
+    text: str
+
+
+@dataclass(frozen=True)
+class GivenIds:
+    """Tokens that the model itself produced, taken over without being re-tokenised."""
+
+    ids: tuple[int, ...]
+
+
+Piece = SpecialToken | PlainText | GivenIds
+
+
+class ChatTemplate:
+    """special_pattern matches the name of any special token."""
+
+    def __init__(self, source: str, special_pattern: re.Pattern[str], special_names: Sequence[str]):
+        from jinja2 import TemplateSyntaxError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        self._special_pattern = special_pattern
+        starts = "".join(sorted({name[0] for name in special_names}))
+        self._starts = re.compile(f"[{re.escape(starts)}]") if starts else re.compile("(?!)")
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        try:
+            self._template = environment.from_string(source)
+        except TemplateSyntaxError as failure:
+            raise CheckpointError(f"the checkpoint's chat template is broken: {failure}") from None
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], bos_token: str, add_generation_prompt: bool
+    ) -> list[Piece]:
+        """Pieces of the conversation; neighbouring plain texts are one piece, so that they are
+        tokenised together as the reference does.
+
+        A message may hold `token_ids` in place of its content's ids. Raises PromptError if the
+        template refuses the messages.
+        """
+        from jinja2 import TemplateError
+
+        given: list[tuple[int, ...]] = []
+        marked = [self._mark_message(message, given) for message in messages]
+        try:
+            text = self._template.render(
+                messages=marked,
+                bos_token=bos_token,
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, IndexError) as failure:
+            raise PromptError(f"the chat template refuses these messages: {failure}") from None
+        return list(self._pieces(text, given))
+
+    def _mark_message(
+        self, message: Mapping[str, Any], given: list[tuple[int, ...]]
+    ) -> dict[str, Any]:
+        role = message.get("role")
+        if role not in ROLES:
+            raise PromptError(f"a message has the role {role!r}; use one of {', '.join(ROLES)}")
+        content = message.get("content")
+        if token_ids := message.get("token_ids"):
+            given.append(tuple(token_ids))
+            return {"role": role, "content": f"{IDS_BEGIN}{len(given) - 1}{IDS_END}"}
+        if isinstance(content, str):
+            return {"role": role, "content": self._mark(content)}
+        return {"role": role, "content": [self._mark_part(part) for part in content or ()]}
+
+    def _mark_part(self, part: Mapping[str, Any]) -> dict[str, Any]:
+        if part.get("type") == "image":
+            return {"type": "image"}
+        if part.get("type") == "text" and isinstance(part.get("text"), str):
+            return {"type": "text", "text": self._mark(part["text"])}
+        raise PromptError(f"a message part must be a text or an image, not {part!r}")
+
+    def _mark(self, text: str) -> str:
+        text = text.replace(ESCAPE, LITERAL)
+        return self._starts.sub(lambda match: match[0] + MARK, text)
+
+    def _pieces(self, rendered: str, given: list[tuple[int, ...]]) -> Iterator[Piece]:
+        position = 0
+        special = self._special_pattern.pattern
+        for match in re.finditer(f"{IDS_BEGIN}(\\d+){IDS_END}|({special})", rendered):
+            yield from _plain(rendered[position : match.start()])
+            position = match.end()
+            yield GivenIds(given[int(match[1])]) if match[1] else SpecialToken(match[2])
+        yield from _plain(rendered[position:])
+
+
+def load_chat_template(folder: Path) -> str:
+    """The checkpoint's own template, or ours."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            template = read_json(folder / name).get("chat_template")
+            if isinstance(template, list):  # several, by name
+                template = {entry["name"]: entry["template"] for entry in template}.get("default")
+            if template:
+                return template
+    return DEFAULT_TEMPLATE
+
+
+def _plain(marked: str) -> Iterator[PlainText]:
+    if text := marked.replace(MARK, "").replace(LITERAL, ESCAPE):
+        yield PlainText(text)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+    # Jinja's own filter escapes HTML, which the reference's templates do not expect.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+
+def _strftime_now(format_: str) -> str:
+    return datetime.datetime.now().strftime(format_)
+
+
+def _raise_exception(message: str) -> None:
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)

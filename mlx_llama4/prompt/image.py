@@ -1,0 +1,234 @@
+"""A picture → tiles, as transformers' Llama4ImageProcessor cuts them.
+
+An image is put on the canvas of up to `max_tiles` tiles that needs the least downscaling,
+without distortion, at the top left on black; a canvas of several tiles is followed by the whole
+image squeezed into one more, the global tile.
+"""
+
+import hashlib
+import io
+import math
+import warnings
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mlx_llama4.errors import ConfigError, ImageError
+from mlx_llama4.json_file import Keys, read_json
+
+# Pillow's own limit for refusing; a 200-megapixel photograph decodes to 600 MB.
+MAX_PIXELS = 2 * 89_478_485
+BILINEAR = 2  # transformers' and Pillow's number for it
+
+ImageSource = str | Path | bytes | Image.Image
+
+
+@dataclass(frozen=True, eq=False)
+class TiledImage:
+    """tiles: uint8 [n, 3, S, S], row-major over the grid, then the global tile if there are
+    several; grid: (rows, columns); size: (width, height) of the picture in pixels.
+    """
+
+    tiles: np.ndarray
+    grid: tuple[int, int]
+    size: tuple[int, int]
+    table: np.ndarray = field(repr=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells whether two images are the same to the model."""
+        return hashlib.sha256(repr(self.grid).encode() + self.tiles.tobytes()).hexdigest()
+
+    def pixel_values(self) -> np.ndarray:
+        """The tiles rescaled and normalised, float32 [n, 3, S, S]."""
+        channels = [self.table[:, c][self.tiles[:, c]] for c in range(self.tiles.shape[1])]
+        return np.stack(channels, axis=1)
+
+
+@dataclass(frozen=True)
+class ImageTiler:
+    """tile_size: S in pixels; table: float32 [256, 3], what each byte value of a channel is to
+    the model.
+    """
+
+    tile_size: int
+    max_tiles: int
+    table: np.ndarray = field(repr=False)
+
+    @classmethod
+    def load(cls, folder: Path, image_size: int) -> "ImageTiler":
+        """From the folder's preprocessor_config.json or processor_config.json.
+
+        image_size: side of a tile in pixels by config.json, which those must agree with.
+        """
+        raw, name = {}, "processor_config.json"
+        if (folder / "preprocessor_config.json").is_file():
+            name = "preprocessor_config.json"
+            raw = read_json(folder / name)
+        elif (folder / name).is_file():
+            raw = read_json(folder / name).get("image_processor") or {}
+        size = raw.get("size") or {}
+        if {size.get("height", image_size), size.get("width", image_size)} != {image_size}:
+            raise ConfigError(f"{name}: size {size} is not config.json's image_size {image_size}")
+        if raw.get("resize_to_max_canvas") or raw.get("resample", BILINEAR) != BILINEAR:
+            raise ConfigError(f"{name}: only bilinear resampling without enlarging is supported")
+        keys = Keys(raw, name)
+        table = pixel_table(
+            keys.number("rescale_factor", 1 / 255),
+            raw.get("image_mean") or [0.5, 0.5, 0.5],
+            raw.get("image_std") or [0.5, 0.5, 0.5],
+        )
+        return cls(image_size, keys.integer("max_patches", 16), table)
+
+    def tile(self, source: ImageSource) -> TiledImage:
+        """Raises ImageError, naming the source, for what is no readable picture."""
+        image = open_image(source)
+        rows, columns = best_grid(image.width, image.height, self.tile_size, self.max_tiles)
+        canvas = Image.new("RGB", (columns * self.tile_size, rows * self.tile_size))
+        canvas.paste(self._fit(image, canvas.size))
+        pixels = np.asarray(canvas).reshape(rows, self.tile_size, columns, self.tile_size, 3)
+        # [row, y, column, x, 3] → [row · column, 3, y, x]
+        tiles = pixels.transpose(0, 2, 4, 1, 3).reshape(-1, 3, self.tile_size, self.tile_size)
+        if len(tiles) > 1:
+            whole = resize(image, self.tile_size, self.tile_size)
+            tiles = np.concatenate([tiles, np.asarray(whole).transpose(2, 0, 1)[None]])
+        return TiledImage(np.ascontiguousarray(tiles), (rows, columns), image.size, self.table)
+
+    def _fit(self, image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
+        """Scale to fit the canvas, but up to one tile at most."""
+        width = min(max(image.width, self.tile_size), canvas[0])
+        height = min(max(image.height, self.tile_size), canvas[1])
+        scale_width, scale_height = width / image.width, height / image.height
+        if scale_width < scale_height:
+            height = min(math.floor(image.height * scale_width), height)
+        else:
+            width = min(math.floor(image.width * scale_height), width)
+        return resize(image, max(width, 1), max(height, 1))
+
+
+def resize(image: Image.Image, width: int, height: int) -> Image.Image:
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def best_grid(width: int, height: int, tile_size: int, max_tiles: int) -> tuple[int, int]:
+    """(rows, columns) of the canvas for an image of width × height pixels.
+
+    Among all grids of up to max_tiles tiles: if some hold the image without shrinking it, the
+    one with the least room to spare, else the one that shrinks it least; of equals, the smallest.
+    Scales are compared in float32, as the reference's tensors are.
+    """
+    grids = [
+        (rows, columns)
+        for rows in range(1, max_tiles + 1)
+        for columns in range(1, max_tiles // rows + 1)
+    ]
+    scales = {
+        (rows, columns): min(
+            np.float32(rows * tile_size) / np.float32(height),
+            np.float32(columns * tile_size) / np.float32(width),
+        )
+        for rows, columns in grids
+    }
+    enough = [scale for scale in scales.values() if scale >= 1]
+    scale = min(enough) if enough else max(scales.values())
+    return min(
+        (grid for grid in grids if scales[grid] == scale), key=lambda grid: grid[0] * grid[1]
+    )
+
+
+def pixel_table(rescale_factor: float, mean: list[float], std: list[float]) -> np.ndarray:
+    """float32 [256, 3]: byte value and channel → model input.
+
+    The reference computes in bfloat16 and rounds after each of the three steps; the 256
+    results are all there is to it.
+    """
+    factor = np.float32(rescale_factor)  # a scalar, not rounded to bfloat16
+    values = round_to_bfloat16(np.arange(256, dtype=np.float32)[:, None] * factor)
+    values = round_to_bfloat16(values - round_to_bfloat16(np.array(mean, np.float32)))
+    return round_to_bfloat16(values / round_to_bfloat16(np.array(std, np.float32)))
+
+
+def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """float32 values rounded to the nearest bfloat16, ties to even."""
+    bits = values.astype(np.float32).view(np.uint32)
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return bits.astype(np.uint32).view(np.float32)
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """The picture in RGB, upright, on white where it is transparent, 8 bits a channel.
+
+    source: a path, an encoded file's bytes, or a PIL image. Of an animation, the first frame.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, "the image")
+    if isinstance(source, bytes):
+        return _to_rgb(_decode(io.BytesIO(source), "the image"), "the image")
+    path = Path(source)
+    try:
+        with path.expanduser().open("rb") as stream:
+            seekable = stream if stream.seekable() else io.BytesIO(stream.read())
+            return _to_rgb(_decode(seekable, str(path)), str(path))
+    except FileNotFoundError:
+        raise ImageError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise ImageError(f"{path} is a folder, not a picture") from None
+    except (OSError, RuntimeError, ValueError) as failure:  # "~nobody/x.png", a NUL in the name
+        raise ImageError(f"cannot read {path}: {failure}") from None
+
+
+def _decode(stream: BinaryIO, name: str) -> Image.Image:
+    if not stream.read(1):
+        raise ImageError(f"{name} is empty (0 bytes)")
+    stream.seek(0)
+    try:
+        with warnings.catch_warnings():
+            # Our own limit, checked before anything is decoded, stands in for this warning.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(stream)
+            if image.format == "EPS":  # decoding it would run a PostScript interpreter
+                raise Image.UnidentifiedImageError
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            image.load()
+    except Image.DecompressionBombError:
+        raise ImageError(
+            f"{name} unpacks to more than {MAX_PIXELS // 10**6} million pixels; scale it down"
+        ) from None
+    except Image.UnidentifiedImageError:
+        raise ImageError(
+            f"{name} is not a picture in a known format; use PNG, JPEG, WebP, GIF, TIFF or BMP"
+        ) from None
+    except Exception as failure:  # decoders of damaged files raise almost anything
+        raise ImageError(f"{name} is damaged and cannot be decoded ({failure})") from None
+    return image
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "F" or image.mode.startswith("I"):
+            image = _to_8_bits(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+        return image.convert("RGB")
+    except Exception as failure:  # as above: the file is foreign
+        raise ImageError(f"{name} cannot be converted to RGB ({failure})") from None
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey values of 16 or 32 bits or of floats, scaled to 0 … 255 by the range of their kind."""
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode == "F":
+        top = 1.0 if values.max(initial=0) <= 1 else 255.0
+    else:
+        top = 65535.0 if values.max(initial=0) <= 65535 else float(values.max())
+    return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))

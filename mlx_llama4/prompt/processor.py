@@ -1,0 +1,131 @@
+"""Messages with images → a prompt: token ids with slots for image features, and tiles.
+
+A message is a dict with a role and a content: a string, or a list of parts
+{"type": "text", "text": …} and {"type": "image", "image": path, bytes, PIL image or TiledImage}.
+An assistant's message may carry `token_ids`, which then stand for its content.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlx_llama4.config import Config
+from mlx_llama4.errors import ConfigError, PromptError
+from mlx_llama4.json_file import read_json
+from mlx_llama4.prompt.chat_template import (
+    ChatTemplate,
+    GivenIds,
+    PlainText,
+    load_chat_template,
+)
+from mlx_llama4.prompt.image import ImageTiler, TiledImage
+from mlx_llama4.prompt.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """ids: int32 [L]; images in the order in which their <|patch|> slots come."""
+
+    ids: np.ndarray
+    images: tuple[TiledImage, ...] = ()
+
+    @property
+    def num_tiles(self) -> int:
+        return sum(len(image.tiles) for image in self.images)
+
+
+class Processor:
+    """tiler None: the checkpoint takes no images."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        bos_token: str,
+        tiler: ImageTiler | None = None,
+        tokens_per_tile: int = 0,
+    ):
+        self.tokenizer = tokenizer
+        self.template = template
+        self.bos_token = bos_token
+        self.tiler = tiler
+        self.tokens_per_tile = tokens_per_tile
+
+    @classmethod
+    def load(cls, folder: Path, config: Config) -> "Processor":
+        tokenizer = Tokenizer.load(folder)
+        template = ChatTemplate(
+            load_chat_template(folder), tokenizer.special_pattern, list(tokenizer.special_ids)
+        )
+        bos_token = _bos_token(folder)
+        tokenizer.special_id(bos_token)
+        if config.vision is None:
+            return cls(tokenizer, template, bos_token)
+        if tokenizer.special_id("<|patch|>") != config.image_token_id:
+            raise ConfigError(
+                f"config.json's image_token_index {config.image_token_id} is not the tokenizer's "
+                f"<|patch|>, {tokenizer.special_id('<|patch|>')}; the files do not belong together"
+            )
+        tiler = ImageTiler.load(folder, config.vision.image_size)
+        return cls(tokenizer, template, bos_token, tiler, config.vision.tokens_per_tile)
+
+    def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
+        """Raises PromptError for messages the model cannot take, ImageError for bad pictures."""
+        images = [self._tile(part["image"]) for part in _image_parts(messages)]
+        pieces = self.template.render(messages, self.bos_token, add_generation_prompt)
+        waiting = iter(images)
+        ids: list[int] = []
+        for piece in pieces:
+            if isinstance(piece, PlainText):
+                ids += self.tokenizer.encode(piece.text)
+            elif isinstance(piece, GivenIds):
+                ids += piece.ids
+            elif piece.name == "<|image|>":
+                ids += self._image_ids(waiting)
+            else:
+                ids.append(self.tokenizer.special_id(piece.name))
+        if left := len(list(waiting)):
+            raise PromptError(f"the chat template left out {left} of {len(images)} images")
+        return Prompt(np.array(ids, np.int32), tuple(images))
+
+    def _tile(self, image: Any) -> TiledImage:
+        if self.tiler is None:
+            raise PromptError("this checkpoint has no vision tower; it cannot take images")
+        return image if isinstance(image, TiledImage) else self.tiler.tile(image)
+
+    def _image_ids(self, waiting: Iterator[TiledImage]) -> list[int]:
+        """<|image_start|>, the tiles of each row with an x separator between and a y separator
+        after, then <|image|> and the global or only tile, <|image_end|>.
+        """
+        image = next(waiting, None)
+        if image is None:
+            raise PromptError("the chat template asks for more images than the messages have")
+        special = self.tokenizer.special_id
+        tile = [special("<|patch|>")] * self.tokens_per_tile
+        ids = [special("<|image_start|>")]
+        rows, columns = image.grid
+        if rows * columns > 1:
+            separated = [*tile, special("<|tile_x_separator|>")] * columns
+            ids += [*separated[:-1], special("<|tile_y_separator|>")] * rows
+        return [*ids, special("<|image|>"), *tile, special("<|image_end|>")]
+
+
+def _image_parts(messages: Sequence[Message]) -> Iterator[Message]:
+    for message in messages:
+        if not isinstance(message.get("content"), str):
+            for part in message.get("content") or ():
+                if part.get("type") == "image":
+                    yield part
+
+
+def _bos_token(folder: Path) -> str:
+    path = folder / "tokenizer_config.json"
+    token = read_json(path).get("bos_token") if path.is_file() else None
+    if isinstance(token, Mapping):  # a serialised AddedToken
+        token = token.get("content")
+    return token or "<|begin_of_text|>"

@@ -1,0 +1,82 @@
+"""Text ↔ token ids, by the checkpoint's tokenizer.json.
+
+Llama 4's tokenizer is byte-level BPE with some 1,100 special tokens. Text never becomes a special
+token here: those are looked up by name, by whoever means them.
+"""
+
+import re
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.decoders import ByteLevel
+
+from mlx_llama4.errors import CheckpointError, PromptError
+
+
+def _byte_of_symbol() -> dict[str, int]:
+    """The byte that each printable symbol of a byte-level vocabulary stands for (GPT-2's map):
+    printable Latin-1 stands for itself, the other bytes for U+0100, U+0101, … in order.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + index): byte for index, byte in enumerate(others)
+    }
+
+
+BYTE_OF_SYMBOL = _byte_of_symbol()
+
+
+class Tokenizer:
+    def __init__(self, fast: FastTokenizer):
+        if not isinstance(fast.decoder, ByteLevel):
+            raise CheckpointError("tokenizer.json is no byte-level tokenizer, as Llama 4's is")
+        added = fast.get_added_tokens_decoder()
+        self.special_ids: dict[str, int] = {token.content: id_ for id_, token in added.items()}
+        # Flags every added token as special, so that the next line covers them all.
+        fast.add_special_tokens(
+            [AddedToken(name, special=True, normalized=False) for name in self.special_ids]
+        )
+        fast.encode_special_tokens = True  # "<|eot|>" in text is text
+        self._fast = fast
+        self._special = frozenset(added)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """Raises CheckpointError if tokenizer.json is absent or damaged."""
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(f"{folder} has no tokenizer.json; download it too")
+        try:
+            return cls(FastTokenizer.from_file(str(path)))
+        except CheckpointError:
+            raise
+        except Exception as failure:  # tokenizers raises nothing narrower
+            raise CheckpointError(f"cannot read {path}: {failure}") from None
+
+    @property
+    def vocab_size(self) -> int:
+        return self._fast.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def special_pattern(self) -> re.Pattern[str]:
+        """Matches the name of any special token; the longest where several would do."""
+        names = sorted(self.special_ids, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names)) or "(?!)")
+
+    def special_id(self, name: str) -> int:
+        if name not in self.special_ids:
+            raise PromptError(f"the tokenizer has no special token {name}")
+        return self.special_ids[name]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; names of special tokens in it stay text."""
+        return self._fast.encode(text, add_special_tokens=False).ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes that a token stands for, maybe half a character; b"" if special."""
+        symbols = None if token in self._special else self._fast.id_to_token(token)
+        # None also for ids past the tokenizer's: models pad their vocabulary.
+        return b"" if symbols is None else bytes(BYTE_OF_SYMBOL[symbol] for symbol in symbols)
