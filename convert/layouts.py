@@ -4,20 +4,25 @@ A layout never mixes rows of the first axis (experts, or output features), so th
 can be read, laid out and written on its own.
 """
 
-import mlx.core as mx
+from typing import TYPE_CHECKING, Literal
 
-from mlx_llama4.convert.names import Layout
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+# Routed experts are stacked [experts, in, out] in Hugging Face's checkpoints, gate and up side
+# by side, and [experts, out, in], apart, in MLX folders.
+Layout = Literal["as is", "transposed", "gate and up"]
 
 
-def lay_out(layout: Layout, source: mx.array) -> list[mx.array]:
+def lay_out(layout: Layout, source: "mx.array") -> "list[mx.array]":
     """Model tensors held by rows of a source tensor, in the order of its targets."""
     if layout == "as is":
         return [source]
-    # Stacked experts: [experts, in, out] → [experts, out, in]
     transposed = source.swapaxes(-1, -2)
     if layout == "transposed":
         return [transposed]
-    return mx.split(transposed, 2, axis=1)  # gate first, then up
+    width = transposed.shape[1] // 2
+    return [transposed[:, :width], transposed[:, width:]]
 
 
 def model_shapes(layout: Layout, source: tuple[int, ...]) -> list[tuple[int, ...]] | None:

@@ -6,9 +6,8 @@ the conversion, since a tensor that is silently left out makes a model that is s
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
-Layout = Literal["as is", "transposed", "gate and up"]
+from mlx_llama4.convert.layouts import Layout
 
 
 @dataclass(frozen=True)

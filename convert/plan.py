@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from mlx_llama4.config import Config
 from mlx_llama4.convert.checkpoint import Checkpoint, StoredTensor
-from mlx_llama4.convert.layouts import model_shapes
-from mlx_llama4.convert.names import Source, source_of
+from mlx_llama4.convert.matching import match_tensors
+from mlx_llama4.convert.names import Source
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.write import OutputTensor
 from mlx_llama4.errors import CheckpointError
-from mlx_llama4.tensors import TensorSpec, model_tensors, quantized_tensors
+from mlx_llama4.tensors import TensorSpec, quantized_tensors
 
 # Rows are read in blocks of about this size; a single expert may be larger.
 BLOCK_BYTES = 64 * 2**20
@@ -35,7 +35,6 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    config: Config
     recipe: Recipe
     specs: dict[str, TensorSpec]
     jobs: list[Job]
@@ -52,44 +51,22 @@ class Plan:
 
 def make_plan(checkpoint: Checkpoint, config: Config, recipe: Recipe) -> Plan:
     """Raises CheckpointError for tensors that are missing, unknown, or of a wrong shape."""
-    specs = model_tensors(config)
-    sources = _match(checkpoint, specs)
-    jobs = [job for source in sources for job in _jobs(source, checkpoint.tensors[source.name])]
-    outputs: dict[str, OutputTensor] = {}
-    for name, spec in specs.items():
-        outputs.update(_outputs(name, spec, recipe))
-    return Plan(config, recipe, specs, jobs, outputs)
-
-
-def _match(checkpoint: Checkpoint, specs: dict[str, TensorSpec]) -> list[Source]:
-    """The sources of all model tensors, in the model's order."""
-    by_target: dict[str, Source] = {}
-    problems: dict[str, list[str]] = {"unknown": [], "of a wrong shape": [], "missing": []}
-    for name, tensor in checkpoint.tensors.items():
-        source = source_of(name)
-        if source is None:
-            continue
-        if not all(target in specs for target in source.targets):
-            problems["unknown"].append(name)
-            continue
-        wanted = [specs[target].shape for target in source.targets]
-        if model_shapes(source.layout, tensor.shape) != wanted:
-            problems["of a wrong shape"].append(f"{name} {list(tensor.shape)}")
-        elif tensor.dtype not in FLOAT_DTYPES:
+    matching = match_tensors(checkpoint, config)
+    matching.check(checkpoint.folder)
+    for source in matching.sources.values():
+        dtype = checkpoint.tensors[source.name].dtype
+        if dtype not in FLOAT_DTYPES:
             raise CheckpointError(
-                f"{checkpoint.folder}: {name} is stored as {tensor.dtype}; "
+                f"{checkpoint.folder}: {source.name} is stored as {dtype}; "
                 f"only {', '.join(FLOAT_DTYPES)} can be converted"
             )
-        by_target.update(dict.fromkeys(source.targets, source))
-    problems["missing"] = [name for name in specs if name not in by_target]
-    for problem, names in problems.items():
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise CheckpointError(
-                f"{checkpoint.folder}: tensor {problem}: {names[0]}{more}; "
-                "the weights are not those config.json describes"
-            )
-    return list(dict.fromkeys(by_target[name] for name in specs))
+    # In the model's order, each source once though gate and up share theirs.
+    sources = dict.fromkeys(matching.sources[name] for name in matching.specs)
+    jobs = [job for source in sources for job in _jobs(source, checkpoint.tensors[source.name])]
+    outputs: dict[str, OutputTensor] = {}
+    for name, spec in matching.specs.items():
+        outputs.update(_outputs(name, spec, recipe))
+    return Plan(recipe, matching.specs, jobs, outputs)
 
 
 def _jobs(source: Source, tensor: StoredTensor) -> list[Job]:

@@ -7,11 +7,11 @@ from mlx import nn
 
 from mlx_llama4.config import Config, load_config
 from mlx_llama4.convert.checkpoint import Checkpoint, open_checkpoint
+from mlx_llama4.convert.matching import match_tensors, stored_quantization
 from mlx_llama4.errors import CheckpointError
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.processor import Processor
-from mlx_llama4.quantization import Quantization
-from mlx_llama4.tensors import model_tensors, quantized_tensors, without_absent_vision
+from mlx_llama4.tensors import without_absent_vision
 
 
 def load(folder: Path, dtype: mx.Dtype | None = None) -> tuple[Llama4, Processor]:
@@ -25,10 +25,21 @@ def load(folder: Path, dtype: mx.Dtype | None = None) -> tuple[Llama4, Processor
     config = load_config(folder)
     with open_checkpoint(folder) as checkpoint:
         config = without_absent_vision(config, checkpoint.tensors)
-        check_tensors(checkpoint, config)
+        _check(checkpoint, config)
         processor = Processor.load(folder, config)
         model = load_model(checkpoint, config, dtype or default_dtype(config))
     return model, processor
+
+
+def _check(checkpoint: Checkpoint, config: Config) -> None:
+    matching = match_tensors(checkpoint, config)
+    sources = matching.sources.items()
+    if config.foreign_quantization or any(name != source.name for name, source in sources):
+        folder = checkpoint.folder
+        raise CheckpointError(
+            f"{folder} is not converted yet; run: mlx-llama4 convert {folder} OUTPUT_FOLDER"
+        )
+    matching.check(checkpoint.folder)
 
 
 def default_dtype(config: Config) -> mx.Dtype:
@@ -39,7 +50,7 @@ def default_dtype(config: Config) -> mx.Dtype:
 
 
 def load_model(checkpoint: Checkpoint, config: Config, dtype: mx.Dtype) -> Llama4:
-    """The model with the weights of a checkpoint that `check_tensors` has passed."""
+    """The model with the weights of a folder whose tensors are known to match its config."""
     model = Llama4(config)
 
     def quantization_of(path: str, module: nn.Module) -> bool | dict[str, int | str]:
@@ -59,55 +70,3 @@ def load_model(checkpoint: Checkpoint, config: Config, dtype: mx.Dtype) -> Llama
     model.eval()
     mx.eval(model.parameters())
     return model
-
-
-def stored_quantization(checkpoint: Checkpoint, config: Config, module: str) -> Quantization:
-    """How a module that has scales is packed."""
-    found = config.quantization.of(module) if config.quantization else None
-    if found is None:
-        raise CheckpointError(
-            f"{checkpoint.folder}: {module} has scales, but config.json says it is not quantized"
-        )
-    return found
-
-
-def check_tensors(checkpoint: Checkpoint, config: Config) -> None:
-    """Raises CheckpointError unless the folder holds just the model's tensors, in its shapes."""
-    folder, stored = checkpoint.folder, checkpoint.tensors
-    if config.foreign_quantization or any(name.endswith("gate_up_proj") for name in stored):
-        raise CheckpointError(
-            f"{folder} is not converted yet; run: mlx-llama4 convert {folder} OUTPUT_FOLDER"
-        )
-    missing, unexpected = compare_tensors(checkpoint, config)
-    for problem, names in (("lacks", missing), ("holds unknown", unexpected)):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise CheckpointError(
-                f"{folder} {problem} tensor {names[0]}{more}; see: mlx-llama4 inspect {folder}"
-            )
-    for name, shape in expected_shapes(checkpoint, config).items():
-        if stored[name].shape != shape:
-            raise CheckpointError(
-                f"{folder}: {name} has shape {list(stored[name].shape)}, but config.json makes it "
-                f"{list(shape)}"
-            )
-
-
-def compare_tensors(checkpoint: Checkpoint, config: Config) -> tuple[list[str], list[str]]:
-    """Names that are missing from the folder, and names that it should not have."""
-    expected = expected_shapes(checkpoint, config)
-    missing = [name for name in expected if name not in checkpoint.tensors]
-    return missing, sorted(checkpoint.tensors.keys() - expected.keys())
-
-
-def expected_shapes(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[int, ...]]:
-    """Shape by name of all tensors; those with scales beside them are packed."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, spec in model_tensors(config).items():
-        module = name.removesuffix(".weight")
-        if f"{module}.scales" in checkpoint.tensors:
-            found = stored_quantization(checkpoint, config, module)
-            shapes.update(quantized_tensors(name, spec.shape, found))
-        else:
-            shapes[name] = spec.shape
-    return shapes

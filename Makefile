@@ -1,0 +1,60 @@
+# GNU make 3.81, as macOS ships it. `make demo` and `make test` do all the set-up they need.
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+PYTHONS := python3.12 python3.13 python3.11 python3
+
+# Prints why a Python will not do; nothing if it will.
+CHECK := import platform, sys; \
+  v = sys.version_info[:2]; \
+  apple = sys.platform == 'darwin'; \
+  print('is Python %d.%d' % v if not (3, 11) <= v <= (3, 13) else \
+        'is an x86 build' if apple and platform.machine() != 'arm64' else '')
+
+.PHONY: help demo test test-slow lint format clean
+
+help:
+	@echo "make demo    set up, convert the built-in tiny model, ask it about pictures"
+	@echo "make test    set up, run the tests (a few minutes)"
+	@echo "make lint    ruff: format and lint"
+	@echo "make clean   remove $(VENV)"
+
+demo: $(STAMP)
+	@$(BIN)/mlx-llama4 demo
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	@$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV)
+
+# Made again when the dependencies change, or when a half-made one was left behind.
+$(STAMP): pyproject.toml
+	@found=; reasons=; \
+	for python in $(PYTHONS); do \
+	  reason=`$$python -c "$(CHECK)" 2>/dev/null` || continue; \
+	  if [ -z "$$reason" ]; then found=$$python; break; fi; \
+	  reasons="$$reasons ($$python $$reason)"; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "No usable Python$$reasons. Install Python 3.12 from python.org or Homebrew (an arm64 build on a Mac), then try again." >&2; \
+	  exit 1; \
+	fi; \
+	echo "Setting up $(VENV) with $$found; this takes a minute."; \
+	rm -rf $(VENV); \
+	$$found -m venv $(VENV) || { \
+	  echo "$$found cannot make a virtual environment; on Debian and Ubuntu install its -venv package." >&2; \
+	  exit 1; \
+	}
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $(STAMP)

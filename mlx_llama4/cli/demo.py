@@ -1,0 +1,76 @@
+"""`mlx-llama4 demo`: the whole way, on the tiny checkpoint that comes with the package."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from mlx_llama4.cli import options, terminal
+
+if TYPE_CHECKING:
+    from mlx_llama4.chat import Chat
+    from mlx_llama4.demo.questions import Question
+
+NEXT_STEPS = """\
+Next, with real weights (Llama 4 Scout: 218 GB to download, 61 GB in 4 bits):
+  hf download meta-llama/Llama-4-Scout-17B-16E-Instruct --local-dir scout
+  mlx-llama4 convert scout scout-4bit
+  mlx-llama4 chat --model scout-4bit"""
+
+
+@terminal.reports_errors
+def demo() -> None:
+    """Convert the built-in tiny model and ask it about pictures. Needs no network.
+
+    Exit code 1 if an answer is wrong.
+
+    Example:  mlx-llama4 demo
+    """
+    from mlx_llama4.convert.recipes import Recipe
+    from mlx_llama4.convert.stream import convert
+    from mlx_llama4.demo.questions import CHECKPOINT, PICTURES, QUESTIONS
+    from mlx_llama4.quantization import Quantization
+
+    with tempfile.TemporaryDirectory(prefix="mlx-llama4-demo-") as temporary:
+        folder = Path(temporary) / "demo-8bit"
+        recipe = Recipe("bfloat16", Quantization(group_size=64, bits=8))
+        with terminal.byte_progress("Converting the demo model") as on_progress:
+            report = convert(CHECKPOINT, folder, recipe, on_progress)
+        size = terminal.human_bytes
+        terminal.line(
+            f"Converted a {size(report.source_bytes)} Llama 4 (3 million parameters, trained on "
+            f"drawn shapes) to 8 bits: {size(report.output_bytes)}."
+        )
+        terminal.line(f"Pictures: {PICTURES}")
+        sampling = options.Sampling(temperature=0.0, top_p=None, top_k=None, seed=None)
+        chat = options.load_chat(folder, None, 256, sampling)
+        wrong = sum(not _show(chat, question, PICTURES) for question in QUESTIONS)
+    terminal.line()
+    if wrong:
+        terminal.note(f"error: {wrong} of {len(QUESTIONS)} answers are wrong; please report it")
+        raise typer.Exit(1)
+    terminal.line(f"All {len(QUESTIONS)} answers are right.")
+    terminal.line(NEXT_STEPS)
+
+
+def _show(chat: "Chat", question: "Question", pictures: Path) -> bool:
+    """Ask in a conversation of its own; whether the answer is the expected one."""
+    chat.reset()
+    images = [chat.open_image(pictures / name) for name in question.pictures]
+    answer = "".join(chat.send(question.context + question.text, images))
+    statistics = chat.statistics
+    where = ", ".join(question.pictures)
+    if question.context:
+        where = f"about notes of {statistics.prompt_tokens} tokens"
+    terminal.line()
+    terminal.line(f"  question  {question.text}" + (f"  [{where}]" if where else ""))
+    terminal.line(f"  answer    {answer}")
+    right = answer == question.expected
+    terminal.line(f"  expected  {question.expected}  {'✓' if right else '✗'}")
+    terminal.line(
+        f"  speed     {statistics.prompt_tokens} tokens read at "
+        f"{statistics.prefill_tokens_per_second:.0f} tokens/s, {statistics.generated_tokens} "
+        f"written at {statistics.decode_tokens_per_second:.0f} tokens/s"
+    )
+    return right

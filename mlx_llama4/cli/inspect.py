@@ -1,0 +1,59 @@
+"""`mlx-llama4 inspect`: what a model folder is, and whether all of it is there."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlx_llama4.cli import terminal
+from mlx_llama4.inspection import Inspection, inspect_folder
+
+SHOWN_NAMES = 10
+
+
+@terminal.reports_errors
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Folder of a checkpoint, converted or not.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a folder holds: variant, parameters, quantization, and tensors that are missing.
+
+    Exit code 1 if it is not complete.
+
+    Example:  mlx-llama4 inspect scout-4bit
+    """
+    found = inspect_folder(folder)
+    if as_json:
+        terminal.line(json.dumps(found.as_dict(), indent=2))
+    else:
+        _print(found)
+    if not found.complete:
+        raise typer.Exit(1)
+
+
+def _print(found: Inspection) -> None:
+    size = terminal.human_bytes
+    terminal.line(f"{found.folder}: {found.variant}")
+    terminal.line(f"  {found.architecture}")
+    terminal.line(f"  {found.layout}, {found.quantization}")
+    terminal.line()
+    rows = [("part", "parameters", "bytes", "stored as")]
+    rows += [
+        (part.name, f"{part.parameters:,}", size(part.nbytes), ", ".join(part.stored_as))
+        for part in found.parts
+    ]
+    rows.append(("total", f"{found.parameters:,}", size(found.nbytes), ""))
+    terminal.table(rows, right=(1, 2))
+    terminal.line()
+    for problem, names in found.problems.items():
+        if names:
+            terminal.line(f"  {problem}: {len(names)} tensors")
+            for name in names[:SHOWN_NAMES]:
+                terminal.line(f"    {name}")
+            if len(names) > SHOWN_NAMES:
+                terminal.line(f"    … and {len(names) - SHOWN_NAMES} more")
+    if found.complete:
+        terminal.line(
+            f"  complete: {found.tensors:,} tensors in {found.files} file{'s' * (found.files != 1)}"
+        )

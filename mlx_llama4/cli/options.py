@@ -1,0 +1,76 @@
+"""Options that several commands share, and what they make of the model folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlx_llama4.cli import terminal
+
+if TYPE_CHECKING:
+    from mlx_llama4.chat import Chat
+
+Model = Annotated[
+    Path,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="MLX_LLAMA4_MODEL",
+        help="Folder of a converted model.",
+        show_default=False,
+    ),
+]
+System = Annotated[str | None, typer.Option("--system", help="System prompt.", show_default=False)]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(help="0 takes the likeliest token. Default: the model's.", show_default=False),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option("--top-p", help="Nucleus sampling. Default: the model's.", show_default=False),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k",
+        help="Sample from the k likeliest; 0 is off. Default: the model's.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=0, help="Same seed, same answer.", show_default=False),
+]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """None: as the model's generation_config.json says."""
+
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    seed: int | None
+
+
+def load_chat(folder: Path, system: str | None, max_tokens: int, sampling: Sampling) -> "Chat":
+    """The model, ready to talk. Bad options are refused before the weights are read."""
+    from mlx_llama4.config import load_generation_config
+    from mlx_llama4.generation.sampler import make_sampler
+
+    defaults = load_generation_config(folder)
+    temperature = defaults.temperature if defaults.do_sample else 0.0
+    sampler = make_sampler(
+        temperature=temperature if sampling.temperature is None else sampling.temperature,
+        top_p=defaults.top_p if sampling.top_p is None else sampling.top_p,
+        top_k=defaults.top_k if sampling.top_k is None else sampling.top_k,
+        seed=sampling.seed,
+    )
+    with terminal.status(f"Loading {folder}"):
+        from mlx_llama4.chat import Chat, ChatOptions
+        from mlx_llama4.load import load
+
+        model, processor = load(folder)
+        return Chat(model, processor, defaults, ChatOptions(max_tokens, sampler, system))

@@ -1,0 +1,139 @@
+"""Prompt → tokens, one at a time, with the device kept one token ahead of the host."""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import mlx.core as mx
+
+from mlx_llama4.cache.kv import KVCache
+from mlx_llama4.errors import PromptError
+from mlx_llama4.generation.detokenizer import StreamingDetokenizer
+from mlx_llama4.generation.prefill import prefill
+from mlx_llama4.generation.sampler import Sampler, greedy
+from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.prompt.processor import Prompt
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token. `text` is what became complete with it; `logprob` its natural
+    log-probability under the model, before temperature and filters. `finish_reason` is set on
+    the last step: "stop" for an end token, which has no text, "length" for a full quota.
+    """
+
+    text: str
+    token: int
+    logprob: float
+    finish_reason: FinishReason | None = None
+
+
+@dataclass
+class Statistics:
+    """What a generation took. Rates are tokens a second; None until there is one."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, found in the cache
+    image_tiles: int = 0
+    image_tokens: int = 0
+    generated_tokens: int = 0
+    time_to_first_token: float | None = None  # seconds
+    prefill_tokens_per_second: float | None = None
+    decode_tokens_per_second: float | None = None
+    peak_memory_bytes: int = 0
+    finish_reason: FinishReason | None = None
+    _first_token_at: float = field(default=0.0, repr=False)
+
+    def _start(self, model: Llama4, prompt: Prompt, cached: int) -> None:
+        self.prompt_tokens = len(prompt.ids)
+        self.cached_tokens = cached
+        self.image_tiles = prompt.num_tiles
+        if model.config.vision is not None:
+            self.image_tokens = prompt.num_tiles * model.config.vision.tokens_per_tile
+
+    def _count(self, started_at: float) -> None:
+        now = time.perf_counter()
+        self.generated_tokens += 1
+        if self.generated_tokens == 1:
+            self._first_token_at = now
+            self.time_to_first_token = now - started_at
+            new = self.prompt_tokens - self.cached_tokens
+            self.prefill_tokens_per_second = new / self.time_to_first_token
+        else:
+            seconds = now - self._first_token_at
+            self.decode_tokens_per_second = (self.generated_tokens - 1) / seconds
+        self.peak_memory_bytes = mx.get_peak_memory()
+
+
+def generate(
+    model: Llama4,
+    prompt: Prompt,
+    *,
+    token_bytes: Callable[[int], bytes],
+    end_tokens: Collection[int],
+    max_tokens: int,
+    sampler: Sampler = greedy,
+    cache: Sequence[KVCache] | None = None,
+    statistics: Statistics | None = None,
+    on_prefill: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[Step]:
+    """Continue the prompt until an end token or `max_tokens` tokens.
+
+    `cache` may hold the prompt's beginning. It takes in the prompt and then the tokens yielded,
+    the last one perhaps not: its `offset` tells. Raises PromptError if the prompt is empty or
+    longer than the model's context.
+    """
+    context = model.config.text.max_position_embeddings
+    if not len(prompt.ids):
+        raise PromptError("the prompt is empty")
+    if len(prompt.ids) >= context:
+        raise PromptError(
+            f"the prompt has {len(prompt.ids):,} tokens; this model's context holds {context:,}, "
+            "answer included"
+        )
+    max_tokens = min(max_tokens, context - len(prompt.ids))
+    cache = model.make_cache() if cache is None else cache
+    statistics = Statistics() if statistics is None else statistics
+    detokenizer = StreamingDetokenizer(token_bytes)
+    mx.reset_peak_memory()
+    started_at = time.perf_counter()
+    statistics._start(model, prompt, cached=cache[0].offset)
+    for layer in cache:
+        layer.reserve(len(prompt.ids) + min(max_tokens, 256))
+    logits = prefill(model, prompt, cache, on_progress=on_prefill)
+    tokens = _tokens(model, logits, cache, sampler, max_tokens)
+    for count, (token, logprob) in enumerate(tokens, start=1):
+        statistics._count(started_at)
+        if token in end_tokens:
+            statistics.finish_reason = "stop"
+        elif count == max_tokens:
+            statistics.finish_reason = "length"
+        text = "" if token in end_tokens else detokenizer.add(token)
+        yield Step(text, token, logprob, statistics.finish_reason)
+        if statistics.finish_reason is not None:
+            return
+
+
+def _tokens(
+    model: Llama4, logits: mx.array, cache: Sequence[KVCache], sampler: Sampler, count: int
+) -> Iterator[tuple[int, float]]:
+    """`count` tokens and log-probabilities; while the caller has one, the next is computed."""
+    upcoming = _choose(logits, sampler)
+    mx.async_eval(*upcoming)
+    for remaining in reversed(range(count)):
+        token, logprob = upcoming
+        if remaining:
+            upcoming = _choose(model(token[:, None], cache)[:, -1], sampler)
+            mx.async_eval(*upcoming)
+        # The only wait: for the token that is about to be shown.
+        yield token.item(), logprob.item()
+
+
+def _choose(logits: mx.array, sampler: Sampler) -> tuple[mx.array, mx.array]:
+    """Tokens [B] and their log-probabilities [B], lazily."""
+    tokens = sampler(logits)
+    chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return tokens, (chosen - mx.logsumexp(logits, axis=-1)).astype(mx.float32)

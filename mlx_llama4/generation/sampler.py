@@ -1,0 +1,65 @@
+"""Logits → next token, as closures. Order of the filters is transformers': temperature, top-k,
+top-p."""
+
+import secrets
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from mlx_llama4.errors import InputError
+
+Sampler = Callable[[mx.array], mx.array]  # logits [B, vocabulary] → tokens [B], lazily
+
+
+def greedy(logits: mx.array) -> mx.array:
+    return mx.argmax(logits, axis=-1)
+
+
+def make_sampler(
+    temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, seed: int | None = None
+) -> Sampler:
+    """temperature 0 takes the likeliest token; top_p 1 and top_k 0 leave that filter out.
+
+    The same seed gives the same tokens for the same logits; None takes a fresh one. Raises
+    InputError for values out of range.
+    """
+    if not 0 <= temperature < float("inf"):
+        raise InputError(f"temperature {temperature} must be 0 or more")
+    if not 0 < top_p <= 1:
+        raise InputError(f"top-p {top_p} must be above 0 and at most 1")
+    if top_k < 0:
+        raise InputError(f"top-k {top_k} must be 0 or more")
+    if temperature == 0:
+        return greedy
+    key = mx.random.key(secrets.randbits(32) if seed is None else seed)
+
+    def sample(logits: mx.array) -> mx.array:
+        nonlocal key
+        key, this = mx.random.split(key)
+        logits = logits.astype(mx.float32) / temperature
+        if top_k and top_k < logits.shape[-1]:
+            # From here on over k candidates only, so that top-p need not sort the vocabulary.
+            candidates = mx.argpartition(-logits, kth=top_k - 1, axis=-1)[..., :top_k]
+            logits = mx.take_along_axis(logits, candidates, axis=-1)
+        else:
+            candidates = None
+        if top_p < 1:
+            logits = keep_top_p(logits, top_p)
+        token = mx.random.categorical(logits, key=this)
+        if candidates is None:
+            return token
+        return mx.take_along_axis(candidates, token[..., None], axis=-1)[..., 0]
+
+    return sample
+
+
+def keep_top_p(logits: mx.array, top_p: float) -> mx.array:
+    """Logits with -inf outside the smallest set of tokens whose probability reaches top_p.
+
+    The likeliest token always stays.
+    """
+    order = mx.argsort(-logits, axis=-1)
+    falling = mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1, precise=True)
+    before = mx.cumsum(falling, axis=-1) - falling  # probability of all likelier tokens
+    kept = mx.put_along_axis(mx.zeros(logits.shape, mx.bool_), order, before < top_p, axis=-1)
+    return mx.where(kept, logits, -mx.inf)
