@@ -8,6 +8,7 @@ from mlx import nn
 from mlx_llama4.config import Config, load_config
 from mlx_llama4.convert.checkpoint import Checkpoint, open_checkpoint
 from mlx_llama4.convert.matching import match_tensors, stored_quantization
+from mlx_llama4.convert.names import source_of
 from mlx_llama4.errors import CheckpointError
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.processor import Processor
@@ -24,33 +25,35 @@ def load(folder: Path, dtype: mx.Dtype | None = None) -> tuple[Llama4, Processor
     """
     config = load_config(folder)
     with open_checkpoint(folder) as checkpoint:
-        config = without_absent_vision(config, checkpoint.tensors)
-        _check(checkpoint, config)
+        config = _check(checkpoint, config)
         processor = Processor.load(folder, config)
-        model = load_model(checkpoint, config, dtype or default_dtype(config))
-    return model, processor
+        return _load_weights(checkpoint, config, dtype), processor
 
 
-def _check(checkpoint: Checkpoint, config: Config) -> None:
+def load_model(folder: Path, dtype: mx.Dtype | None = None) -> Llama4:
+    """As `load`, for a folder that need have no tokenizer."""
+    config = load_config(folder)
+    with open_checkpoint(folder) as checkpoint:
+        return _load_weights(checkpoint, _check(checkpoint, config), dtype)
+
+
+def _check(checkpoint: Checkpoint, config: Config) -> Config:
+    """The config, less a vision tower that the folder does not have."""
+    folder = checkpoint.folder
+    config = without_absent_vision(config, checkpoint.tensors)
     matching = match_tensors(checkpoint, config)
     sources = matching.sources.items()
     if config.foreign_quantization or any(name != source.name for name, source in sources):
-        folder = checkpoint.folder
         raise CheckpointError(
             f"{folder} is not converted yet; run: mlx-llama4 convert {folder} OUTPUT_FOLDER"
         )
-    matching.check(checkpoint.folder)
+    matching.check(folder)
+    return config
 
 
-def default_dtype(config: Config) -> mx.Dtype:
-    if mx.default_device() == mx.cpu:
-        return mx.float32
-    named = {"float16": mx.float16, "float32": mx.float32}
-    return named.get(config.dtype or "", mx.bfloat16)
-
-
-def load_model(checkpoint: Checkpoint, config: Config, dtype: mx.Dtype) -> Llama4:
+def _load_weights(checkpoint: Checkpoint, config: Config, dtype: mx.Dtype | None) -> Llama4:
     """The model with the weights of a folder whose tensors are known to match its config."""
+    dtype = dtype or _default_dtype(config)
     model = Llama4(config)
 
     def quantization_of(path: str, module: nn.Module) -> bool | dict[str, int | str]:
@@ -64,9 +67,17 @@ def load_model(checkpoint: Checkpoint, config: Config, dtype: mx.Dtype) -> Llama
     weights: list[tuple[str, mx.array]] = []
     for file in checkpoint.files:
         for name, array in mx.load(str(file)).items():
-            is_float = mx.issubdtype(array.dtype, mx.floating)
-            weights.append((name, array.astype(dtype) if is_float else array))
+            if source_of(name) is not None:
+                is_float = mx.issubdtype(array.dtype, mx.floating)
+                weights.append((name, array.astype(dtype) if is_float else array))
     model.load_weights(weights)
     model.eval()
     mx.eval(model.parameters())
     return model
+
+
+def _default_dtype(config: Config) -> mx.Dtype:
+    if mx.default_device() == mx.cpu:
+        return mx.float32
+    named = {"float16": mx.float16, "float32": mx.float32}
+    return named.get(config.dtype or "", mx.bfloat16)

@@ -1,0 +1,70 @@
+"""Fixtures shared by all tests, and the device they run on.
+
+pytest                 on the CPU, everywhere
+pytest --device gpu    the same suite on the machine's GPU, with the GPU's tolerances
+"""
+
+import os
+
+# Reduced-precision matmuls would drown what the goldens are for.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlx_llama4.convert.recipes import Recipe
+from mlx_llama4.convert.stream import convert
+from mlx_llama4.demo.questions import CHECKPOINT
+from mlx_llama4.load import load_model
+from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.quantization import Quantization
+from tests import tiny
+from tests.golden.cases import MODELS
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=("cpu", "gpu"), default="cpu")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    mx.set_default_device(mx.gpu if config.getoption("--device") == "gpu" else mx.cpu)
+
+
+@pytest.fixture(scope="session")
+def golden_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Name of a golden model → its MLX folder in float32, converted by us from its checkpoint."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            case, root = MODELS[name], tmp_path_factory.mktemp(name)
+            source = tiny.write_checkpoint(root / "source", case.config, case.weights())
+            convert(source, root / "mlx", Recipe("float32", None))
+            made[name] = root / "mlx"
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden_folder: Callable[[str], Path]) -> Callable[[str], Llama4]:
+    """Name of a golden model → the model in float32."""
+    loaded: dict[str, Llama4] = {}
+
+    def get(name: str) -> Llama4:
+        if name not in loaded:
+            loaded[name] = load_model(golden_folder(name), mx.float32)
+        return loaded[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint, converted to 8 bits."""
+    folder = tmp_path_factory.mktemp("demo") / "demo-8bit"
+    convert(CHECKPOINT, folder, Recipe("bfloat16", Quantization(64, 8)))
+    return folder

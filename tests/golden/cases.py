@@ -1,0 +1,77 @@
+"""What the goldens hold: models, and inputs for each. Read by make_goldens.py and by the tests."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tests import tiny
+
+ROPE_64 = {
+    "factor": 16.0,
+    "high_freq_factor": 1.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 64,
+    "rope_type": "llama3",
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """texts: lengths of prompts without images. images: grids (rows, columns) by case."""
+
+    preset: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    qk_gain: float = 1.0
+    texts: tuple[int, ...] = (60,)
+    images: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    decode: bool = False
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return tiny.config(self.preset, **self.overrides)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        return tiny.tensors(self.config, qk_gain=self.qk_gain)
+
+
+IMAGES = {
+    "one tile": [(1, 1)],
+    "2x2": [(2, 2)],
+    "1x3": [(1, 3)],
+    "4x1": [(4, 1)],
+    "16 tiles": [(4, 4)],
+    "two images": [(1, 1), (1, 2)],
+}
+
+MODELS = {
+    "scout": Model("scout", texts=(20, 150), images=IMAGES, decode=True),
+    "maverick": Model("maverick", texts=(20, 150), images=IMAGES, decode=True),
+    # Queries and keys so small that the epsilon of their norm shows.
+    "small_qk": Model("scout", qk_gain=0.003, texts=(150,)),
+    "strong_rope": Model("scout", {"rope_scaling": ROPE_64}, texts=(150,)),
+    # A blend between slowed and kept frequencies, as in Llama 3.
+    "blended_rope": Model(
+        "scout", {"rope_scaling": ROPE_64 | {"high_freq_factor": 4.0}}, texts=(60,)
+    ),
+    "two_experts": Model("scout", {"num_experts_per_tok": 2}),
+    "untuned": Model("scout", {"attn_temperature_tuning": False}),
+    # One chunk for all: what attention_chunk_size null means.
+    "one_chunk": Model("maverick", {"attention_chunk_size": 4096}, texts=(100,)),
+    "odd_layers": Model(
+        "maverick",
+        {
+            "num_hidden_layers": 5,
+            "no_rope_layers": [1, 0, 1, 1, 0],
+            "moe_layers": [1, 2, 4],
+            "attention_bias": True,
+        },
+    ),
+}
+
+PREFILLED = 100  # of the 150 tokens, in the case that then goes one by one
+GREEDY_PROMPT, GREEDY_TOKENS = 45, 24
+
+
+def text_ids(length: int) -> np.ndarray:
+    return tiny.text_ids(length, seed=length)
