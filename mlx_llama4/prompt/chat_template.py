@@ -26,8 +26,11 @@ DEFAULT_TEMPLATE = """\
 {%- for message in messages -%}
     {%- set role = "ipython" if message.role == "tool" else message.role -%}
     {{- "<|header_start|>" ~ role ~ "<|header_end|>\\n\\n" -}}
-    {%- if message.content is string -%}
-        {{- message.content | trim if role == "system" else message.content -}}
+    {%- if role == "system" -%}
+        {%- set text = message.content -%}
+        {{- (text if text is string else text | join(attribute="text")) | trim -}}
+    {%- elif message.content is string -%}
+        {{- message.content -}}
     {%- else -%}
         {%- for part in message.content -%}
             {{- "<|image|>" if part.type == "image" else part.text -}}

@@ -189,8 +189,8 @@ def _decode(stream: BinaryIO, name: str) -> Image.Image:
     stream.seek(0)
     try:
         with warnings.catch_warnings():
-            # Our own limit, checked before anything is decoded, stands in for this warning.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns of odd files and of large ones; what matters is raised below.
+            warnings.simplefilter("ignore")
             image = Image.open(stream)
             if image.format == "EPS":  # decoding it would run a PostScript interpreter
                 raise Image.UnidentifiedImageError

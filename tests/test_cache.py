@@ -1,0 +1,188 @@
+"""Caches of both kinds: what they hold, where they cut, how far they can go back."""
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_llama4.cache.chunked import ChunkedKVCache
+from mlx_llama4.cache.kv import KVCache
+from mlx_llama4.cache.prompt_cache import PromptCache
+from mlx_llama4.config import parse_config
+from mlx_llama4.errors import PromptError
+from mlx_llama4.memory import cache_bytes
+from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.model.rope import TextRope
+from tests import tiny
+from tests.golden import cases
+from tests.test_goldens import goldens
+from tests.tolerance import assert_same_logits
+
+CHUNK = 4
+
+
+def tokens(start: int, stop: int) -> mx.array:
+    """Keys [1, 1, stop - start, 2] that tell which token each is."""
+    return mx.broadcast_to(mx.arange(start, stop)[None, None, :, None], (1, 1, stop - start, 2))
+
+
+def held(array: mx.array) -> list[int]:
+    return np.array(array)[0, 0, :, 0].astype(int).tolist()
+
+
+def test_chunked_cache_as_its_docstring_has_it() -> None:
+    cache = ChunkedKVCache(CHUNK)
+    keys, _ = cache.update(tokens(0, 4), tokens(0, 4))
+    assert held(keys) == [0, 1, 2, 3]
+    keys, values = cache.update(tokens(4, 6), tokens(4, 6))
+    assert held(keys) == held(values) == [4, 5]
+    assert (cache.offset, cache.next_position) == (6, 2)
+
+
+def test_chunked_cache_refuses_to_cross_a_border() -> None:
+    cache = ChunkedKVCache(CHUNK)
+    cache.update(tokens(0, 3), tokens(0, 3))
+    with pytest.raises(ValueError, match="cross the border"):
+        cache.update(tokens(3, 5), tokens(3, 5))
+
+
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=8),
+    attention_step=st.integers(1, 9),
+    chunk=st.integers(1, 7),
+)
+def test_every_token_sees_its_chunk_up_to_itself(
+    lengths: list[int], attention_step: int, chunk: int
+) -> None:
+    """With a causal mask aligned at the end, whatever way the tokens arrive."""
+    chunked, plain, start = ChunkedKVCache(chunk), KVCache(), 0
+    for length in lengths:
+        covered = []
+        for begin, end in chunked.steps(length, attention_step):
+            assert 1 <= end - begin <= attention_step
+            first, last = start + begin, start + end
+            covered += range(begin, end)
+            assert first // chunk == (last - 1) // chunk
+            position = chunked.next_position
+            keys, _ = chunked.update(tokens(first, last), tokens(first, last))
+            assert position == first % chunk
+            assert held(keys) == list(range(first // chunk * chunk, last))
+        assert covered == list(range(length))
+        for begin, end in plain.steps(length, attention_step):
+            new = tokens(start + begin, start + end)
+            assert held(plain.update(new, new)[0]) == list(range(start + end))
+        start += length
+    assert chunked.offset == plain.offset == start
+
+
+def test_buffers_are_written_in_place() -> None:
+    """A decode step must not copy the whole cache."""
+    for cache in (KVCache(), ChunkedKVCache(300)):
+        cache.reserve(40)
+        for position in range(40):
+            mx.eval(cache.update(tokens(position, position + 1), tokens(position, position + 1)))
+            mx.eval(cache.arrays)
+            address = np.asarray(cache.keys.array).__array_interface__["data"][0]
+            first = address if position == 0 else first
+            assert address == first
+
+
+def test_rewind() -> None:
+    cache = KVCache()
+    cache.update(tokens(0, 6), tokens(0, 6))
+    cache.rewind(2)
+    keys, _ = cache.update(tokens(10, 11), tokens(10, 11))
+    assert held(keys) == [0, 1, 10]
+    with pytest.raises(PromptError, match="cannot go back to 5"):
+        cache.rewind(5)
+
+
+def test_rewind_inside_a_chunk_only() -> None:
+    cache = ChunkedKVCache(CHUNK)
+    cache.update(tokens(0, 4), tokens(0, 4))
+    cache.rewind(2)  # the chunk is complete, but still held
+    assert held(cache.update(tokens(9, 10), tokens(9, 10))[0]) == [0, 1, 9]
+    cache.update(tokens(3, 4), tokens(3, 4))
+    cache.update(tokens(4, 5), tokens(4, 5))
+    assert cache.earliest_rewind == 4
+    with pytest.raises(PromptError, match="cannot go back to 3"):
+        cache.rewind(3)
+    cache.rewind(4)
+    assert held(cache.update(tokens(7, 8), tokens(7, 8))[0]) == [7]
+
+
+@pytest.mark.parametrize("name", ["scout", "maverick"])
+@pytest.mark.parametrize("back_to", [96, 97, 110, 127, 128])
+def test_logits_after_rewinding(
+    golden_model: Callable[[str], Llama4], name: str, back_to: int
+) -> None:
+    """Up to the border before; 128 is the end of a chunk that nothing has overwritten yet."""
+    model, ids = golden_model(name), mx.array(cases.text_ids(150))
+    cache = model.make_cache()
+    model(ids[:, :128], cache)
+    for layer in cache:
+        layer.rewind(back_to)
+    logits = model(ids[:, back_to:], cache)[0]
+    assert_same_logits(logits, goldens(name)["text 150"][back_to:], "text")
+
+
+def test_prompt_cache_keeps_the_common_prefix(golden_model: Callable[[str], Llama4]) -> None:
+    model, ids = golden_model("scout"), cases.text_ids(60)[0].astype(np.int32)
+    cache = PromptCache(model.make_cache())
+    model(mx.array(ids[None, :50]), cache.layers)
+    assert cache.record(ids, [])
+    assert len(cache.ids) == 50
+    other = ids.copy()
+    other[45] += 1
+    assert cache.rewind_to_common_prefix(other, [])
+    assert [layer.offset for layer in cache.layers] == [45] * tiny.LAYERS
+    other[20] += 1  # before the border at 32: chunked layers cannot go there
+    assert not cache.rewind_to_common_prefix(other, [])
+    assert cache.rewind_to_common_prefix(ids[:45], [])  # the last token has to be fed again
+    assert cache.layers[0].offset == 44
+
+
+def test_prompt_cache_knows_images_apart(golden_model: Callable[[str], Llama4]) -> None:
+    model, ids = golden_model("scout"), cases.text_ids(30)[0].astype(np.int32)
+    cache = PromptCache(model.make_cache())
+    model(mx.array(ids[None]), cache.layers)
+    cache.record(ids, ["a"])
+    assert not cache.rewind_to_common_prefix(ids, ["b"])
+    assert cache.rewind_to_common_prefix(ids, ["a", "b"])
+
+
+def test_prompt_cache_of_an_interrupted_step(golden_model: Callable[[str], Llama4]) -> None:
+    model = golden_model("scout")
+    cache = PromptCache(model.make_cache())
+    model(mx.array(cases.text_ids(20)), cache.layers)
+    cache.layers[5].rewind(19)
+    assert not cache.record(cases.text_ids(20)[0], [])
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 256, 257, 600])
+@pytest.mark.parametrize("chunk", [32, None])
+def test_bytes_are_as_predicted(length: int, chunk: int | None) -> None:
+    config = parse_config(tiny.config("scout", attention_chunk_size=chunk))
+    model = Llama4(config)
+    cache = model.make_cache()
+    model(mx.array(tiny.text_ids(length, 0)), cache)
+    assert sum(layer.nbytes for layer in cache) == cache_bytes(config.text, length, 4).total
+
+
+def test_positions_inside_the_chunk_are_exact_at_ten_million_tokens() -> None:
+    """q·k by positions within the chunk is what small positions give; absolute ones lose it."""
+    rope = TextRope(parse_config(tiny.config("maverick", head_dim=128)).text)
+    queries, keys = mx.random.normal((2, 1, 64, 1, 128), key=mx.random.key(0))
+
+    def scores(offset: int, distance: int) -> np.ndarray:
+        return np.array((rope(queries, offset + distance) * rope(keys, offset)).sum(-1))
+
+    cache = ChunkedKVCache(8192)
+    cache.offset = 10_000_000 // 8192 * 8192 + 1000
+    inside, absolute = cache.next_position, cache.offset
+    for distance in (1, 100, 5000):
+        assert np.abs(scores(inside, distance) - scores(0, distance)).max() < 0.02
+    assert np.abs(scores(absolute, 5000) - scores(0, 5000)).max() > 0.5
