@@ -82,12 +82,12 @@ def test_buffers_are_written_in_place() -> None:
     """A decode step must not copy the whole cache."""
     for cache in (KVCache(), ChunkedKVCache(300)):
         cache.reserve(40)
+        addresses = set()
         for position in range(40):
             mx.eval(cache.update(tokens(position, position + 1), tokens(position, position + 1)))
             mx.eval(cache.arrays)
-            address = np.asarray(cache.keys.array).__array_interface__["data"][0]
-            first = address if position == 0 else first
-            assert address == first
+            addresses.add(np.asarray(cache.keys.array).__array_interface__["data"][0])
+        assert len(addresses) == 1
 
 
 def test_rewind() -> None:

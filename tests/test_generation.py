@@ -110,7 +110,7 @@ def test_slots_and_features_must_agree(golden_model: Models) -> None:
     for broken in (Prompt(prompt.ids), Prompt(prompt.ids, prompt.images * 2)):
         with pytest.raises(PromptError, match=r"12 <\|patch\|> tokens .* (0|24) features"):
             prefill(model, broken, model.make_cache())
-    with pytest.raises(PromptError, match="12 .* 4 features"):
+    with pytest.raises(PromptError, match=r"12 .* 4 features"):
         model.embed(prompt.ids[None], mx.zeros((4, 64)))
 
 
