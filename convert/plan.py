@@ -80,7 +80,8 @@ def _outputs(name: str, spec: TensorSpec, recipe: Recipe) -> dict[str, OutputTen
     dtype = SAFETENSORS_DTYPE[recipe.dtype]
     if quantization is None:
         return {name: OutputTensor(dtype, spec.shape)}
+    scale_dtype = dtype if quantization.mode == "affine" else "U8"
     return {
-        part: OutputTensor("U32" if part == name else dtype, shape)
+        part: OutputTensor("U32" if part == name else scale_dtype, shape)
         for part, shape in quantized_tensors(name, spec.shape, quantization).items()
     }

@@ -67,21 +67,19 @@ def cache_bytes(text: TextConfig, tokens: int, dtype_bytes: int) -> CacheBytes:
 
 
 def activation_bytes(text: TextConfig, span: int, dtype_bytes: int) -> int:
-    """Upper bound of what one layer holds while `span` tokens pass through it.
+    """Upper bound of what is in flight while `span` tokens pass through the layers.
 
-    Attention: the residual, its norm, queries, keys, values (each once more while rotated) and
-    the output. Feed-forward: the residual, its norm, the routed inputs twice (before and after
-    sorting by expert), gate, up and their product, the output twice. Scores are not counted:
-    fused kernels make none.
+    MLX works ahead and frees an array when what reads it is done, so more is alive than the
+    arithmetic needs. Counted are ten arrays of the hidden size (residual, norms, queries, keys,
+    values, routed inputs before and after sorting, outputs) and four of the inner width (gate,
+    up, activation, product) for each MLP that a token takes; the CPU backend was measured to
+    stay within that. Attention scores are not counted: fused kernels make none, and without
+    them attention goes in steps.
     """
-    heads = text.num_attention_heads + 2 * text.num_key_value_heads
-    attention = 3 * text.hidden_size + 2 * heads * text.head_dim
     inner = max(
-        text.num_experts_per_tok * text.intermediate_size
+        (1 + text.num_experts_per_tok) * text.intermediate_size
         if kind.feed_forward == "moe"
         else text.intermediate_size_mlp
         for kind in text.layers
     )
-    feed_forward = (4 + 2 * text.num_experts_per_tok) * text.hidden_size + 3 * inner
-    logits = text.vocab_size
-    return (span * max(attention, feed_forward) + logits) * dtype_bytes
+    return (span * (10 * text.hidden_size + 4 * inner) + text.vocab_size) * dtype_bytes

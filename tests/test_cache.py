@@ -33,49 +33,49 @@ def held(array: mx.array) -> list[int]:
     return np.array(array)[0, 0, :, 0].astype(int).tolist()
 
 
+def feed(cache: KVCache, start: int, stop: int, attention_step: int = 99) -> list[list[int]]:
+    """Give tokens start … stop - 1 to the cache; what each range of them sees."""
+    new = tokens(start, stop)
+    seen = []
+    for first, last, keys, values in cache.extend(new, new, attention_step):
+        assert 1 <= last - first <= attention_step
+        assert held(keys) == held(values)
+        assert held(keys)[first - last :] == list(range(start + first, start + last))
+        seen.append(held(keys))
+    return seen
+
+
 def test_chunked_cache_as_its_docstring_has_it() -> None:
     cache = ChunkedKVCache(CHUNK)
-    keys, _ = cache.update(tokens(0, 4), tokens(0, 4))
-    assert held(keys) == [0, 1, 2, 3]
-    keys, values = cache.update(tokens(4, 6), tokens(4, 6))
-    assert held(keys) == held(values) == [4, 5]
-    assert (cache.offset, cache.next_position) == (6, 2)
-
-
-def test_chunked_cache_refuses_to_cross_a_border() -> None:
-    cache = ChunkedKVCache(CHUNK)
-    cache.update(tokens(0, 3), tokens(0, 3))
-    with pytest.raises(ValueError, match="cross the border"):
-        cache.update(tokens(3, 5), tokens(3, 5))
+    assert feed(cache, 0, 4) == [[0, 1, 2, 3]]
+    assert feed(cache, 4, 6) == [[4, 5]]
+    assert (cache.offset, cache.next_position, cache.chunk_start) == (6, 2, 4)
+    assert feed(cache, 6, 15) == [[4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14]]
+    assert (cache.offset, cache.next_position, cache.chunk_start) == (15, 3, 12)
 
 
 @given(
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=8),
     attention_step=st.integers(1, 9),
-    chunk=st.integers(1, 7),
+    chunk=st.integers(1, 7) | st.none(),
 )
 def test_every_token_sees_its_chunk_up_to_itself(
-    lengths: list[int], attention_step: int, chunk: int
+    lengths: list[int], attention_step: int, chunk: int | None
 ) -> None:
     """With a causal mask aligned at the end, whatever way the tokens arrive."""
     chunked, plain, start = ChunkedKVCache(chunk), KVCache(), 0
     for length in lengths:
-        covered = []
-        for begin, end in chunked.steps(length, attention_step):
-            assert 1 <= end - begin <= attention_step
-            first, last = start + begin, start + end
-            covered += range(begin, end)
-            assert first // chunk == (last - 1) // chunk
-            position = chunked.next_position
-            keys, _ = chunked.update(tokens(first, last), tokens(first, last))
-            assert position == first % chunk
-            assert held(keys) == list(range(first // chunk * chunk, last))
-        assert covered == list(range(length))
-        for begin, end in plain.steps(length, attention_step):
-            new = tokens(start + begin, start + end)
-            assert held(plain.update(new, new)[0]) == list(range(start + end))
-        start += length
-    assert chunked.offset == plain.offset == start
+        stop = start + length
+        assert chunked.next_position == (start % chunk if chunk else start)
+        for cache, size in ((chunked, chunk or 10**9), (plain, 10**9)):
+            token = start
+            for seen in feed(cache, start, stop, attention_step):
+                # Everything since the last token's border, itself last.
+                assert seen == list(range(seen[-1] // size * size, seen[-1] + 1))
+                assert token // size == seen[-1] // size
+                token = seen[-1] + 1
+            assert token == cache.offset == stop
+        start = stop
 
 
 def test_buffers_are_written_in_place() -> None:
@@ -84,7 +84,7 @@ def test_buffers_are_written_in_place() -> None:
         cache.reserve(40)
         addresses = set()
         for position in range(40):
-            mx.eval(cache.update(tokens(position, position + 1), tokens(position, position + 1)))
+            feed(cache, position, position + 1)
             mx.eval(cache.arrays)
             addresses.add(np.asarray(cache.keys.array).__array_interface__["data"][0])
         assert len(addresses) == 1
@@ -92,26 +92,25 @@ def test_buffers_are_written_in_place() -> None:
 
 def test_rewind() -> None:
     cache = KVCache()
-    cache.update(tokens(0, 6), tokens(0, 6))
+    feed(cache, 0, 6)
     cache.rewind(2)
-    keys, _ = cache.update(tokens(10, 11), tokens(10, 11))
-    assert held(keys) == [0, 1, 10]
+    new = tokens(10, 11)
+    assert held(next(cache.extend(new, new, 9))[2]) == [0, 1, 10]
     with pytest.raises(PromptError, match="cannot go back to 5"):
         cache.rewind(5)
 
 
 def test_rewind_inside_a_chunk_only() -> None:
     cache = ChunkedKVCache(CHUNK)
-    cache.update(tokens(0, 4), tokens(0, 4))
+    feed(cache, 0, 4)
     cache.rewind(2)  # the chunk is complete, but still held
-    assert held(cache.update(tokens(9, 10), tokens(9, 10))[0]) == [0, 1, 9]
-    cache.update(tokens(3, 4), tokens(3, 4))
-    cache.update(tokens(4, 5), tokens(4, 5))
+    assert feed(cache, 2, 4) == [[0, 1, 2, 3]]
+    feed(cache, 4, 5)
     assert cache.earliest_rewind == 4
     with pytest.raises(PromptError, match="cannot go back to 3"):
         cache.rewind(3)
     cache.rewind(4)
-    assert held(cache.update(tokens(7, 8), tokens(7, 8))[0]) == [7]
+    assert feed(cache, 4, 6) == [[4, 5]]
 
 
 @pytest.mark.parametrize("name", ["scout", "maverick"])

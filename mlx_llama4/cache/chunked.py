@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import mlx.core as mx
 
-from mlx_llama4.cache.kv import KVCache, allocation
+from mlx_llama4.cache.kv import KVCache, Seen, allocation, ranges
 
 
 class ChunkedKVCache(KVCache):
@@ -33,28 +33,31 @@ class ChunkedKVCache(KVCache):
         """Position inside its chunk of the token that comes next."""
         return self.offset % self.chunk_size if self.chunk_size else self.offset
 
-    def steps(self, length: int, attention_step: int) -> Iterator[tuple[int, int]]:
+    def pieces(self, length: int) -> Iterator[tuple[int, int, int]]:
+        """The next `length` tokens cut at the borders: (start, stop, position of the first)."""
         start, position = 0, self.next_position
         while start < length:
-            room = length if self.chunk_size is None else self.chunk_size - position
-            stop = min(start + attention_step, start + room, length)
-            yield start, stop
-            position = (position + stop - start) % self.chunk_size if self.chunk_size else 0
-            start = stop
+            room = self.chunk_size - position if self.chunk_size else length
+            stop = min(start + room, length)
+            yield start, stop, position
+            start, position = stop, 0
 
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        fill = self.next_position
-        if self.chunk_size is not None and fill + keys.shape[2] > self.chunk_size:
-            raise ValueError(
-                f"{keys.shape[2]} tokens cross the border of a chunk of {self.chunk_size}, "
-                f"{fill} of which are taken; split them with steps()"
-            )
-        self.chunk_start = self.offset - fill
-        self.offset += keys.shape[2]
-        capacity = allocation(max(fill + keys.shape[2], self.reserved))
-        if self.chunk_size is not None:
-            capacity = min(capacity, self.chunk_size)
-        return self.keys.write(fill, keys, capacity), self.values.write(fill, values, capacity)
+    def extend(self, keys: mx.array, values: mx.array, attention_step: int) -> Iterator[Seen]:
+        length = keys.shape[2]
+        for start, stop, position in list(self.pieces(length)):
+            new_keys, new_values = keys[:, :, start:stop], values[:, :, start:stop]
+            self.chunk_start = self.offset - position
+            self.offset += stop - start
+            if position or stop == length:
+                capacity = self._capacity(position + stop - start)
+                new_keys = self.keys.write(position, new_keys, capacity)
+                new_values = self.values.write(position, new_values, capacity)
+            # Else a whole chunk that begins and ends in here, and that nothing will see again.
+            yield from ranges(new_keys, new_values, start, stop, position, attention_step)
+
+    def _capacity(self, tokens: int) -> int:
+        capacity = allocation(max(tokens, self.reserved))
+        return min(capacity, self.chunk_size) if self.chunk_size else capacity
 
     @property
     def earliest_rewind(self) -> int:

@@ -14,6 +14,23 @@ def allocation(tokens: int) -> int:
     return -(-tokens // CACHE_BLOCK_TOKENS) * CACHE_BLOCK_TOKENS
 
 
+# A range start … stop - 1 of new tokens, and the keys and values that it sees.
+Seen = tuple[int, int, mx.array, mx.array]
+
+
+def ranges(
+    keys: mx.array, values: mx.array, start: int, stop: int, before: int, attention_step: int
+) -> Iterator[Seen]:
+    """New tokens start … stop - 1 in ranges; keys and values hold `before` tokens, then these."""
+    for first in range(start, stop, attention_step):
+        last = min(first + attention_step, stop)
+        end = before + last - start
+        if end == keys.shape[2]:
+            yield first, last, keys, values
+        else:
+            yield first, last, keys[:, :, :end], values[:, :, :end]
+
+
 class KVBuffer:
     """One array [B, kv_heads, capacity, head_dim], written in place and grown when full."""
 
@@ -51,18 +68,18 @@ class KVCache:
         """Announce that `tokens` will come in all, so that buffers are allocated once."""
         self.reserved = tokens
 
-    def steps(self, length: int, attention_step: int) -> Iterator[tuple[int, int]]:
-        """Split `length` new tokens into (start, stop) ranges that one attention call takes."""
-        for start in range(0, length, attention_step):
-            yield start, min(start + attention_step, length)
+    def extend(self, keys: mx.array, values: mx.array, attention_step: int) -> Iterator[Seen]:
+        """Take in [B, kv_heads, L, head_dim]; say what each of the L tokens sees.
 
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append [B, kv_heads, L, head_dim]; return all keys and values that the L tokens see,
-        the last of which is each one's own: a causal mask is all that attention needs.
+        Attention goes by ranges of at most `attention_step` tokens. What a range sees ends with
+        its own last token, so a causal mask aligned at the end is all it needs.
         """
-        start, self.offset = self.offset, self.offset + keys.shape[2]
+        start, length = self.offset, keys.shape[2]
+        self.offset += length
         capacity = allocation(max(self.offset, self.reserved))
-        return self.keys.write(start, keys, capacity), self.values.write(start, values, capacity)
+        keys = self.keys.write(start, keys, capacity)
+        values = self.values.write(start, values, capacity)
+        yield from ranges(keys, values, 0, length, start, attention_step)
 
     @property
     def arrays(self) -> list[mx.array]:

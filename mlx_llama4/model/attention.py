@@ -8,7 +8,6 @@ import math
 import mlx.core as mx
 from mlx import nn
 
-from mlx_llama4.cache.chunked import ChunkedKVCache
 from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.config import LayerKind, TextConfig
 from mlx_llama4.model.rope import TextRope
@@ -49,11 +48,21 @@ class Attention(nn.Module):
         queries = self._heads(self.q_proj(x), self.num_heads)
         keys = self._heads(self.k_proj(x), self.num_kv_heads)
         values = self._heads(self.v_proj(x), self.num_kv_heads)
+        scale = self.scale
+        if self.chunked:
+            pieces = list(cache.pieces(length))
+            queries, keys = self._rotate(queries, pieces), self._rotate(keys, pieces)
+        elif self.tuned:
+            queries, scale = self._tune(queries, cache.offset)
         outputs = [
-            self._attend(
-                queries[:, :, start:stop], keys[:, :, start:stop], values[:, :, start:stop], cache
+            mx.fast.scaled_dot_product_attention(
+                queries if stop - start == length else queries[:, :, start:stop],
+                seen_keys,
+                seen_values,
+                scale=scale,
+                mask="causal" if stop - start > 1 else None,
             )
-            for start, stop in cache.steps(length, attention_step)
+            for start, stop, seen_keys, seen_values in cache.extend(keys, values, attention_step)
         ]
         output = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=2)
         # [B, H, L, K] → [B, L, H · K]
@@ -63,20 +72,13 @@ class Attention(nn.Module):
         """[B, L, heads · K] → [B, heads, L, K]"""
         return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
 
-    def _attend(
-        self, queries: mx.array, keys: mx.array, values: mx.array, cache: KVCache
-    ) -> mx.array:
-        scale = self.scale
-        if self.chunked:
-            queries, keys = self._rotate(queries, cache), self._rotate(keys, cache)
-        elif self.tuned:
-            queries, scale = self._tune(queries, cache.offset)
-        keys, values = cache.update(keys, values)
-        mask = "causal" if queries.shape[2] > 1 else None
-        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
-
-    def _rotate(self, x: mx.array, cache: ChunkedKVCache) -> mx.array:
-        x = self.rope(x, cache.next_position)
+    def _rotate(self, x: mx.array, pieces: list[tuple[int, int, int]]) -> mx.array:
+        """By the position inside the chunk, each piece of a chunk from its own."""
+        if len(pieces) == 1:
+            x = self.rope(x, pieces[0][2])
+        else:
+            rotated = [self.rope(x[:, :, start:stop], first) for start, stop, first in pieces]
+            x = mx.concatenate(rotated, axis=2)
         return x if self.norm_epsilon is None else mx.fast.rms_norm(x, None, self.norm_epsilon)
 
     def _tune(self, queries: mx.array, offset: int) -> tuple[mx.array, float]:
