@@ -76,7 +76,8 @@ def _run_command(
             image = conversation.open_image(path)
             images.append(image)
             width, height = image.size
-            terminal.note(f"[{path}: {width}×{height} pixels, {len(image.tiles)} tiles]")
+            tiles = "1 tile" if len(image.tiles) == 1 else f"{len(image.tiles)} tiles"
+            terminal.note(f"[{path}: {width}×{height} pixels, {tiles}]")
     elif command == "/reset":
         conversation.reset()
         images.clear()

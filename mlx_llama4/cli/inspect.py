@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlx_llama4.cli import terminal
-from mlx_llama4.inspection import Inspection, inspect_folder
+
+if TYPE_CHECKING:
+    from mlx_llama4.inspection import Inspection
 
 SHOWN_NAMES = 10
 
@@ -23,6 +25,8 @@ def inspect(
 
     Example:  mlx-llama4 inspect scout-4bit
     """
+    from mlx_llama4.inspection import inspect_folder
+
     found = inspect_folder(folder)
     if as_json:
         terminal.line(json.dumps(found.as_dict(), indent=2))
@@ -32,7 +36,7 @@ def inspect(
         raise typer.Exit(1)
 
 
-def _print(found: Inspection) -> None:
+def _print(found: "Inspection") -> None:
     size = terminal.human_bytes
     terminal.line(f"{found.folder}: {found.variant}")
     terminal.line(f"  {found.architecture}")
