@@ -6,6 +6,7 @@ that every shard is there and as long as its header says, so that nothing fails 
 
 import json
 import math
+import operator
 import os
 import re
 from collections.abc import Iterable
@@ -151,13 +152,17 @@ def read_header(file: Path) -> list[StoredTensor]:
             header = json.loads(stream.read(length))
     except OSError as failure:
         raise CheckpointError(f"cannot read {file}: {failure.strerror or failure}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{file} has a damaged header; download it again") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{file} has a damaged header; download it again")
     header.pop("__metadata__", None)
     tensors = [_tensor(file, name, entry, 8 + length) for name, entry in header.items()]
-    end = max((tensor.offset + tensor.nbytes for tensor in tensors), default=8 + length)
+    end = 8 + length
+    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+        if tensor.offset < end:
+            raise CheckpointError(f"{file}: {tensor.name} overlaps another; download it again")
+        end = tensor.offset + tensor.nbytes
     if end > size:
         raise CheckpointError(
             f"{file} is truncated: {size:,} of {end:,} bytes are there; download it again"
@@ -167,8 +172,8 @@ def read_header(file: Path) -> list[StoredTensor]:
 
 def _tensor(file: Path, name: str, entry: dict, data_start: int) -> StoredTensor:
     try:
-        dtype, shape = entry["dtype"], tuple(int(size) for size in entry["shape"])
-        start, stop = entry["data_offsets"]
+        dtype, shape = str(entry["dtype"]), tuple(map(operator.index, entry["shape"]))
+        start, stop = map(operator.index, entry["data_offsets"])
     except (TypeError, KeyError, ValueError):
         raise CheckpointError(
             f"{file}: the entry of {name} is damaged; download it again"
@@ -210,7 +215,8 @@ def _complete_numbering(names: list[str]) -> list[str]:
     """Add the names that "…-00001-of-00003" promises, so that a missing shard is noticed."""
     promised = set(names)
     for name in names:
-        if match := re.fullmatch(r"(.*-)(\d+)(-of-)(\d+)(\.safetensors)", name):
+        # Five digits at most: nobody has more shards, and the names are not to be trusted.
+        if match := re.fullmatch(r"(.*-)(\d{1,5})(-of-)(\d{1,5})(\.safetensors)", name):
             stem, number, of, total, suffix = match.groups()
             promised |= {
                 f"{stem}{index:0{len(number)}}{of}{total}{suffix}"

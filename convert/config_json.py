@@ -51,20 +51,19 @@ def _text(raw: dict[str, Any], text: TextConfig) -> dict[str, Any]:
             ),
             "rope_type": "llama3",
         }
-    moe_layers = [i for i, kind in enumerate(text.layers) if kind.feed_forward == "moe"]
     return raw | {
         "model_type": "llama4_text",
         "attention_bias": text.attention_bias,
-        "attention_chunk_size": text.attention_chunk_size,
+        # Peers know no null; a chunk as long as the context is the same.
+        "attention_chunk_size": text.attention_chunk_size or text.max_position_embeddings,
         "attn_scale": text.attn_scale,
         "attn_temperature_tuning": text.attn_temperature_tuning,
         "floor_scale": text.floor_scale,
         "head_dim": text.head_dim,
-        "interleave_moe_layer_step": raw.get("interleave_moe_layer_step")
-        or (moe_layers[0] + 1 if moe_layers else text.num_hidden_layers + 1),
+        "interleave_moe_layer_step": _moe_step(text),
         "intermediate_size_mlp": text.intermediate_size_mlp,
         "max_position_embeddings": text.max_position_embeddings,
-        "moe_layers": moe_layers,
+        "moe_layers": _moe_layers(text),
         "no_rope_layers": [int(kind.attention == "chunked") for kind in text.layers],
         "num_experts_per_tok": text.num_experts_per_tok,
         "num_key_value_heads": text.num_key_value_heads,
@@ -77,6 +76,19 @@ def _text(raw: dict[str, Any], text: TextConfig) -> dict[str, Any]:
         },
         "use_qk_norm": text.use_qk_norm,
     }
+
+
+def _moe_layers(text: TextConfig) -> list[int]:
+    return [index for index, kind in enumerate(text.layers) if kind.feed_forward == "moe"]
+
+
+def _moe_step(text: TextConfig) -> int:
+    """The step by which peers find the MoE layers; past the last layer if there are none.
+
+    Layers at no regular step cannot be told to peers, who then refuse the weights.
+    """
+    moe_layers = _moe_layers(text)
+    return moe_layers[0] + 1 if moe_layers else text.num_hidden_layers + 1
 
 
 def _vision(raw: dict[str, Any], rope_theta: float) -> dict[str, Any]:

@@ -14,11 +14,16 @@ from mlx_llama4.errors import CheckpointError
 from mlx_llama4.quantization import Quantization
 from mlx_llama4.tensors import TensorSpec, model_tensors, quantized_tensors
 
+FLOAT_DTYPES = ("BF16", "F16", "F32")
+PACKED_DTYPES = ("U32",)
+SCALE_DTYPES = (*FLOAT_DTYPES, "U8")  # the mx modes keep their scales in 8 bits
+
 
 @dataclass(frozen=True)
 class Matching:
     """specs: what the config asks for. sources: model tensor → the stored tensor that holds it.
-    scales: stored scales and biases → the model tensor that they belong to.
+    scales: stored scales and biases → the model tensor that they belong to. Then names, with
+    what is wrong about them.
     """
 
     specs: dict[str, TensorSpec]
@@ -27,6 +32,7 @@ class Matching:
     missing: list[str]
     unknown: list[str]
     misshapen: list[str]
+    mistyped: list[str]
 
     @property
     def problems(self) -> dict[str, list[str]]:
@@ -34,6 +40,7 @@ class Matching:
             "missing": self.missing,
             "unknown": self.unknown,
             "of a wrong shape": self.misshapen,
+            "of a wrong type": self.mistyped,
         }
 
     def check(self, folder: Path) -> None:
@@ -54,9 +61,12 @@ def match_tensors(checkpoint: Checkpoint, config: Config) -> Matching:
     sources: dict[str, Source] = {}
     unknown: list[str] = []
     misshapen: list[str] = []
+    mistyped: list[str] = []
     for name, tensor in stored.items():
+        dtypes = FLOAT_DTYPES
         if name in scales:
-            right = tensor.shape == packed[name]
+            right_shape = tensor.shape == packed[name]
+            dtypes = SCALE_DTYPES
         else:
             source = source_of(name)
             if source is None:
@@ -66,11 +76,15 @@ def match_tensors(checkpoint: Checkpoint, config: Config) -> Matching:
                 continue
             sources.update(dict.fromkeys(source.targets, source))
             wanted = [packed.get(target, specs[target].shape) for target in source.targets]
-            right = model_shapes(source.layout, tensor.shape) == wanted
-        if not right:
+            right_shape = model_shapes(source.layout, tensor.shape) == wanted
+            if name in packed:
+                dtypes = PACKED_DTYPES
+        if not right_shape:
             misshapen.append(f"{name} {list(tensor.shape)}")
+        elif tensor.dtype not in dtypes:
+            mistyped.append(f"{name} {tensor.dtype}")
     missing = [name for name in [*specs, *scales] if name not in sources and name not in stored]
-    return Matching(specs, sources, scales, missing, unknown, misshapen)
+    return Matching(specs, sources, scales, missing, unknown, misshapen, mistyped)
 
 
 def stored_quantization(checkpoint: Checkpoint, config: Config, module: str) -> Quantization:

@@ -10,12 +10,10 @@ from mlx_llama4.convert.matching import match_tensors
 from mlx_llama4.convert.names import Source
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.write import OutputTensor
-from mlx_llama4.errors import CheckpointError
 from mlx_llama4.tensors import TensorSpec, quantized_tensors
 
 # Rows are read in blocks of about this size; a single expert may be larger.
 BLOCK_BYTES = 64 * 2**20
-FLOAT_DTYPES = ("BF16", "F16", "F32")
 SAFETENSORS_DTYPE = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -53,13 +51,6 @@ def make_plan(checkpoint: Checkpoint, config: Config, recipe: Recipe) -> Plan:
     """Raises CheckpointError for tensors that are missing, unknown, or of a wrong shape."""
     matching = match_tensors(checkpoint, config)
     matching.check(checkpoint.folder)
-    for source in matching.sources.values():
-        dtype = checkpoint.tensors[source.name].dtype
-        if dtype not in FLOAT_DTYPES:
-            raise CheckpointError(
-                f"{checkpoint.folder}: {source.name} is stored as {dtype}; "
-                f"only {', '.join(FLOAT_DTYPES)} can be converted"
-            )
     # In the model's order, each source once though gate and up share theirs.
     sources = dict.fromkeys(matching.sources[name] for name in matching.specs)
     jobs = [job for source in sources for job in _jobs(source, checkpoint.tensors[source.name])]

@@ -1,8 +1,8 @@
 """Running a conversion: one slice of one source tensor at a time, in bounded memory."""
 
 import json
-import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,11 @@ import numpy as np
 from mlx_llama4.config import Config, parse_config, read_config
 from mlx_llama4.convert.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from mlx_llama4.convert.config_json import mlx_config
+from mlx_llama4.convert.fit import fits
 from mlx_llama4.convert.layouts import lay_out
-from mlx_llama4.convert.plan import FLOAT_DTYPES, Job, Plan, make_plan
+from mlx_llama4.convert.plan import Job, Plan, make_plan
 from mlx_llama4.convert.recipes import Recipe
-from mlx_llama4.convert.write import FolderWriter, check_destination
+from mlx_llama4.convert.write import FolderWriter, check_destination, resolve_destination
 from mlx_llama4.errors import CheckpointError, RunError
 from mlx_llama4.tensors import without_absent_vision
 
@@ -58,6 +59,7 @@ def convert(
     InputError before anything is written, RunError after; either way `out` then does not exist.
     """
     start = time.perf_counter()
+    out = resolve_destination(out)
     raw = read_config(source)
     config = parse_config(raw)
     _refuse_quantized(source, config)
@@ -68,10 +70,12 @@ def convert(
         mx.reset_peak_memory()
         held_before = mx.get_active_memory()
         with FolderWriter(out, plan.outputs) as writer:
-            _run(checkpoint, plan, writer, on_progress)
-            _copy_side_files(source, writer.folder)
+            # First what is small, so that what cannot be copied is known in time.
+            for path in _side_files(source):
+                writer.copy(path)
             text = json.dumps(mlx_config(raw, config, recipe, plan.specs), indent=4)
-            (writer.folder / "config.json").write_text(text + "\n")
+            writer.write_text("config.json", text + "\n")
+            _run(checkpoint, plan, writer, on_progress)
             writer.finish()
     return Report(
         source_bytes=plan.source_bytes,
@@ -83,8 +87,16 @@ def convert(
 
 
 def default_dtype(source: Path) -> str:
-    """The 16-bit type to convert to: the source's own, or bfloat16 if it has 32 bits."""
-    return "float16" if parse_config(read_config(source)).dtype == "float16" else "bfloat16"
+    """The 16-bit type to convert to: that of most of the source's bytes, or bfloat16 for 32 bits.
+
+    By what is stored, since config.json may say otherwise.
+    """
+    read_config(source)  # for its errors, which are clearer where this is no model folder
+    nbytes: Counter[str] = Counter()
+    with open_checkpoint(source) as checkpoint:
+        for tensor in checkpoint.tensors.values():
+            nbytes[tensor.dtype] += tensor.nbytes
+    return "float16" if nbytes.most_common(1)[0][0] == "F16" else "bfloat16"
 
 
 def _refuse_quantized(source: Path, config: Config) -> None:
@@ -115,6 +127,11 @@ def _run(
 def _run_job(checkpoint: Checkpoint, plan: Plan, job: Job, writer: FolderWriter) -> None:
     # A function of its own, so that nothing of a slice is left when the next one is read.
     data = checkpoint.read(job.tensor, job.start, job.stop)
+    if not fits(data, job.tensor.dtype, plan.recipe.dtype):
+        raise RunError(
+            f"{checkpoint.folder}: {job.tensor.name} has values that {plan.recipe.dtype} cannot "
+            "hold; use another --dtype or, if these are NaN, download it again"
+        )
     rows = as_array(data, job.tensor, job.stop - job.start).astype(_dtype(plan.recipe))
     del data
     for name, array in zip(job.source.targets, lay_out(job.source.layout, rows), strict=True):
@@ -136,8 +153,6 @@ def _write_rows(plan: Plan, job: Job, name: str, rows: mx.array, writer: FolderW
 def as_array(data: np.ndarray, tensor: StoredTensor, rows: int) -> mx.array:
     """Bytes of `rows` rows of a float tensor → an array of its dtype, [rows, …]"""
     shape = (rows, *tensor.shape[1:])
-    if tensor.dtype not in FLOAT_DTYPES:
-        raise ValueError(f"{tensor.name} is {tensor.dtype}, no float")
     if tensor.dtype == "F32":
         return mx.array(data.view(np.float32).reshape(shape))
     halves = mx.array(data.view(np.uint16).reshape(shape))
@@ -155,12 +170,5 @@ def _dtype(recipe: Recipe) -> mx.Dtype:
     return getattr(mx, recipe.dtype)
 
 
-def _copy_side_files(source: Path, folder: Path) -> None:
-    try:
-        for pattern in SIDE_FILES:
-            for path in source.glob(pattern):
-                shutil.copyfile(path, folder / path.name)
-    except OSError as failure:
-        raise RunError(
-            f"cannot copy to {folder}: {failure.strerror or failure}; nothing was kept"
-        ) from None
+def _side_files(source: Path) -> list[Path]:
+    return [path for pattern in SIDE_FILES for path in source.glob(pattern) if path.is_file()]

@@ -4,6 +4,7 @@ All sizes are known before, so headers come first and every tensor has its place
 in any order. Nothing stands under the final name until everything is there and on disk.
 """
 
+import fcntl
 import json
 import math
 import os
@@ -14,11 +15,13 @@ from pathlib import Path
 
 from mlx_llama4.convert.checkpoint import INDEX_NAME, ITEM_BYTES
 from mlx_llama4.errors import OutputError, RunError
+from mlx_llama4.memory import human_bytes
 
 MAX_SHARD_BYTES = 5 * 10**9
 # Tensor data starts at a multiple of this, the page size of Apple silicon, so that the experts
 # can later be read from the file with uncached, aligned reads.
 HEADER_ALIGNMENT = 16384
+LOCK_NAME = "conversion.lock"
 
 
 @dataclass(frozen=True)
@@ -34,22 +37,22 @@ class OutputTensor:
 class FolderWriter:
     """Writes `tensors` to `<out>.partial`, which `finish` renames to `out`.
 
-    Use as a context manager: leaving it without `finish` removes what was written.
+    Use as a context manager: leaving it without `finish` removes what was written. Raises
+    OutputError if that folder is not ours or another run is at work in it.
     """
 
     def __init__(self, out: Path, tensors: Mapping[str, OutputTensor]):
         self.out = out
-        self.folder = out.with_name(out.name + ".partial")
+        self.folder = partial_folder(out)
         self.tensors = tensors
         self._shards = _assign_shards(tensors)
         self._places: dict[str, tuple[int, int]] = {}  # name → file descriptor, byte offset
         self._descriptors: list[int] = []
+        self._finished = False
 
     def __enter__(self) -> "FolderWriter":
         try:
-            if self.folder.exists():  # left by a run that was killed
-                shutil.rmtree(self.folder)
-            self.folder.mkdir(parents=True)
+            self._claim()
             for file_name, names in self._shards.items():
                 self._create_shard(file_name, names)
         except OSError as failure:
@@ -58,7 +61,7 @@ class FolderWriter:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self.folder.exists():
+        if not self._finished:
             self._discard()
 
     def write(self, name: str, row: int, data: bytes | memoryview) -> None:
@@ -74,18 +77,60 @@ class FolderWriter:
         except OSError as failure:
             raise _write_failure(self.folder, failure) from None
 
+    def copy(self, path: Path) -> None:
+        """Put a copy of a file into the folder."""
+        try:
+            shutil.copyfile(path, self.folder / path.name)
+        except OSError as failure:
+            raise RunError(
+                f"cannot copy {path} to {self.folder}: {failure.strerror or failure}"
+            ) from None
+
+    def write_text(self, name: str, text: str) -> None:
+        try:
+            (self.folder / name).write_text(text, encoding="utf-8")
+        except OSError as failure:
+            raise _write_failure(self.folder / name, failure) from None
+
     def finish(self) -> None:
         """Make everything durable and give the folder its final name, in one step."""
         try:
             self._write_index()
             for descriptor in self._descriptors:
                 os.fsync(descriptor)
-            self._close()
+            (self.folder / LOCK_NAME).unlink()
             _sync_folder(self.folder)
             self.folder.rename(self.out)
+            self._finished = True
+            self._close()
             _sync_folder(self.out.parent)
         except OSError as failure:
             raise _write_failure(self.out, failure) from None
+
+    def _claim(self) -> None:
+        """Make the folder, or take over and empty what a killed run left.
+
+        A lock that the system releases with the process tells a run at work from a dead one.
+        """
+        try:
+            self.folder.mkdir(parents=True)
+        except FileExistsError:
+            if not (self.folder / LOCK_NAME).is_file():
+                raise OutputError(
+                    f"{self.folder} is in the way, and is not ours; rename or remove it"
+                ) from None
+        lock = os.open(self.folder / LOCK_NAME, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise OutputError(
+                f"another conversion is writing {self.folder}; wait for it or name another folder"
+            ) from None
+        self._descriptors.append(lock)
+        for path in self.folder.iterdir():
+            if path.name != LOCK_NAME:
+                path.unlink()
 
     def _create_shard(self, file_name: str, names: list[str]) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
@@ -112,32 +157,59 @@ class FolderWriter:
         weight_map = {name: file for file, names in self._shards.items() for name in names}
         total = sum(tensor.nbytes for tensor in self.tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (self.folder / INDEX_NAME).write_text(json.dumps(index, indent=4) + "\n")
+        self.write_text(INDEX_NAME, json.dumps(index, indent=4) + "\n")
 
     def _close(self) -> None:
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors.clear()
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
     def _discard(self) -> None:
-        self._close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        while True:
+            try:
+                # Removed before the lock goes with its descriptor.
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self._close()
+                return
+            except KeyboardInterrupt:  # a second Ctrl-C must not leave half of it behind
+                continue
+
+
+def resolve_destination(out: Path) -> Path:
+    """The folder that `out` names, through symbolic links. Raises OutputError for a loop."""
+    try:
+        return out.resolve()
+    except (OSError, RuntimeError) as failure:
+        raise OutputError(f"cannot write to {out}: {failure}") from None
+
+
+def partial_folder(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
 
 
 def check_destination(out: Path, nbytes: int) -> None:
-    """Raises OutputError if `out` exists, cannot be created, or has no room for `nbytes`."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} already exists; name another folder or remove it first")
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"cannot write to {parent}; choose a folder of your own")
-    free = shutil.disk_usage(parent).free
+    """Raises OutputError if `out` exists, cannot be created, or has no room for `nbytes`.
+
+    An empty folder will do, unless the user stands in it.
+    """
+    try:
+        if out.exists() and not _is_spare(out):
+            raise OutputError(f"{out} already exists; name another folder or remove it first")
+        parent = partial_folder(out).parent
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise OutputError(f"cannot write to {parent}; choose a folder of your own")
+        free = shutil.disk_usage(parent).free
+    except OSError as failure:
+        raise OutputError(f"cannot write to {out}: {failure.strerror or failure}") from None
     if free < nbytes:
         raise OutputError(
-            f"{out} needs {nbytes / 1e9:.1f} GB but only {free / 1e9:.1f} GB are free on that disk"
+            f"{out} needs {human_bytes(nbytes)} but only {human_bytes(free)} are free on that disk"
         )
+
+
+def _is_spare(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir()) and not folder.samefile(Path.cwd())
 
 
 def _assign_shards(tensors: Mapping[str, OutputTensor]) -> dict[str, list[str]]:

@@ -29,6 +29,18 @@ class ChatOptions:
     system: str | None = None
 
 
+def opening_messages(options: ChatOptions) -> list[dict[str, Any]]:
+    """What a conversation begins with."""
+    return [{"role": "system", "content": options.system}] if options.system else []
+
+
+def user_message(text: str, images: Sequence[TiledImage]) -> dict[str, Any]:
+    """A user's turn, its images before its text."""
+    parts = [{"type": "image", "image": image} for image in images]
+    content = [*parts, {"type": "text", "text": text}] if images else text
+    return {"role": "user", "content": content}
+
+
 class Chat:
     """`messages` holds what was said; `statistics` tells of the last answer."""
 
@@ -50,17 +62,13 @@ class Chat:
 
     def reset(self) -> None:
         """Forget the conversation; the options stay."""
-        self.messages: list[dict[str, Any]] = []
-        if self.options.system:
-            self.messages.append({"role": "system", "content": self.options.system})
+        self.messages = opening_messages(self.options)
         self.cache = PromptCache(self.model.make_cache())
         self.statistics = Statistics()
 
     def open_image(self, source: ImageSource) -> TiledImage:
         """Read and tile a picture. Raises ImageError or, without a vision tower, PromptError."""
-        if self.processor.tiler is None:
-            raise PromptError("this checkpoint has no vision tower; it cannot take images")
-        return self.processor.tiler.tile(source)
+        return self.processor.tile(source)
 
     def send(
         self,
@@ -75,9 +83,7 @@ class Chat:
         """
         if not text.strip() and not images:
             raise PromptError("the question is empty")
-        parts = [{"type": "image", "image": image} for image in images]
-        content = [*parts, {"type": "text", "text": text}] if images else text
-        for step in self._answer({"role": "user", "content": content}, on_prefill):
+        for step in self._answer(user_message(text, images), on_prefill):
             if step.text:
                 yield step.text
 

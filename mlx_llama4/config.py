@@ -117,11 +117,15 @@ class GenerationConfig:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The raw config.json of a model folder; one clear error for each way it can be absent."""
-    if not folder.exists():
-        raise CheckpointError(f"{folder} does not exist; give the path of a model folder")
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file; give the folder that holds config.json")
-    if not (folder / "config.json").is_file():
+    try:
+        if not folder.exists():
+            raise CheckpointError(f"{folder} does not exist; give the path of a model folder")
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is a file; give the folder that holds config.json")
+        has_config = (folder / "config.json").is_file()
+    except OSError as failure:
+        raise CheckpointError(f"cannot read {folder}: {failure.strerror}") from None
+    if not has_config:
         raise CheckpointError(
             f"{folder} has no config.json, so it is not a model folder; "
             "give the folder with config.json, tokenizer.json and *.safetensors"
@@ -134,7 +138,11 @@ def load_config(folder: Path) -> Config:
 
     Raises CheckpointError where there is no such folder, ConfigError for anything else.
     """
-    return parse_config(read_config(folder))
+    raw = read_config(folder)
+    try:
+        return parse_config(raw)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from None
 
 
 def load_generation_config(folder: Path) -> GenerationConfig:
@@ -144,8 +152,11 @@ def load_generation_config(folder: Path) -> GenerationConfig:
     eos = raw.get("eos_token_id")
     if eos is None:
         config = read_config(folder)
-        eos = config.get("text_config", config).get("eos_token_id")
-    eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
+        text = config.get("text_config", config)
+        eos = text.get("eos_token_id") if isinstance(text, Mapping) else None
+    eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    if not all(isinstance(token, int) for token in eos):
+        raise ConfigError(f"{folder}: eos_token_id must be one token id or several, not {eos!r}")
     keys = Keys(raw, "generation_config.json")
     return GenerationConfig(
         eos_token_ids=tuple(eos),
@@ -224,7 +235,7 @@ def _text_config(raw: Mapping[str, Any]) -> TextConfig:
         intermediate_size_mlp=keys.integer("intermediate_size_mlp", 16384),
         num_local_experts=experts,
         num_experts_per_tok=experts_per_token,
-        rms_norm_eps=keys.number("rms_norm_eps", 1e-5),
+        rms_norm_eps=keys.positive("rms_norm_eps", 1e-5),
         rope_theta=theta,
         rope_scaling=scaling,
         max_position_embeddings=keys.integer("max_position_embeddings", 131_072),
@@ -275,23 +286,25 @@ def _layer_kinds(raw: Mapping[str, Any], keys: Keys) -> tuple[LayerKind, ...]:
 def _rope(
     raw: Mapping[str, Any], keys: Keys, default_theta: float
 ) -> tuple[float, RopeScaling | None]:
-    """theta and scaling, from `rope_parameters` (transformers 5) or the releases' own keys."""
-    parameters = raw.get("rope_parameters")
-    if not parameters:
-        parameters = dict(raw.get("rope_scaling") or {})
-        parameters.setdefault("rope_theta", raw.get("rope_theta"))
-    where = f"{keys.where}: rope_parameters" if raw.get("rope_parameters") else keys.where
+    """theta and scaling: the releases' `rope_scaling` and `rope_theta`, or transformers 5's
+    `rope_parameters`. As there, the older spelling wins where both are written.
+    """
+    name = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    parameters = raw.get(name) or {}
+    where = f"{keys.where}: {name}"
+    if not isinstance(parameters, Mapping):
+        raise ConfigError(f"{where} must be an object, not {parameters!r}")
     rope = Keys(parameters, where)
-    theta = rope.number("rope_theta", default_theta)
+    theta = rope.positive("rope_theta", Keys(raw, keys.where).positive("rope_theta", default_theta))
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind == "default":
         return theta, None
     if kind != "llama3":
         raise ConfigError(f"{where}: rope_type {kind!r} is not 'default' or 'llama3'")
     return theta, RopeScaling(
-        factor=rope.number("factor"),
-        low_freq_factor=rope.number("low_freq_factor"),
-        high_freq_factor=rope.number("high_freq_factor"),
+        factor=rope.positive("factor"),
+        low_freq_factor=rope.positive("low_freq_factor"),
+        high_freq_factor=rope.positive("high_freq_factor"),
         original_max_position_embeddings=rope.integer("original_max_position_embeddings"),
     )
 
@@ -308,7 +321,7 @@ def _vision_config(raw: Mapping[str, Any]) -> VisionConfig:
         num_channels=keys.integer("num_channels", 3),
         image_size=keys.integer("image_size"),
         patch_size=keys.integer("patch_size"),
-        pixel_shuffle_ratio=keys.number("pixel_shuffle_ratio", 0.5),
+        pixel_shuffle_ratio=keys.positive("pixel_shuffle_ratio", 0.5),
         projector_input_dim=keys.integer("projector_input_dim"),
         projector_output_dim=keys.integer("projector_output_dim"),
         vision_output_dim=keys.integer("vision_output_dim"),

@@ -1,6 +1,7 @@
 """Reading the JSON files of a model folder, with errors that name the file and the key."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ def read_json(path: Path, error: type[Exception] = ConfigError) -> dict[str, Any
         value = json.loads(path.read_bytes())
     except OSError as failure:
         raise error(f"cannot read {path}: {failure.strerror or failure}") from None
-    except ValueError as failure:
+    except (ValueError, RecursionError) as failure:
         raise error(f"{path} is not valid JSON ({failure}); download it again") from None
     if not isinstance(value, dict):
         raise error(f"{path} holds a {type(value).__name__}, not a JSON object")
@@ -40,7 +41,7 @@ class Keys:
         value = self._value(key, default)
         if isinstance(value, list) and len(set(value)) == 1:
             value = value[0]  # [336, 336], as some write image_size
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        if not _is_number(value) or value != int(value):
             raise ConfigError(f"{self.where}: {key} is {value!r}, not a whole number")
         if value < least:
             raise ConfigError(f"{self.where}: {key} is {value}, less than {least}")
@@ -48,12 +49,32 @@ class Keys:
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not _is_number(value):
             raise ConfigError(f"{self.where}: {key} is {value!r}, not a number")
         return float(value)
 
+    def positive(self, key: str, default: float | None = None) -> float:
+        value = self.number(key, default)
+        if value <= 0:
+            raise ConfigError(f"{self.where}: {key} is {value:g}, not above 0")
+        return value
+
+    def numbers(self, key: str, default: list[float]) -> list[float]:
+        """As many numbers as the default has."""
+        values = self._value(key, default)
+        if not isinstance(values, list) or len(values) != len(default):
+            raise ConfigError(f"{self.where}: {key} is {values!r}, not {len(default)} numbers")
+        if not all(map(_is_number, values)):
+            raise ConfigError(f"{self.where}: {key} is {values!r}, not {len(default)} numbers")
+        return values
+
     def expect(self, key: str, only: str) -> None:
         """Refuse a variant that no released model uses and that we do not compute."""
-        value = self.raw.get(key, only)
-        if value != only:
+        value = self.raw.get(key)
+        if value not in (None, only):
             raise ConfigError(f"{self.where}: {key} is {value!r}; only {only!r} is supported")
+
+
+def _is_number(value: Any) -> bool:
+    """JSON as Python reads it also knows NaN and Infinity, which mean nothing here."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -23,11 +23,16 @@ def load(folder: Path, dtype: mx.Dtype | None = None) -> tuple[Llama4, Processor
 
     Raises CheckpointError or ConfigError if the folder is incomplete or not what it says.
     """
+    _, processor = open_folder(folder)
+    return load_model(folder, dtype), processor
+
+
+def open_folder(folder: Path) -> tuple[Config, Processor]:
+    """All of a model folder but its weights, of which the headers are checked."""
     config = load_config(folder)
     with open_checkpoint(folder) as checkpoint:
         config = _check(checkpoint, config)
-        processor = Processor.load(folder, config)
-        return _load_weights(checkpoint, config, dtype), processor
+    return config, Processor.load(folder, config)
 
 
 def load_model(folder: Path, dtype: mx.Dtype | None = None) -> Llama4:
@@ -66,7 +71,7 @@ def _load_weights(checkpoint: Checkpoint, config: Config, dtype: mx.Dtype | None
         nn.quantize(model, class_predicate=quantization_of)
     weights: list[tuple[str, mx.array]] = []
     for file in checkpoint.files:
-        for name, array in mx.load(str(file)).items():
+        for name, array in mx.load(str(file), format="safetensors").items():
             if source_of(name) is not None:
                 is_float = mx.issubdtype(array.dtype, mx.floating)
                 weights.append((name, array.astype(dtype) if is_float else array))

@@ -27,6 +27,15 @@ class CacheBytes:
         return self.global_layers + self.chunked_layers
 
 
+def human_bytes(count: float) -> str:
+    """For reading, in decimal units, as disks and macOS count."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if abs(count) < 999.5:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
 def weight_bytes(
     config: Config,
     quantization_of: Callable[[str, TensorSpec], Quantization | None],

@@ -41,8 +41,11 @@ def parse_quantization(
         table = part.get("quantization") or part.get("quantization_config")
         if not table:
             continue
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"config.json: quantization must be an object, not {table!r}")
         if "quant_method" in table:
-            return None, " ".join(filter(None, (table["quant_method"], table.get("format"))))
+            named = [table["quant_method"] or "unnamed method", table.get("format")]
+            return None, " ".join(filter(None, named))
         default = _quantized_as(table, "config.json: quantization")
         overrides = {
             path: _quantized_as(entry, f"config.json: quantization of {path}") if entry else None

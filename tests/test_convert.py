@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +13,14 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import mlx_llama4.convert.plan as plan_module
 import mlx_llama4.convert.write as write_module
 from mlx_llama4.config import load_config
-from mlx_llama4.convert.checkpoint import INDEX_NAME, open_checkpoint
+from mlx_llama4.convert.checkpoint import INDEX_NAME, Checkpoint, open_checkpoint
+from mlx_llama4.convert.fit import fits
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.stream import convert, default_dtype
 from mlx_llama4.errors import CheckpointError, OutputError, RunError
@@ -33,10 +37,12 @@ PLAIN = Recipe("float32", None)
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Scout-like checkpoint in bfloat16, in three shards."""
+    """A Scout-like checkpoint in bfloat16, in three shards, with a tokenizer."""
     case = cases.MODELS["scout"]
     folder = tmp_path_factory.mktemp("source")
-    return tiny.write_checkpoint(folder, case.config, case.weights(), "BF16", shards=3)
+    tiny.write_checkpoint(folder, case.config, case.weights(), "BF16", shards=3)
+    (folder / "tokenizer.json").write_bytes((TOKENIZER_FOLDER / "tokenizer.json").read_bytes())
+    return folder
 
 
 def arrays(folder: Path) -> dict[str, mx.array]:
@@ -148,12 +154,20 @@ def test_config_has_both_spellings(tmp_path: Path) -> None:
 
 
 def test_side_files_come_along(source: Path, tmp_path: Path) -> None:
-    (source / "tokenizer.json").write_bytes((TOKENIZER_FOLDER / "tokenizer.json").read_bytes())
-    (source / "LICENSE.txt").write_text("mind it")
+    copied = {
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+        "generation_config.json", "preprocessor_config.json", "processor_config.json",
+        "chat_template.jinja", "chat_template.json", "LICENSE.txt", "USE_POLICY.md",
+    }  # fmt: skip
+    source = Path(shutil.copytree(source, tmp_path / "source"))
+    for name in copied:
+        (source / name).write_text(f"this is {name}")
     (source / "notes.txt").write_text("not ours")
+    (source / "LICENSES").mkdir()
+    (source / "LICENSE.gone").symlink_to(source / "gone")
     convert(source, tmp_path / "out", FOUR_BITS)
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    copied = {"tokenizer.json", "LICENSE.txt"}
+    assert all((tmp_path / "out" / name).read_text() == f"this is {name}" for name in copied)
     assert names == {"config.json", "model.safetensors", INDEX_NAME, *copied}
 
 
@@ -184,25 +198,36 @@ def test_progress(source: Path, tmp_path: Path) -> None:
     assert seen[-1] == (report.source_bytes, report.source_bytes)
 
 
-def test_memory_is_that_of_a_slice(tmp_path: Path) -> None:
+def test_memory_is_that_of_a_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """32 experts of 400 KB each, one tensor of 13 MB; never more than a few experts at once."""
     config = tiny.config("scout", num_local_experts=32, intermediate_size=1024, num_hidden_layers=1)
     source = tiny.write_checkpoint(tmp_path / "source", config, tiny.tensors(config), "BF16")
-    previous, plan_module.BLOCK_BYTES = plan_module.BLOCK_BYTES, 2**18
-    try:
-        report = convert(source, tmp_path / "out", FOUR_BITS)
-    finally:
-        plan_module.BLOCK_BYTES = previous
+    monkeypatch.setattr(plan_module, "BLOCK_BYTES", 2**18)
+    read, reads = Checkpoint.read, []
+
+    def counted(self: Checkpoint, *args: object) -> np.ndarray:
+        data = read(self, *args)
+        reads.append(data.nbytes)
+        return data
+
+    monkeypatch.setattr(Checkpoint, "read", counted)
+    report = convert(source, tmp_path / "out", FOUR_BITS)
     expert_bytes = 64 * 2048 * 2
+    assert max(reads) == expert_bytes
     assert report.source_bytes > 12 * 2**20
     assert report.peak_bytes < 3.5 * expert_bytes
 
 
-def test_default_dtype(tmp_path: Path) -> None:
-    for stored in ("bfloat16", "float16", "float32"):
-        config = tiny.config("scout") | {"torch_dtype": stored}
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        assert default_dtype(tmp_path) == ("bfloat16" if stored == "float32" else stored)
+@pytest.mark.parametrize(
+    ("stored", "expected"), [("F32", "bfloat16"), ("BF16", "bfloat16"), ("F16", "float16")]
+)
+def test_default_dtype_is_what_is_stored(tmp_path: Path, stored: str, expected: str) -> None:
+    """Whatever config.json says."""
+    case = cases.MODELS["maverick"]
+    for named in ("float16", "bfloat16", None):
+        config = case.config | {"torch_dtype": named}
+        tiny.write_checkpoint(tmp_path / f"{named}", config, case.weights(), stored)
+        assert default_dtype(tmp_path / f"{named}") == expected
 
 
 def test_an_mlx_folder_of_plain_weights_can_be_quantized(source: Path, tmp_path: Path) -> None:
@@ -263,7 +288,9 @@ def test_quantized_sources_are_refused_by_name(source: Path, tmp_path: Path) -> 
         convert(foreign, tmp_path / "out", FOUR_BITS)
 
 
-def test_destinations_that_will_not_do(source: Path, tmp_path: Path) -> None:
+def test_destinations_that_will_not_do(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "file").touch()
@@ -272,10 +299,26 @@ def test_destinations_that_will_not_do(source: Path, tmp_path: Path) -> None:
             convert(source, out, FOUR_BITS)
     with pytest.raises(OutputError, match="cannot write to"):
         convert(source, taken / "file" / "below", FOUR_BITS)
+    with pytest.raises(OutputError, match="File name too long"):
+        convert(source, tmp_path / ("x" * 300), FOUR_BITS)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(OutputError, match="cannot write to"):
+        convert(source, tmp_path / "loop", FOUR_BITS)
     empty = tmp_path / "empty"
     empty.mkdir()
+    with monkeypatch.context() as context:
+        context.chdir(empty)
+        with pytest.raises(OutputError, match="already exists"):
+            convert(source, Path(), FOUR_BITS)
     convert(source, empty, FOUR_BITS)
     assert (empty / "config.json").is_file()
+    for name in ("here", "not yet"):
+        (tmp_path / f"to {name}").symlink_to(tmp_path / name)
+    (tmp_path / "here").mkdir()
+    for name in ("here", "not yet", "deep/er"):
+        target = tmp_path / name if "/" in name else tmp_path / f"to {name}"
+        convert(source, target, FOUR_BITS)
+        assert (tmp_path / name / "config.json").is_file()
 
 
 def test_unwritable_destination(
@@ -287,11 +330,9 @@ def test_unwritable_destination(
 
 
 def test_disk_too_small(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OutputError, match=r"needs 0\.0 GB but only 0\.0 GB are free"):
+    with pytest.raises(OutputError, match="needs 667 KB but only 1 KB are free"):
         convert(source, tmp_path / "out", FOUR_BITS)
 
 
@@ -316,10 +357,107 @@ def test_disk_full_on_the_way(
 def test_what_a_killed_run_left_is_cleared_away(source: Path, tmp_path: Path) -> None:
     left = tmp_path / "out.partial"
     left.mkdir()
+    (left / write_module.LOCK_NAME).touch()
     (left / "model-00007-of-00009.safetensors").touch()
     convert(source, tmp_path / "out", FOUR_BITS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
-    assert not (tmp_path / "out" / "model-00007-of-00009.safetensors").exists()
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert not names & {"model-00007-of-00009.safetensors", write_module.LOCK_NAME}
+
+
+def test_a_folder_of_the_user_s_own_is_not_touched(source: Path, tmp_path: Path) -> None:
+    """It may be called out.partial by chance, or be the source."""
+    own = tmp_path / "out.partial"
+    shutil.copytree(source, own)
+    (own / "thesis.txt").write_text("precious")
+    for checkpoint in (source, own):
+        with pytest.raises(OutputError, match="is in the way, and is not ours"):
+            convert(checkpoint, tmp_path / "out", FOUR_BITS)
+    assert (own / "thesis.txt").read_text() == "precious"
+
+
+def test_two_conversions_at_once(source: Path, tmp_path: Path) -> None:
+    """The second is refused and does the first no harm; both once shared a folder."""
+    refusals = []
+
+    def meanwhile(done: int, total: int) -> None:
+        assert not (tmp_path / "out").exists()
+        with pytest.raises(OutputError, match="another conversion is writing") as caught:
+            convert(source, tmp_path / "out", PLAIN)
+        refusals.append(caught.value)
+
+    convert(source, tmp_path / "out", FOUR_BITS, meanwhile)
+    convert(source, tmp_path / "alone", FOUR_BITS)
+    assert refusals
+    both = [arrays(tmp_path / name) for name in ("out", "alone")]
+    assert all(mx.array_equal(both[0][name], both[1][name]) for name in both[1])
+
+
+def test_a_second_ctrl_c_does_not_stop_the_clearing_away(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, calls = shutil.rmtree, []
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        calls.append(args)
+        if len(calls) < 3:
+            raise KeyboardInterrupt
+        remove(*args, **kwargs)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "out", FOUR_BITS, stop)
+    assert len(calls) == 3
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_files_that_cannot_be_copied_are_known_at_once(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    progress: list[int] = []
+    with pytest.raises(RunError, match=r"cannot copy .*tokenizer\.json to .*: Permission denied"):
+        convert(source, tmp_path / "out", FOUR_BITS, lambda done, total: progress.append(done))
+    assert not progress and not list(tmp_path.glob("out*"))
+
+
+@given(
+    bits=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50),
+    source=st.sampled_from(["F32", "BF16", "F16"]),
+    target=st.sampled_from(["float32", "bfloat16", "float16"]),
+)
+@example([0x477FEFFF, 0xC77FEFFF], "F32", "float16")
+@example([0x477FF000], "F32", "float16")
+@example([0x7F7F7FFF], "F32", "bfloat16")
+@example([0x7F7F8000], "F32", "bfloat16")
+@example([0x477F], "BF16", "float16")
+@example([0x4780], "BF16", "float16")
+@settings(deadline=None)
+def test_fit_is_finiteness_after_conversion(bits: list[int], source: str, target: str) -> None:
+    width = np.uint32 if source == "F32" else np.uint16
+    data = (np.array(bits, np.uint64) & np.iinfo(width).max).astype(width)
+    named = {"F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16}[source]
+    values = mx.array(data).view(named).astype(getattr(mx, target))
+    assert fits(data.view(np.uint8), source, target) == mx.isfinite(values).all().item()
+
+
+@pytest.mark.parametrize("quantization", [None, Quantization(32, 4)])
+def test_values_that_do_not_fit_the_type(tmp_path: Path, quantization: Quantization | None) -> None:
+    """bfloat16 reaches to 3e38, float16 to 65,504; and a NaN is damage in any type."""
+    name = "language_model.lm_head.weight"
+    for value, dtype in ((1e5, "float16"), (float("nan"), "bfloat16")):
+        weights = cases.MODELS["scout"].weights()
+        weights[name][3, 3] = value
+        source = tiny.write_checkpoint(tmp_path / f"{dtype}", cases.MODELS["scout"].config, weights)
+        with pytest.raises(RunError, match=f"{name} has values that {dtype} cannot hold"):
+            convert(source, tmp_path / "out", Recipe(dtype, quantization))
+        assert not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.slow
@@ -330,6 +468,7 @@ def test_stopped_runs_leave_nothing_under_the_final_name(tmp_path: Path, stop: i
     source = tiny.write_checkpoint(
         tmp_path / "source", config | {"vision_config": None}, weights, "BF16"
     )
+    (source / "tokenizer.json").touch()
     command = [sys.executable, "-m", "mlx_llama4", "convert", str(source), str(tmp_path / "out")]
     for delay in np.linspace(0.3, 1.3, 8):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)

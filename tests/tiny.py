@@ -153,12 +153,11 @@ def write_safetensors(path: Path, weights: dict[str, np.ndarray], dtype: str = "
     blobs, offset = [], 0
     for name, array in weights.items():
         array = np.ascontiguousarray(array, np.float32)
-        blob = {
-            "F32": array.tobytes,
-            "F16": array.astype(np.float16).tobytes,
-            # Exact in bfloat16, so the upper halves say it all.
-            "BF16": (array.view(np.uint32) >> 16).astype(np.uint16).tobytes,
-        }[dtype]()
+        if dtype == "F16":
+            array = array.astype(np.float16)
+        elif dtype == "BF16":  # exact in it, so the upper halves say it all
+            array = (array.view(np.uint32) >> 16).astype(np.uint16)
+        blob = array.tobytes()
         header[name] = {
             "dtype": dtype,
             "shape": list(array.shape),

@@ -46,13 +46,13 @@ class ChunkedKVCache(KVCache):
         length = keys.shape[2]
         for start, stop, position in list(self.pieces(length)):
             new_keys, new_values = keys[:, :, start:stop], values[:, :, start:stop]
-            self.chunk_start = self.offset - position
-            self.offset += stop - start
             if position or stop == length:
                 capacity = self._capacity(position + stop - start)
                 new_keys = self.keys.write(position, new_keys, capacity)
                 new_values = self.values.write(position, new_values, capacity)
             # Else a whole chunk that begins and ends in here, and that nothing will see again.
+            self.chunk_start = self.offset - position
+            self.offset += stop - start
             yield from ranges(new_keys, new_values, start, stop, position, attention_step)
 
     def _capacity(self, tokens: int) -> int:

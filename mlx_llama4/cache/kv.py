@@ -75,10 +75,10 @@ class KVCache:
         its own last token, so a causal mask aligned at the end is all it needs.
         """
         start, length = self.offset, keys.shape[2]
-        self.offset += length
-        capacity = allocation(max(self.offset, self.reserved))
+        capacity = allocation(max(start + length, self.reserved))
         keys = self.keys.write(start, keys, capacity)
         values = self.values.write(start, values, capacity)
+        self.offset += length  # last: an interruption must not leave a hole
         yield from ranges(keys, values, 0, length, start, attention_step)
 
     @property

@@ -13,7 +13,7 @@ from mlx_llama4.cli import options, terminal
 from mlx_llama4.errors import PromptError
 
 if TYPE_CHECKING:
-    from mlx_llama4.chat import Chat
+    from mlx_llama4.chat import Chat, ChatOptions
     from mlx_llama4.prompt.image import TiledImage
 
 
@@ -22,7 +22,9 @@ def ask(
     question: Annotated[
         str | None,
         typer.Argument(
-            metavar="[QUESTION]", help="Without it, standard input is read.", show_default=False
+            metavar="QUESTION",
+            help="Without it, or if it is -, standard input is read.",
+            show_default=False,
         ),
     ] = None,
     *,
@@ -32,8 +34,8 @@ def ask(
         typer.Option(
             "--image",
             "-i",
-            help="A picture; give it once for each.",
             metavar="PATH",
+            help="A picture; give it once for each.",
             show_default=False,
         ),
     ] = None,
@@ -49,34 +51,45 @@ def ask(
 ) -> None:
     """Ask one question, with any number of pictures.
 
-    Example:  mlx-llama4 ask "What does the sign say?" --model scout-4bit --image sign.jpg
+    \b
+    Example:
+      mlx-llama4 ask "What is this?" --model scout-4bit --image photo.jpg
     """
-    from mlx_llama4.prompt.image import open_image
-
-    text = question if question is not None else _read_standard_input()
-    # All that can be refused is, before the weights are read.
+    text = terminal.as_typed(_read_standard_input() if question in (None, "-") else question)
     if not text.strip() and not image:
         raise PromptError("the question is empty")
-    pictures = [open_image(path) for path in image or ()]
     sampling = options.Sampling(temperature, top_p, top_k, seed)
-    chat = options.load_chat(model, system, max_tokens, sampling)
-    images = [chat.open_image(picture) for picture in pictures]
+    chat_options = options.chat_options(model, system, max_tokens, sampling)
+    images = _check(model, text, image or [], chat_options)
+    chat = options.load_chat(model, chat_options)
     if as_json:
         _answer_json(chat, text, images)
     else:
         _answer(chat, text, images)
 
 
+def _check(
+    model: Path, text: str, paths: list[Path], chat_options: "ChatOptions"
+) -> list["TiledImage"]:
+    """The pictures. Refuses all that can be refused before the weights are read."""
+    from mlx_llama4.chat import opening_messages, user_message
+    from mlx_llama4.load import open_folder
+    from mlx_llama4.prompt.processor import check_length
+
+    config, processor = open_folder(model)
+    images = [processor.tile(path) for path in paths]
+    messages = [*opening_messages(chat_options), user_message(text, images)]
+    check_length(processor.encode(messages), config)
+    return images
+
+
 def _answer(chat: "Chat", text: str, images: list["TiledImage"]) -> None:
-    last = ""
-    try:
-        with contextlib.closing(chat.send(text, images)) as pieces:
-            for piece in pieces:
-                terminal.stream(piece)
-                last = piece
-    finally:
-        if last and not last.endswith("\n"):
-            terminal.line()
+    with (
+        terminal.Answer() as answer,
+        contextlib.closing(chat.send(text, images, answer.on_prefill)) as pieces,
+    ):
+        for piece in pieces:
+            answer.write(piece)
     if chat.statistics.finish_reason == "length":
         terminal.note(f"(stopped after {chat.statistics.generated_tokens} tokens)")
 
@@ -88,19 +101,17 @@ def _answer_json(chat: "Chat", text: str, images: list["TiledImage"]) -> None:
         pieces.extend(chat.send(text, images))
     except KeyboardInterrupt:
         interrupted = True
-    statistics = {
-        name: value
-        for name, value in dataclasses.asdict(chat.statistics).items()
-        if not name.startswith("_")
-    }
+    statistics = dataclasses.asdict(chat.statistics)
     if interrupted:
         statistics["finish_reason"] = "interrupted"
-    terminal.line(json.dumps({"text": "".join(pieces), **statistics}, ensure_ascii=False))
+    is_unicode = sys.stdout.encoding.lower().startswith("utf")
+    result = {"text": "".join(pieces), **statistics}
+    terminal.line(json.dumps(result, ensure_ascii=not is_unicode))
     if interrupted:
         raise typer.Exit(terminal.INTERRUPTED)
 
 
 def _read_standard_input() -> str:
     if sys.stdin.isatty():
-        raise typer.BadParameter("give a question, or pipe one in", param_hint="QUESTION")
+        raise PromptError("give a question, or pipe one in")
     return sys.stdin.read()

@@ -3,7 +3,10 @@
 import contextlib
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
 
 from mlx_llama4.cli import options, terminal
 from mlx_llama4.errors import Llama4Error
@@ -13,9 +16,9 @@ if TYPE_CHECKING:
     from mlx_llama4.prompt.image import TiledImage
 
 HELP = """\
-/image PATH   attach a picture to the next message
-/reset        forget the conversation
-/quit         leave (so does Ctrl-D)
+/image PATH   attach a picture to the next message; quote several paths, or spaces
+/reset        forget the conversation and the pictures attached
+/quit         leave (so do Ctrl-D, and Ctrl-C twice)
 Ctrl-C stops an answer and keeps what is there."""
 
 
@@ -31,49 +34,57 @@ def chat(
 ) -> None:
     """Talk with a model; /help lists what else can be typed.
 
-    Example:  mlx-llama4 chat --model scout-4bit
+    \b
+    Example:
+      mlx-llama4 chat --model scout-4bit
     """
     sampling = options.Sampling(temperature, top_p, top_k, seed)
-    conversation = options.load_chat(model, system, max_tokens, sampling)
+    chat_options = options.chat_options(model, system, max_tokens, sampling)
+    conversation = options.load_chat(model, chat_options)
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  gives input() editing and history
     if sys.stdin.isatty():
         terminal.note(HELP)
     images: list[TiledImage] = []
     while (text := _read_line()) is not None:
-        command, _, argument = text.strip().partition(" ")
-        if not command:
-            continue
+        command, argument = (*text.split(maxsplit=1), "", "")[:2]
         if command in ("/quit", "/exit"):
             break
         try:
             if command.startswith("/"):
-                _run_command(conversation, command, argument, images)
-            else:
-                _answer(conversation, text, images)
-                images.clear()
+                _run_command(conversation, command, argument.strip(), images)
+            elif command:
+                _answer(conversation, terminal.as_typed(text), images)
         except Llama4Error as error:
             terminal.note(f"error: {error}")
+        except KeyboardInterrupt:
+            terminal.note("[stopped]")
 
 
 def _read_line() -> str | None:
-    """The user's next line; None at the end of input."""
-    try:
-        return input("> " if sys.stdin.isatty() else "")
-    except EOFError:
-        if sys.stdin.isatty():
+    """The user's next line; None at the end of input. A second Ctrl-C in a row leaves."""
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    prompt = "> " if is_terminal else ""
+    for last in (False, True):
+        try:
+            return input(prompt)
+        except EOFError:
+            if is_terminal:
+                terminal.note("")
+            return None
+        except KeyboardInterrupt:
             terminal.note("")
-        return None
+            if not last:
+                terminal.note("[Ctrl-C again, or Ctrl-D, leaves]")
+    raise typer.Exit(terminal.INTERRUPTED)
 
 
 def _run_command(
     conversation: "Chat", command: str, argument: str, images: list["TiledImage"]
 ) -> None:
     if command == "/image":
-        for path in shlex.split(argument) or [""]:
-            if not path:
-                raise Llama4Error("give the path of a picture: /image PATH")
-            image = conversation.open_image(path)
+        opened = [(path, conversation.open_image(path)) for path in _paths(argument)]
+        for path, image in opened:
             images.append(image)
             width, height = image.size
             tiles = "1 tile" if len(image.tiles) == 1 else f"{len(image.tiles)} tiles"
@@ -88,14 +99,31 @@ def _run_command(
         raise Llama4Error(f"unknown command {command}; /help lists them")
 
 
-def _answer(conversation: "Chat", text: str, images: list["TiledImage"]) -> None:
+def _paths(argument: str) -> list[str]:
+    """One path as it is, if there is such a file, else what a shell would make of it."""
+    if not argument:
+        raise Llama4Error("give the path of a picture: /image PATH")
+    with contextlib.suppress(OSError, RuntimeError):  # too long for a path; "~nobody"
+        if Path(argument).expanduser().exists():
+            return [argument]
     try:
-        with contextlib.closing(conversation.send(text, images)) as pieces:
+        return shlex.split(argument)
+    except ValueError:  # an apostrophe that quotes nothing
+        return [argument]
+
+
+def _answer(conversation: "Chat", text: str, images: list["TiledImage"]) -> None:
+    """Pictures stay attached until a message that has them is in the conversation."""
+    spoken = len(conversation.messages)
+    try:
+        with (
+            terminal.Answer() as answer,
+            contextlib.closing(conversation.send(text, images, answer.on_prefill)) as pieces,
+        ):
             for piece in pieces:
-                terminal.stream(piece)
-        terminal.line()
-    except KeyboardInterrupt:
-        terminal.line()
-        terminal.note("[stopped]")
+                answer.write(piece)
+    finally:
+        if len(conversation.messages) > spoken:
+            images.clear()
     if conversation.statistics.finish_reason == "length":
         terminal.note(f"[stopped after {conversation.statistics.generated_tokens} tokens]")

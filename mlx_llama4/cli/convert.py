@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mlx_llama4.cli import terminal
-from mlx_llama4.errors import InputError
+from mlx_llama4.errors import CheckpointError, InputError
 
 
 class Dtype(StrEnum):
@@ -18,14 +18,19 @@ class Dtype(StrEnum):
 
 @terminal.reports_errors
 def convert(
-    source: Annotated[Path, typer.Argument(help="Folder of a Hugging Face checkpoint.")],
-    out: Annotated[Path, typer.Argument(help="Folder to create.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Folder of a Hugging Face checkpoint.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
     bits: Annotated[
         int | None,
-        typer.Option(help="4 or 8. Default: 4, unless --dtype is given.", show_default=False),
+        typer.Option(
+            metavar="N", help="4 or 8. Default: 4, unless --dtype is given.", show_default=False
+        ),
     ] = None,
     group_size: Annotated[
-        int, typer.Option("--group-size", help="Weights that share a scale: 32 or 64.")
+        int,
+        typer.Option("--group-size", metavar="N", help="Weights that share a scale: 32 or 64."),
     ] = 64,
     dtype: Annotated[
         Dtype | None,
@@ -38,7 +43,9 @@ def convert(
 ) -> None:
     """Convert a checkpoint to MLX, quantized or not, in little memory.
 
-    Example:  mlx-llama4 convert Llama-4-Scout-17B-16E-Instruct scout-4bit --bits 4
+    \b
+    Example:
+      mlx-llama4 convert Llama-4-Scout-17B-16E-Instruct scout-4bit
     """
     if bits not in (None, 4, 8):
         raise InputError(f"--bits {bits} is not supported; use 4 or 8")
@@ -47,6 +54,7 @@ def convert(
     from mlx_llama4.convert.recipes import Recipe
     from mlx_llama4.convert.stream import convert as run_conversion
     from mlx_llama4.convert.stream import default_dtype
+    from mlx_llama4.memory import human_bytes
     from mlx_llama4.quantization import Quantization
 
     if bits is None and dtype is None:
@@ -55,12 +63,13 @@ def convert(
         dtype=dtype.value if dtype else default_dtype(source),
         quantization=Quantization(group_size, bits) if bits else None,
     )
+    if not (source / "tokenizer.json").is_file():
+        raise CheckpointError(f"{source} has no tokenizer.json; download it too")
     with terminal.byte_progress(f"Converting {source.name}") as on_progress:
         report = run_conversion(source, out, recipe, on_progress)
-    size = terminal.human_bytes
     terminal.note(
-        f"{out}: {size(report.output_bytes)} from {size(report.source_bytes)} "
-        f"in {report.seconds:.0f} s, {size(report.peak_bytes)} of memory at most"
+        f"{out}: {human_bytes(report.output_bytes)} from {human_bytes(report.source_bytes)} "
+        f"in {report.seconds:.0f} s, {human_bytes(report.peak_bytes)} of memory at most"
     )
     if not report.has_vision:
         terminal.note("The checkpoint has no vision tower: the result takes text only.")

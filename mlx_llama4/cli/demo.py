@@ -25,11 +25,15 @@ def demo() -> None:
 
     Exit code 1 if an answer is wrong.
 
-    Example:  mlx-llama4 demo
+    \b
+    Example:
+      mlx-llama4 demo
     """
+    from mlx_llama4.chat import ChatOptions
     from mlx_llama4.convert.recipes import Recipe
     from mlx_llama4.convert.stream import convert
     from mlx_llama4.demo.questions import CHECKPOINT, PICTURES, QUESTIONS
+    from mlx_llama4.memory import human_bytes
     from mlx_llama4.quantization import Quantization
 
     with tempfile.TemporaryDirectory(prefix="mlx-llama4-demo-") as temporary:
@@ -37,14 +41,12 @@ def demo() -> None:
         recipe = Recipe("bfloat16", Quantization(group_size=64, bits=8))
         with terminal.byte_progress("Converting the demo model") as on_progress:
             report = convert(CHECKPOINT, folder, recipe, on_progress)
-        size = terminal.human_bytes
         terminal.line(
-            f"Converted a {size(report.source_bytes)} Llama 4 (3 million parameters, trained on "
-            f"drawn shapes) to 8 bits: {size(report.output_bytes)}."
+            f"Converted a {human_bytes(report.source_bytes)} Llama 4 (3 million parameters, "
+            f"trained on drawn shapes) to 8 bits: {human_bytes(report.output_bytes)}."
         )
         terminal.line(f"Pictures: {PICTURES}")
-        sampling = options.Sampling(temperature=0.0, top_p=None, top_k=None, seed=None)
-        chat = options.load_chat(folder, None, 256, sampling)
+        chat = options.load_chat(folder, ChatOptions(max_tokens=256))
         wrong = sum(not _show(chat, question, PICTURES) for question in QUESTIONS)
     terminal.line()
     if wrong:

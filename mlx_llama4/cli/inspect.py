@@ -16,14 +16,18 @@ SHOWN_NAMES = 10
 
 @terminal.reports_errors
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="Folder of a checkpoint, converted or not.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A checkpoint, converted or not.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what a folder holds: variant, parameters, quantization, and tensors that are missing.
 
     Exit code 1 if it is not complete.
 
-    Example:  mlx-llama4 inspect scout-4bit
+    \b
+    Example:
+      mlx-llama4 inspect scout-4bit
     """
     from mlx_llama4.inspection import inspect_folder
 
@@ -37,17 +41,18 @@ def inspect(
 
 
 def _print(found: "Inspection") -> None:
-    size = terminal.human_bytes
+    from mlx_llama4.memory import human_bytes
+
     terminal.line(f"{found.folder}: {found.variant}")
     terminal.line(f"  {found.architecture}")
     terminal.line(f"  {found.layout}, {found.quantization}")
     terminal.line()
     rows = [("part", "parameters", "bytes", "stored as")]
     rows += [
-        (part.name, f"{part.parameters:,}", size(part.nbytes), ", ".join(part.stored_as))
+        (part.name, f"{part.parameters:,}", human_bytes(part.nbytes), ", ".join(part.stored_as))
         for part in found.parts
     ]
-    rows.append(("total", f"{found.parameters:,}", size(found.nbytes), ""))
+    rows.append(("total", f"{found.parameters:,}", human_bytes(found.nbytes), ""))
     terminal.table(rows, right=(1, 2))
     terminal.line()
     for problem, names in found.problems.items():

@@ -3,17 +3,28 @@
 Whatever is heavy (MLX, tokenizers, Pillow, rich) is imported by the subcommand that needs it.
 """
 
+from typing import Annotated
+
 import typer
 
+from mlx_llama4 import __version__
 from mlx_llama4.cli.ask import ask
 from mlx_llama4.cli.chat import chat
 from mlx_llama4.cli.convert import convert
 from mlx_llama4.cli.demo import demo
 from mlx_llama4.cli.inspect import inspect
 
+EXAMPLES = """\b
+Examples:
+  mlx-llama4 demo
+  mlx-llama4 convert scout scout-4bit
+  mlx-llama4 ask "What is this?" --model scout-4bit --image photo.jpg
+  mlx-llama4 chat --model scout-4bit
+"""
+
 app = typer.Typer(
     name="mlx-llama4",
-    help="Run Llama 4 on your own Mac: convert a checkpoint, chat with it, ask about images.",
+    epilog=EXAMPLES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,5 +35,19 @@ for command in (convert, ask, chat, inspect, demo):
     app.command()(command)
 
 
-def run() -> None:
-    app()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Run Llama 4 on your own Mac: convert a checkpoint, chat with it, ask about images."""

@@ -9,39 +9,56 @@ import typer
 from mlx_llama4.cli import terminal
 
 if TYPE_CHECKING:
-    from mlx_llama4.chat import Chat
+    from mlx_llama4.chat import Chat, ChatOptions
 
 Model = Annotated[
     Path,
     typer.Option(
         "--model",
         "-m",
+        metavar="FOLDER",
         envvar="MLX_LLAMA4_MODEL",
-        help="Folder of a converted model.",
+        help="A converted model.",
         show_default=False,
     ),
 ]
-System = Annotated[str | None, typer.Option("--system", help="System prompt.", show_default=False)]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")]
+System = Annotated[
+    str | None,
+    typer.Option("--system", metavar="TEXT", help="System prompt.", show_default=False),
+]
+MaxTokens = Annotated[
+    int,
+    typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer, in tokens."),
+]
 Temperature = Annotated[
     float | None,
-    typer.Option(help="0 takes the likeliest token. Default: the model's.", show_default=False),
+    typer.Option(
+        metavar="T",
+        help="0 takes the likeliest token. Default: the model's.",
+        show_default=False,
+    ),
 ]
 TopP = Annotated[
     float | None,
-    typer.Option("--top-p", help="Nucleus sampling. Default: the model's.", show_default=False),
+    typer.Option(
+        "--top-p",
+        metavar="P",
+        help="Nucleus sampling. Default: the model's.",
+        show_default=False,
+    ),
 ]
 TopK = Annotated[
     int | None,
     typer.Option(
         "--top-k",
-        help="Sample from the k likeliest; 0 is off. Default: the model's.",
+        metavar="K",
+        help="Sample from the K likeliest; 0 is off. Default: the model's.",
         show_default=False,
     ),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(min=0, help="Same seed, same answer.", show_default=False),
+    typer.Option(metavar="S", help="Same seed, same answer.", show_default=False),
 ]
 
 
@@ -55,8 +72,11 @@ class Sampling:
     seed: int | None
 
 
-def load_chat(folder: Path, system: str | None, max_tokens: int, sampling: Sampling) -> "Chat":
-    """The model, ready to talk. Bad options are refused before the weights are read."""
+def chat_options(
+    folder: Path, system: str | None, max_tokens: int, sampling: Sampling
+) -> "ChatOptions":
+    """Raises InputError for values out of range."""
+    from mlx_llama4.chat import ChatOptions
     from mlx_llama4.config import load_generation_config
     from mlx_llama4.generation.sampler import make_sampler
 
@@ -68,9 +88,21 @@ def load_chat(folder: Path, system: str | None, max_tokens: int, sampling: Sampl
         top_k=defaults.top_k if sampling.top_k is None else sampling.top_k,
         seed=sampling.seed,
     )
+    return ChatOptions(max_tokens, sampler, terminal.as_typed(system) if system else None)
+
+
+def load_chat(folder: Path, options: "ChatOptions") -> "Chat":
+    """The model, its weights in memory, ready to talk."""
     with terminal.status(f"Loading {folder}"):
-        from mlx_llama4.chat import Chat, ChatOptions
+        import mlx.core as mx
+
+        from mlx_llama4.chat import Chat
+        from mlx_llama4.config import load_generation_config
         from mlx_llama4.load import load
 
+        if mx.default_device() == mx.cpu:
+            # MLX would compile kernels with the machine's C++ compiler, into TMPDIR; there
+            # need be neither, and on the CPU nothing is gained.
+            mx.disable_compile()
         model, processor = load(folder)
-        return Chat(model, processor, defaults, ChatOptions(max_tokens, sampler, system))
+        return Chat(model, processor, load_generation_config(folder), options)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from mlx_llama4.errors import Llama4Error
+from mlx_llama4.errors import Llama4Error, PromptError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -31,18 +31,19 @@ def reports_errors(command: Command) -> Command:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except (typer.Exit, typer.BadParameter):
+        except (typer.Exit, typer.BadParameter, BrokenPipeError):
             raise
         except KeyboardInterrupt:
             note("interrupted")
             raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:
-            # The reader has gone; keep Python from complaining again when it closes stdout.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from None
         except Llama4Error as error:
             note(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
+        except OSError as failure:
+            if failure.filename is None:  # standard output itself
+                raise
+            note(f"error: {failure.strerror}: {failure.filename}")
+            raise typer.Exit(1) from None
         except Exception as error:
             if os.environ.get(DEBUG_VARIABLE):
                 raise
@@ -63,10 +64,49 @@ def line(text: str = "") -> None:
     print(text, flush=True)
 
 
-def stream(text: str) -> None:
-    """A piece of an answer, on standard output, at once."""
-    sys.stdout.write(text.translate(CONTROLS) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+def as_typed(text: str) -> str:
+    """Text that the user gave, where the locale could not make out all of its bytes.
+
+    Raises PromptError if they are not UTF-8.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise PromptError("the text is not UTF-8; convert it first, with iconv say") from None
+
+
+class Answer:
+    """Shows an answer as it comes and, while a long prompt is still read, how far that is."""
+
+    def __init__(self) -> None:
+        self._last = ""
+        self._shows_progress = False
+
+    def __enter__(self) -> "Answer":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._clear()
+        if self._last and not self._last.endswith("\n"):
+            line()
+
+    def on_prefill(self, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            self._shows_progress = True
+            sys.stderr.write(f"\r\x1b[KReading the prompt: {done:,} of {total:,} tokens")
+            sys.stderr.flush()
+
+    def write(self, piece: str) -> None:
+        self._clear()
+        self._last = piece
+        sys.stdout.write(piece.translate(CONTROLS) if sys.stdout.isatty() else piece)
+        sys.stdout.flush()
+
+    def _clear(self) -> None:
+        if self._shows_progress:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._shows_progress = False
 
 
 @contextlib.contextmanager
@@ -76,8 +116,9 @@ def status(text: str) -> Iterator[None]:
         yield
         return
     from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status(text):
+    with Console(stderr=True).status(Text(text)):
         yield
 
 
@@ -96,7 +137,7 @@ def byte_progress(text: str) -> Iterator[Callable[[int, int], None]]:
 
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -116,12 +157,3 @@ def table(rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         line("  " + "  ".join(cells).rstrip())
-
-
-def human_bytes(count: float) -> str:
-    """Decimal units, as disks and macOS count."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if abs(count) < 999.5:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -2,18 +2,17 @@
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import mlx.core as mx
 
 from mlx_llama4.cache.kv import KVCache
-from mlx_llama4.errors import PromptError
 from mlx_llama4.generation.detokenizer import StreamingDetokenizer
 from mlx_llama4.generation.prefill import prefill
 from mlx_llama4.generation.sampler import Sampler, greedy
 from mlx_llama4.model.llama4 import Llama4
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.processor import Prompt, check_length
 
 FinishReason = Literal["stop", "length"]
 
@@ -45,7 +44,6 @@ class Statistics:
     decode_tokens_per_second: float | None = None
     peak_memory_bytes: int = 0
     finish_reason: FinishReason | None = None
-    _first_token_at: float = field(default=0.0, repr=False)
 
     def _start(self, model: Llama4, prompt: Prompt, cached: int) -> None:
         self.prompt_tokens = len(prompt.ids)
@@ -54,17 +52,16 @@ class Statistics:
         if model.config.vision is not None:
             self.image_tokens = prompt.num_tiles * model.config.vision.tokens_per_tile
 
-    def _count(self, started_at: float) -> None:
-        now = time.perf_counter()
-        self.generated_tokens += 1
-        if self.generated_tokens == 1:
-            self._first_token_at = now
-            self.time_to_first_token = now - started_at
+    def _count(self, seconds: float) -> None:
+        """One more token, `seconds` after the start."""
+        if self.time_to_first_token is None:
+            self.time_to_first_token = seconds
             new = self.prompt_tokens - self.cached_tokens
-            self.prefill_tokens_per_second = new / self.time_to_first_token
+            self.prefill_tokens_per_second = new / seconds
         else:
-            seconds = now - self._first_token_at
-            self.decode_tokens_per_second = (self.generated_tokens - 1) / seconds
+            decoding = seconds - self.time_to_first_token
+            self.decode_tokens_per_second = self.generated_tokens / decoding
+        self.generated_tokens += 1
         self.peak_memory_bytes = mx.get_peak_memory()
 
 
@@ -86,15 +83,8 @@ def generate(
     the last one perhaps not: its `offset` tells. Raises PromptError if the prompt is empty or
     longer than the model's context.
     """
-    context = model.config.text.max_position_embeddings
-    if not len(prompt.ids):
-        raise PromptError("the prompt is empty")
-    if len(prompt.ids) >= context:
-        raise PromptError(
-            f"the prompt has {len(prompt.ids):,} tokens; this model's context holds {context:,}, "
-            "answer included"
-        )
-    max_tokens = min(max_tokens, context - len(prompt.ids))
+    check_length(prompt, model.config)
+    max_tokens = min(max_tokens, model.config.text.max_position_embeddings - len(prompt.ids))
     cache = model.make_cache() if cache is None else cache
     statistics = Statistics() if statistics is None else statistics
     detokenizer = StreamingDetokenizer(token_bytes)
@@ -106,7 +96,7 @@ def generate(
     logits = prefill(model, prompt, cache, on_progress=on_prefill)
     tokens = _tokens(model, logits, cache, sampler, max_tokens)
     for count, (token, logprob) in enumerate(tokens, start=1):
-        statistics._count(started_at)
+        statistics._count(time.perf_counter() - started_at)
         if token in end_tokens:
             statistics.finish_reason = "stop"
         elif count == max_tokens:
@@ -133,7 +123,8 @@ def _tokens(
 
 
 def _choose(logits: mx.array, sampler: Sampler) -> tuple[mx.array, mx.array]:
-    """Tokens [B] and their log-probabilities [B], lazily."""
+    """Tokens [B] and their log-probabilities [B], lazily, in float32: 16 bits leave 0.1 nats."""
+    logits = logits.astype(mx.float32)
     tokens = sampler(logits)
     chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return tokens, (chosen - mx.logsumexp(logits, axis=-1)).astype(mx.float32)
+    return tokens, chosen - mx.logsumexp(logits, axis=-1)

@@ -18,7 +18,8 @@ def greedy(logits: mx.array) -> mx.array:
 def make_sampler(
     temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, seed: int | None = None
 ) -> Sampler:
-    """temperature 0 takes the likeliest token; top_p 1 and top_k 0 leave that filter out.
+    """temperature 0 (or below 1e-6) takes the likeliest token; top_p 1 and top_k 0 leave that
+    filter out.
 
     The same seed gives the same tokens for the same logits; None takes a fresh one. Raises
     InputError for values out of range.
@@ -29,7 +30,9 @@ def make_sampler(
         raise InputError(f"top-p {top_p} must be above 0 and at most 1")
     if top_k < 0:
         raise InputError(f"top-k {top_k} must be 0 or more")
-    if temperature == 0:
+    if seed is not None and not 0 <= seed < 2**64:
+        raise InputError(f"seed {seed} must be from 0 to 2^64 - 1")
+    if temperature < 1e-6:  # divided by less, float32 logits overflow
         return greedy
     key = mx.random.key(secrets.randbits(32) if seed is None else seed)
 
@@ -61,5 +64,6 @@ def keep_top_p(logits: mx.array, top_p: float) -> mx.array:
     order = mx.argsort(-logits, axis=-1)
     falling = mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1, precise=True)
     before = mx.cumsum(falling, axis=-1) - falling  # probability of all likelier tokens
-    kept = mx.put_along_axis(mx.zeros(logits.shape, mx.bool_), order, before < top_p, axis=-1)
+    enough = before < max(top_p, 1e-6)  # float32 makes 0 of less, and no token would stay
+    kept = mx.put_along_axis(mx.zeros(logits.shape, mx.bool_), order, enough, axis=-1)
     return mx.where(kept, logits, -mx.inf)

@@ -100,8 +100,6 @@ class ChatTemplate:
         A message may hold `token_ids` in place of its content's ids. Raises PromptError if the
         template refuses the messages.
         """
-        from jinja2 import TemplateError
-
         given: list[tuple[int, ...]] = []
         marked = [self._mark_message(message, given) for message in messages]
         try:
@@ -112,7 +110,7 @@ class ChatTemplate:
                 tools=None,
                 documents=None,
             )
-        except (TemplateError, TypeError, ValueError, KeyError, IndexError) as failure:
+        except Exception as failure:  # the template is foreign code and may raise anything
             raise PromptError(f"the chat template refuses these messages: {failure}") from None
         return list(self._pieces(text, given))
 
@@ -153,15 +151,22 @@ class ChatTemplate:
 
 def load_chat_template(folder: Path) -> str:
     """The checkpoint's own template, or ours."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as failure:
+            raise CheckpointError(f"cannot read {path}: {failure}") from None
     for name in ("chat_template.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             template = read_json(folder / name).get("chat_template")
             if isinstance(template, list):  # several, by name
-                template = {entry["name"]: entry["template"] for entry in template}.get("default")
-            if template:
-                return template
+                template = next((t["template"] for t in template if t["name"] == "default"), None)
+            if template is None:
+                continue
+            if not isinstance(template, str):
+                raise CheckpointError(f"{folder / name}: chat_template is no text")
+            return template
     return DEFAULT_TEMPLATE
 
 

@@ -71,16 +71,18 @@ class ImageTiler:
             raw = read_json(folder / name)
         elif (folder / name).is_file():
             raw = read_json(folder / name).get("image_processor") or {}
-        size = raw.get("size") or {}
+        if not isinstance(raw, dict) or not isinstance(raw.get("size", {}), dict):
+            raise ConfigError(f"{folder / name}: the image processor's settings are damaged")
+        size = raw.get("size", {})
         if {size.get("height", image_size), size.get("width", image_size)} != {image_size}:
             raise ConfigError(f"{name}: size {size} is not config.json's image_size {image_size}")
-        if raw.get("resize_to_max_canvas") or raw.get("resample", BILINEAR) != BILINEAR:
+        if raw.get("resize_to_max_canvas") or raw.get("resample") not in (None, BILINEAR):
             raise ConfigError(f"{name}: only bilinear resampling without enlarging is supported")
         keys = Keys(raw, name)
         table = pixel_table(
             keys.number("rescale_factor", 1 / 255),
-            raw.get("image_mean") or [0.5, 0.5, 0.5],
-            raw.get("image_std") or [0.5, 0.5, 0.5],
+            keys.numbers("image_mean", [0.5, 0.5, 0.5]),
+            keys.numbers("image_std", [0.5, 0.5, 0.5]),
         )
         return cls(image_size, keys.integer("max_patches", 16), table)
 
@@ -179,7 +181,9 @@ def open_image(source: ImageSource) -> Image.Image:
         raise ImageError(f"{path} does not exist") from None
     except IsADirectoryError:
         raise ImageError(f"{path} is a folder, not a picture") from None
-    except (OSError, RuntimeError, ValueError) as failure:  # "~nobody/x.png", a NUL in the name
+    except OSError as failure:
+        raise ImageError(f"cannot read {path}: {failure.strerror or failure}") from None
+    except (RuntimeError, ValueError) as failure:  # "~nobody/x.png", a NUL in the name
         raise ImageError(f"cannot read {path}: {failure}") from None
 
 
@@ -227,8 +231,10 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Grey values of 16 or 32 bits or of floats, scaled to 0 … 255 by the range of their kind."""
     values = np.asarray(image, dtype=np.float64)
+    values = np.where(np.isnan(values), 0, values)
     if image.mode == "F":
-        top = 1.0 if values.max(initial=0) <= 1 else 255.0
+        finite = values[np.isfinite(values)]
+        top = 1.0 if finite.max(initial=0) <= 1 else 255.0
     else:
         top = 65535.0 if values.max(initial=0) <= 65535 else float(values.max())
     return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))

@@ -21,7 +21,7 @@ from mlx_llama4.prompt.chat_template import (
     PlainText,
     load_chat_template,
 )
-from mlx_llama4.prompt.image import ImageTiler, TiledImage
+from mlx_llama4.prompt.image import ImageSource, ImageTiler, TiledImage
 from mlx_llama4.prompt.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -76,7 +76,7 @@ class Processor:
 
     def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
         """Raises PromptError for messages the model cannot take, ImageError for bad pictures."""
-        images = [self._tile(part["image"]) for part in _image_parts(messages)]
+        images = [self.tile(part["image"]) for part in _image_parts(messages)]
         pieces = self.template.render(messages, self.bos_token, add_generation_prompt)
         waiting = iter(images)
         ids: list[int] = []
@@ -93,7 +93,8 @@ class Processor:
             raise PromptError(f"the chat template left out {left} of {len(images)} images")
         return Prompt(np.array(ids, np.int32), tuple(images))
 
-    def _tile(self, image: Any) -> TiledImage:
+    def tile(self, image: ImageSource | TiledImage) -> TiledImage:
+        """Read and tile a picture. Raises ImageError or, without a vision tower, PromptError."""
         if self.tiler is None:
             raise PromptError("this checkpoint has no vision tower; it cannot take images")
         return image if isinstance(image, TiledImage) else self.tiler.tile(image)
@@ -113,6 +114,18 @@ class Processor:
             separated = [*tile, special("<|tile_x_separator|>")] * columns
             ids += [*separated[:-1], special("<|tile_y_separator|>")] * rows
         return [*ids, special("<|image|>"), *tile, special("<|image_end|>")]
+
+
+def check_length(prompt: Prompt, config: Config) -> None:
+    """Raises PromptError if the prompt is empty or leaves no room for an answer."""
+    context = config.text.max_position_embeddings
+    if not len(prompt.ids):
+        raise PromptError("the prompt is empty")
+    if len(prompt.ids) >= context:
+        raise PromptError(
+            f"the prompt has {len(prompt.ids):,} tokens; this model's context holds {context:,}, "
+            "answer included; shorten it or start a new conversation"
+        )
 
 
 def _image_parts(messages: Sequence[Message]) -> Iterator[Message]:

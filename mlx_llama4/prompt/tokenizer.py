@@ -33,6 +33,9 @@ class Tokenizer:
     def __init__(self, fast: FastTokenizer):
         if not isinstance(fast.decoder, ByteLevel):
             raise CheckpointError("tokenizer.json is no byte-level tokenizer, as Llama 4's is")
+        # Some files carry the settings of their training; a prompt is never cut or padded.
+        fast.no_truncation()
+        fast.no_padding()
         added = fast.get_added_tokens_decoder()
         self.special_ids: dict[str, int] = {token.content: id_ for id_, token in added.items()}
         # Flags every added token as special, so that the next line covers them all.
@@ -41,7 +44,10 @@ class Tokenizer:
         )
         fast.encode_special_tokens = True  # "<|eot|>" in text is text
         self._fast = fast
-        self._special = frozenset(added)
+        # What an added token shows: nothing if it is special, else its name.
+        self._added = {
+            id_: b"" if token.special else token.content.encode() for id_, token in added.items()
+        }
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -73,10 +79,15 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; names of special tokens in it stay text."""
-        return self._fast.encode(text, add_special_tokens=False).ids
+        try:
+            return self._fast.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            raise PromptError("the text is not Unicode: it holds a lone surrogate") from None
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes that a token stands for, maybe half a character; b"" if special."""
-        symbols = None if token in self._special else self._fast.id_to_token(token)
-        # None also for ids past the tokenizer's: models pad their vocabulary.
+        if token in self._added:
+            return self._added[token]
+        symbols = self._fast.id_to_token(token)
+        # None for ids past the tokenizer's: models pad their vocabulary.
         return b"" if symbols is None else bytes(BYTE_OF_SYMBOL[symbol] for symbol in symbols)
