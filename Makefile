@@ -1,4 +1,4 @@
-# GNU make 3.81, as macOS ships it. `make demo` and `make test` do all the set-up they need.
+# For GNU make 3.81, as macOS ships it. `make demo` and `make test` do all the set-up they need.
 
 VENV := .venv
 STAMP := $(VENV)/.installed
@@ -38,23 +38,28 @@ format: $(STAMP)
 clean:
 	rm -rf $(VENV)
 
-# Made again when the dependencies change, or when a half-made one was left behind.
+# A virtual environment holds the path it was made at and needs the Python it was made with; when
+# the folder was moved or copied, or that Python is gone, it is made again.
+MADE_FOR := $(shell $(BIN)/python -c "print(open('$(STAMP)').read().strip())" 2>/dev/null)
+ifneq ($(MADE_FOR),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
 $(STAMP): pyproject.toml
-	@found=; reasons=; \
+	@made=; reasons=; \
 	for python in $(PYTHONS); do \
 	  reason=`$$python -c "$(CHECK)" 2>/dev/null` || continue; \
-	  if [ -z "$$reason" ]; then found=$$python; break; fi; \
+	  if [ -z "$$reason" ]; then \
+	    echo "Setting up $(VENV) with $$python; this takes a minute."; \
+	    rm -rf $(VENV); \
+	    if $$python -m venv $(VENV) >/dev/null 2>&1; then made=$$python; break; fi; \
+	    reason="cannot make a virtual environment"; \
+	  fi; \
 	  reasons="$$reasons ($$python $$reason)"; \
 	done; \
-	if [ -z "$$found" ]; then \
-	  echo "No usable Python$$reasons. Install Python 3.12 from python.org or Homebrew (an arm64 build on a Mac), then try again." >&2; \
+	if [ -z "$$made" ]; then \
+	  echo "No usable Python$$reasons. Install Python 3.12 with its venv module (an arm64 build on a Mac), then try again." >&2; \
 	  exit 1; \
-	fi; \
-	echo "Setting up $(VENV) with $$found; this takes a minute."; \
-	rm -rf $(VENV); \
-	$$found -m venv $(VENV) || { \
-	  echo "$$found cannot make a virtual environment; on Debian and Ubuntu install its -venv package." >&2; \
-	  exit 1; \
-	}
+	fi
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
-	@touch $(STAMP)
+	@echo "$(CURDIR)" > $(STAMP)

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlx_llama4.config import Config, parse_config, read_config
+from mlx_llama4.config import Config, load_config, parse_config, read_config
 from mlx_llama4.convert.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from mlx_llama4.convert.config_json import mlx_config
 from mlx_llama4.convert.fit import fits
@@ -91,7 +91,7 @@ def default_dtype(source: Path) -> str:
 
     By what is stored, since config.json may say otherwise.
     """
-    read_config(source)  # for its errors, which are clearer where this is no model folder
+    load_config(source)  # for its errors, which are clearer where this is no model folder
     nbytes: Counter[str] = Counter()
     with open_checkpoint(source) as checkpoint:
         for tensor in checkpoint.tensors.values():

@@ -3,7 +3,8 @@
 Knows no terminal.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from mlx_llama4.generation.generate import Statistics, Step, generate
 from mlx_llama4.generation.sampler import Sampler, greedy
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.image import ImageSource, TiledImage
-from mlx_llama4.prompt.processor import Processor
+from mlx_llama4.prompt.processor import Processor, check_length
 
 # What a turn of the family ends with, whatever generation_config.json says or leaves out.
 END_TOKENS = ("<|eot|>", "<|eom|>", "<|end_of_text|>")
@@ -58,10 +59,13 @@ class Chat:
         self.end_tokens = frozenset(generation_config.eos_token_ids) | {
             special_ids[name] for name in END_TOKENS if name in special_ids
         }
+        self._answering: Generator[Step, None, None] | None = None
         self.reset()
 
     def reset(self) -> None:
         """Forget the conversation; the options stay."""
+        if self._answering is not None:
+            self._answering.close()
         self.messages = opening_messages(self.options)
         self.cache = PromptCache(self.model.make_cache())
         self.statistics = Statistics()
@@ -78,19 +82,22 @@ class Chat:
     ) -> Iterator[str]:
         """The answer, piece by piece as it is generated; the images come before the text.
 
-        A caller that stops early, by closing the iterator or by an exception of its own, keeps
-        the part that it has got in the conversation. A prompt that is refused leaves no trace.
+        A caller that stops early, by closing the iterator, by an exception of its own or by
+        sending something else, keeps the part that it has got in the conversation. A prompt that
+        is refused leaves no trace.
         """
         if not text.strip() and not images:
             raise PromptError("the question is empty")
-        for step in self._answer(user_message(text, images), on_prefill):
-            if step.text:
-                yield step.text
+        if self._answering is not None:
+            self._answering.close()  # two answers at once would write into one cache
+        self._answering = self._answer(user_message(text, images), on_prefill)
+        return _texts(self._answering)
 
     def _answer(
         self, message: dict[str, Any], on_prefill: Callable[[int, int], None]
-    ) -> Iterator[Step]:
+    ) -> Generator[Step, None, None]:
         prompt = self.processor.encode([*self.messages, message])
+        check_length(prompt, self.model.config)
         digests = [image.digest for image in prompt.images]
         if not self.cache.rewind_to_common_prefix(prompt.ids, digests):
             self.cache = PromptCache(self.model.make_cache())
@@ -123,4 +130,13 @@ class Chat:
     def _assistant(self, texts: list[str], generated: list[int]) -> dict[str, Any]:
         """The answer with its own tokens, which its text might not be tokenised to again."""
         ids = generated[:-1] if generated[-1] in self.end_tokens else generated
+        # A slot for an image, which a model may well emit, would ask for one in every later turn.
+        ids = [token for token in ids if token != self.model.config.image_token_id]
         return {"role": "assistant", "content": "".join(texts), "token_ids": ids}
+
+
+def _texts(steps: Generator[Step, None, None]) -> Iterator[str]:
+    with contextlib.closing(steps):
+        for step in steps:
+            if step.text:
+                yield step.text

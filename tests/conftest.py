@@ -5,6 +5,7 @@ pytest --device gpu    the same suite on the machine's GPU, with the GPU's toler
 """
 
 import os
+import shutil
 
 # Reduced-precision matmuls would drown what the goldens are for.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
@@ -67,4 +68,28 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo checkpoint, converted to 8 bits."""
     folder = tmp_path_factory.mktemp("demo") / "demo-8bit"
     convert(CHECKPOINT, folder, Recipe("bfloat16", Quantization(64, 8)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def talkative(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights with the demo's tokenizer: talks nonsense and does not stop."""
+    root = tmp_path_factory.mktemp("talkative")
+    config = tiny.config("scout", vocab_size=1019)
+    config["image_token_index"] = 1018
+    source = tiny.write_checkpoint(root / "source", config, tiny.tensors(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(CHECKPOINT / name, source)
+    (source / "generation_config.json").write_text('{"eos_token_id": 1001}')
+    convert(source, root / "mlx", Recipe("float32", None))
+    return root / "mlx"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Scout-like checkpoint in bfloat16, in three shards, with a tokenizer."""
+    case = MODELS["scout"]
+    folder = tmp_path_factory.mktemp("source")
+    tiny.write_checkpoint(folder, case.config, case.weights(), "BF16", shards=3)
+    (folder / "tokenizer.json").write_bytes((CHECKPOINT / "tokenizer.json").read_bytes())
     return folder

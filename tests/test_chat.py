@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.config import load_generation_config
 from mlx_llama4.demo.questions import NOTES, PICTURES, QUESTIONS
 from mlx_llama4.errors import ImageError, PromptError
+from mlx_llama4.generation.sampler import greedy
 from mlx_llama4.load import load
 
 
@@ -157,6 +159,30 @@ def test_system_prompt_and_reset(chat: Chat) -> None:
     say(chat, "Hello")
     assert bytes(chat.cache.ids.astype(np.int32)) == first
     assert b"Be kind." in b"".join(map(chat.processor.tokenizer.token_bytes, chat.cache.ids))
+
+
+def test_a_generated_patch_token_does_not_ask_for_an_image_ever_after(chat: Chat) -> None:
+    patch, eot = (chat.processor.tokenizer.special_ids[n] for n in ("<|patch|>", "<|eot|>"))
+    script = iter([patch, 65, patch, eot, eot])
+    chat.options.sampler = lambda logits: mx.array([next(script)])
+    say(chat, "Hello")
+    chat.options.sampler = greedy
+    assert same_from_scratch(chat, "What is 2 plus 3?")
+
+
+def test_a_second_question_ends_the_first_answer(chat: Chat) -> None:
+    """Both once wrote into one cache."""
+    first = chat.send("What is a llama?")
+    heard = next(first)
+    assert say(chat, "What is 2 plus 3?") == "2 plus 3 is 5."
+    assert chat.messages[1]["content"] == heard
+    assert next(first, None) is None
+    assert len(chat.messages) == 4
+    assert same_from_scratch(chat, "What is 7 plus 5?")
+    open_answer = chat.send("Hello")
+    next(open_answer)
+    chat.reset()
+    assert chat.messages == [] and next(open_answer, None) is None
 
 
 def test_every_end_token_ends(chat: Chat) -> None:

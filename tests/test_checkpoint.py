@@ -91,6 +91,15 @@ def test_file_that_shrinks_while_it_is_read(folder: Path) -> None:
         (b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}', "takes -4 bytes"),
         (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-9, -5]}}', "takes 4 bytes"),
         (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "is truncated"),
+        (b'{"a": {"dtype": "F32", "shape": ["1"], "data_offsets": [0, 4]}}', "entry of a is"),
+        (b'{"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}', "which is unknown"),
+        (b'{"a": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 4]}}', "entry of a is"),
+        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0.0, 4]}}', "entry of a is"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},'
+            b' "b": {"dtype": "F16", "shape": [1], "data_offsets": [2, 4]}}',
+            "b overlaps another",
+        ),
     ],
 )
 def test_damaged_headers(tmp_path: Path, header: bytes, message: str) -> None:
@@ -112,6 +121,12 @@ def test_index_cannot_leave_the_folder(folder: Path) -> None:
     for name in ("../other.safetensors", "/etc/passwd", "sub/x.safetensors"):
         (folder / INDEX_NAME).write_text(json.dumps({"weight_map": {"a": name}}))
         assert "outside its folder" in refused(folder)
+
+
+def test_names_that_promise_too_much(tmp_path: Path) -> None:
+    """Five digits of shards are believed, more are not even counted."""
+    tiny.write_safetensors(tmp_path / "model-00001-of-9999999.safetensors", WEIGHTS)
+    assert len(open_checkpoint(tmp_path).tensors) == 3
 
 
 def test_tensor_in_two_shards(folder: Path) -> None:

@@ -1,59 +1,18 @@
 """The command line, as a user meets it: in processes of their own."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from mlx_llama4.convert.recipes import Recipe
-from mlx_llama4.convert.stream import convert
+import mlx_llama4
+from mlx_llama4.cli import options
 from mlx_llama4.demo.questions import CHECKPOINT, PICTURES
 from tests import tiny
-
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "MLX_LLAMA4_MODEL"}
-
-
-def run(*arguments: object, text: str | None = None, **extra: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "mlx_llama4", *map(str, arguments)],
-        input=text,
-        stdin=subprocess.DEVNULL if text is None else None,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=ENVIRONMENT | extra,
-        check=False,
-    )
-
-
-def refused(*arguments: object, code: int = 2, text: str | None = None) -> str:
-    """The one line that a command says when it cannot do what is asked."""
-    result = run(*arguments, text=text)
-    assert result.returncode == code, result
-    assert result.stdout == ""
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
-    return lines[0]
-
-
-@pytest.fixture(scope="module")
-def talkative(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights with the demo's tokenizer: talks nonsense and does not stop."""
-    root = tmp_path_factory.mktemp("talkative")
-    config = tiny.config("scout", vocab_size=1019)
-    config["image_token_index"] = 1018
-    source = tiny.write_checkpoint(root / "source", config, tiny.tensors(config))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(CHECKPOINT / name, source)
-    (source / "generation_config.json").write_text('{"eos_token_id": 1001}')
-    convert(source, root / "mlx", Recipe("float32", None))
-    return root / "mlx"
+from tests.commands import run
 
 
 def test_help() -> None:
@@ -62,6 +21,10 @@ def test_help() -> None:
     for command in ("convert", "ask", "chat", "inspect", "demo"):
         assert command in result.stdout
         assert "Example:" in run(command, "--help").stdout
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"{mlx_llama4.__version__}\n"
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -161,6 +124,24 @@ def test_ask_samples_as_told(talkative: Path) -> None:
     assert words("--temperature", 1, "--top-k", 1) == words()
 
 
+def test_sampling_defaults_are_the_model_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config("scout")))
+    path = tmp_path / "generation_config.json"
+    made: dict[str, object] = {}
+    monkeypatch.setattr(
+        "mlx_llama4.generation.sampler.make_sampler", lambda **given: made.update(given)
+    )
+    untold = options.Sampling(None, None, None, None)
+    told = options.Sampling(0.1, 0.2, 3, 4)
+    for do_sample, temperature in ((True, 0.6), (False, 0.0)):
+        stored = {"do_sample": do_sample, "temperature": 0.6, "top_p": 0.9, "top_k": 7}
+        path.write_text(json.dumps(stored))
+        options.chat_options(tmp_path, None, 5, untold)
+        assert made == {"temperature": temperature, "top_p": 0.9, "top_k": 7, "seed": None}
+        options.chat_options(tmp_path, None, 5, told)
+        assert made == {"temperature": 0.1, "top_p": 0.2, "top_k": 3, "seed": 4}
+
+
 def test_ask_says_when_the_quota_cut_the_answer(talkative: Path) -> None:
     result = run("ask", "Hello", "-m", talkative, "--max-tokens", 5)
     assert (result.returncode, result.stderr) == (0, "(stopped after 5 tokens)\n")
@@ -170,7 +151,7 @@ def test_chat(demo_folder: Path) -> None:
     lines = (
         f"My name is Ada.\n/image {PICTURES / 'star.png'}\nWhat is in the image?\n"
         "What is my name?\n/reset\nWhat is my name?\n"
-        "/nonsense\n/image\n/image gone.png\n/quit\nno\n"
+        "/nonsense\n/image\n/image gone.png\n/image it's.png\n/image a\\\n/quit\nno\n"
     )
     result = run("chat", "--model", demo_folder, text=lines)
     assert result.returncode == 0
@@ -188,6 +169,8 @@ def test_chat(demo_folder: Path) -> None:
         "error: unknown command /nonsense; /help lists them",
         "error: give the path of a picture: /image PATH",
         "error: gone.png does not exist",
+        "error: it's.png does not exist",
+        "error: a\\ does not exist",
     ]
 
 
@@ -224,155 +207,6 @@ def test_convert(tmp_path: Path) -> None:
     default = run("convert", CHECKPOINT, tmp_path / "default")
     assert default.returncode == 0
     assert "4 bits" in run("inspect", tmp_path / "default").stdout
-
-
-class TestRefusals:
-    """Everything a user may get wrong: one line, exit code 2, before any weight is read."""
-
-    def test_folders(self, tmp_path: Path, demo_folder: Path) -> None:
-        for command in (("ask", "x", "-m"), ("chat", "-m"), ("inspect",)):
-            assert "does not exist" in refused(*command, tmp_path / "nowhere")
-            assert "no config.json" in refused(*command, tmp_path)
-            assert "is a file" in refused(*command, demo_folder / "config.json")
-        assert "does not exist" in refused("convert", tmp_path / "nowhere", tmp_path / "out")
-        (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
-        for command in (("ask", "x", "-m"), ("chat", "-m"), ("inspect",)):
-            assert "only Llama 4 runs here" in refused(*command, tmp_path)
-        assert "only Llama 4 runs here" in refused("convert", tmp_path, tmp_path / "out")
-
-    def test_unconverted_checkpoint(self) -> None:
-        assert "mlx-llama4 convert" in refused("ask", "x", "-m", CHECKPOINT)
-
-    def test_damaged_weights(self, demo_folder: Path, tmp_path: Path) -> None:
-        folder = shutil.copytree(demo_folder, tmp_path / "model")
-        weights = folder / "model.safetensors"
-        os.truncate(weights, weights.stat().st_size - 1000)
-        for command in (("ask", "x", "-m"), ("inspect",)):
-            assert "model.safetensors is truncated" in refused(*command, folder)
-        weights.unlink()
-        assert "1 of 1 shards missing (model.safetensors)" in refused("inspect", folder)
-        (folder / "model.safetensors.index.json").unlink()
-        assert "holds no model*.safetensors" in refused("ask", "x", "-m", folder)
-
-    def test_images(self, demo_folder: Path, tmp_path: Path) -> None:
-        notes, empty, cut = (tmp_path / name for name in ("notes.png", "empty.png", "cut.png"))
-        notes.write_text("some text")
-        empty.touch()
-        Image.effect_noise((200, 200), 50).save(cut)
-        os.truncate(cut, 900)
-        for path, message in (
-            (notes, "is not a picture in a known format"),
-            (empty, "is empty (0 bytes)"),
-            (cut, "is damaged"),
-            (tmp_path, "is a folder"),
-            (tmp_path / "gone.jpg", "does not exist"),
-        ):
-            said = refused("ask", "x", "-m", demo_folder, "-i", path)
-            assert said.startswith(f"error: {path} {message}")
-
-    def test_prompts(self, demo_folder: Path, tmp_path: Path) -> None:
-        assert "the question is empty" in refused("ask", "", "-m", demo_folder)
-        assert "the question is empty" in refused("ask", "-m", demo_folder, text=" \n")
-        folder = shutil.copytree(demo_folder, tmp_path / "short")
-        config = json.loads((folder / "config.json").read_text())
-        config["text_config"]["max_position_embeddings"] = 20
-        (folder / "config.json").write_text(json.dumps(config))
-        said = refused("ask", "What is 7 plus 5? " * 9, "-m", folder)
-        assert "tokens; this model's context holds 20, answer included" in said
-
-    def test_images_without_a_vision_tower(self, tmp_path: Path) -> None:
-        config = tiny.config("scout", vocab_size=1019)
-        config["vision_config"] = None
-        source = tiny.write_checkpoint(tmp_path / "source", config, tiny.tensors(config))
-        shutil.copy(CHECKPOINT / "tokenizer.json", source)
-        convert(source, tmp_path / "mlx", Recipe("float32", None))
-        said = refused("ask", "x", "-m", tmp_path / "mlx", "-i", PICTURES / "star.png")
-        assert "no vision tower" in said
-
-    def test_options(self, demo_folder: Path, tmp_path: Path) -> None:
-        assert "top-p 3.0" in refused("ask", "x", "-m", demo_folder, "--top-p", 3)
-        assert "temperature -1.0" in refused("ask", "x", "-m", demo_folder, "--temperature", -1)
-        out = tmp_path / "out"
-        assert "--bits 3" in refused("convert", CHECKPOINT, out, "--bits", 3)
-        assert "--group-size 7" in refused("convert", CHECKPOINT, out, "--group-size", 7)
-        assert run("ask", "x").returncode == 2
-        assert run("dance").returncode == 2
-        assert run("convert", CHECKPOINT, out, "--dtype", "int8").returncode == 2
-
-    def test_destinations(self, tmp_path: Path) -> None:
-        (tmp_path / "file").touch()
-        assert "already exists" in refused("convert", CHECKPOINT, tmp_path)
-        assert "cannot write to" in refused("convert", CHECKPOINT, tmp_path / "file" / "out")
-
-
-def interrupt_after_some_text(*arguments: object) -> tuple[int, str, str]:
-    """Send Ctrl-C once some of the answer is out; exit code, output and errors."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlx_llama4", *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=ENVIRONMENT,
-    )
-    first = os.read(process.stdout.fileno(), 10)
-    process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=60)
-    return process.returncode, (first + rest).decode(errors="replace"), errors.decode()
-
-
-def test_ctrl_c_while_answering(talkative: Path) -> None:
-    endless = ("--max-tokens", 100000)
-    code, output, errors = interrupt_after_some_text("ask", "Hello", "-m", talkative, *endless)
-    assert (code, errors) == (130, "interrupted\n")
-    assert output.strip()
-    assert output.endswith("\n")
-
-
-def test_ctrl_c_keeps_the_json_whole(talkative: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlx_llama4", "ask", "Hello", "-m", str(talkative), "--json",
-         "--max-tokens", "100000"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT,
-    )  # fmt: skip
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.communicate(timeout=4)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert json.loads(output)["finish_reason"] == "interrupted"
-    assert len(json.loads(output)["text"]) > 100
-
-
-def test_reader_that_goes_away(talkative: Path) -> None:
-    """`mlx-llama4 ask … | head -c 10`"""
-    command = f"{sys.executable} -m mlx_llama4 ask Hello -m {talkative} --max-tokens 300"
-    result = subprocess.run(
-        ["bash", "-c", f"{command} | head -c 10"], capture_output=True, text=True, check=False
-    )
-    assert result.stderr == ""
-
-
-def test_unexpected_failures_are_one_line_too(demo_folder: Path) -> None:
-    code = (
-        "import mlx_llama4.chat\n"
-        "def broken(*args, **kwargs): raise RuntimeError('the sky fell')\n"
-        "mlx_llama4.chat.Chat.send = broken\n"
-        "from mlx_llama4.cli.main import app\n"
-        f"app(['ask', 'x', '-m', {str(demo_folder)!r}])"
-    )
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[0] == "error: unexpected RuntimeError: the sky fell"
-    assert "Traceback" not in result.stderr
-    debug = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"MLX_LLAMA4_DEBUG": "1"},
-        check=False,
-    )
-    assert "Traceback" in debug.stderr
 
 
 def test_example(tmp_path: Path) -> None:

@@ -71,6 +71,24 @@ def test_both_spellings_of_rope_and_of_the_image_token() -> None:
     assert parse_config(old).text.rope_scaling.factor == 16
 
 
+def test_which_rope_settings_count() -> None:
+    """As in transformers: theta may stand beside either, and the older spelling wins."""
+    for changes, theta, factor in (
+        ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": None}, 500000.0, None),
+        ({"rope_parameters": {"rope_theta": 7.0}, "rope_scaling": None}, 7.0, None),
+        ({"rope_parameters": {"rope_theta": 7.0, "factor": 3.0}}, 500000.0, 16.0),
+        ({"rope_scaling": None, "rope_theta": None}, 500000.0, None),
+    ):
+        text = parse_config(tiny.config("scout", **changes)).text
+        assert text.rope_theta == theta
+        assert (text.rope_scaling.factor if text.rope_scaling else None) == factor
+
+
+def test_nulls_mean_the_default() -> None:
+    raw = tiny.config("scout", hidden_act=None, rms_norm_eps=None, floor_scale=None)
+    assert parse_config(raw).text.floor_scale == 8192
+
+
 def test_maverick_has_no_rope_scaling() -> None:
     assert parse_config(tiny.config("maverick")).text.rope_scaling is None
 
@@ -125,6 +143,7 @@ BAD = {
         "quantization": {"group_size": 64, "bits": 4, "mode": "q4_k"}
     },
     "bits is missing": {"quantization": {"group_size": 64}},
+    "quantization must be an object": {"quantization": "4bit"},
 }
 BAD_TEXT = {
     "hidden_size is missing": {"hidden_size": None},
@@ -141,6 +160,10 @@ BAD_TEXT = {
     "disagree": {"layer_types": ["full_attention"] * 8},
     "moe_layers must be a list": {"moe_layers": 2},
     "rope_type 'yarn'": {"rope_scaling": {"rope_type": "yarn", "factor": 2}},
+    "hidden_size is inf": {"hidden_size": float("inf")},
+    "rms_norm_eps is nan": {"rms_norm_eps": float("nan")},
+    "rope_theta is -5, not above 0": {"rope_theta": -5},
+    "rope_scaling must be an object": {"rope_scaling": [1]},
     "factor is missing": {"rope_scaling": {"rope_type": "llama3"}},
 }
 BAD_VISION = {
@@ -178,6 +201,9 @@ def test_files(tmp_path: Path) -> None:
     path.write_text("[1]")
     with pytest.raises(ConfigError, match="holds a list"):
         load_config(tmp_path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        load_config(tmp_path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not valid JSON"):
         load_config(tmp_path)
@@ -193,6 +219,18 @@ def test_generation_defaults(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     found = load_generation_config(tmp_path)
     assert (found.eos_token_ids, found.temperature, found.top_p, found.top_k) == ((7,), 0.6, 0.9, 0)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": "stop"}')
+    with pytest.raises(ConfigError, match="eos_token_id must be"):
+        load_generation_config(tmp_path)
+
+
+def test_folder_that_may_not_be_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: Path, **options: object) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", denied)  # root may enter anything
+    with pytest.raises(CheckpointError, match=r"cannot read .*: Permission denied"):
+        load_config(tmp_path)
 
 
 def test_rope_of_the_releases() -> None:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlx.utils import tree_flatten
 
+import mlx_llama4.generation.generate as generate_module
 from mlx_llama4.errors import InputError, PromptError
 from mlx_llama4.generation.detokenizer import StreamingDetokenizer
 from mlx_llama4.generation.generate import Statistics, generate
@@ -90,8 +92,16 @@ def test_prefill_of_images_in_any_span(golden_model: Models, case: str, span: in
     assert_same_logits(logits, goldens("maverick")[case][-1:], "images")
 
 
-def test_prefill_continues_what_the_cache_holds(golden_model: Models) -> None:
+def test_prefill_continues_what_the_cache_holds(
+    golden_model: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also from the middle of an image's tokens; images before it are not encoded again."""
+    encode, encoded = Llama4.image_features, []
+
+    def counted(self: Llama4, tiles: np.ndarray) -> mx.array:
+        encoded.append(len(tiles))
+        return encode(self, tiles)
+
     model, prompt = golden_model("scout"), image_prompt(cases.IMAGES["two images"])
     slots = np.flatnonzero(prompt.ids == tiny.PATCH_ID)
     for held in (2, slots[1] + 1, slots[3] + 1, slots[6], slots[-1] + 2):
@@ -101,8 +111,12 @@ def test_prefill_continues_what_the_cache_holds(golden_model: Models) -> None:
             features = model.image_features(np.concatenate([i.table for i in prompt.images]))
             count = (prompt.ids[:held] == tiny.PATCH_ID).sum()
             model(model.embed(prompt.ids[None, :held], features[:count]), cache)
-        logits = prefill(model, prompt, cache)
+        with monkeypatch.context() as context:
+            context.setattr(Llama4, "image_features", counted)
+            logits = prefill(model, prompt, cache)
         assert_same_logits(logits, goldens("scout")["two images"][-1:], "images")
+    # The first image has one tile and 4 slots, the second three tiles and 12.
+    assert encoded == [1, 3, 1, 3, 3, 3]
 
 
 def test_slots_and_features_must_agree(golden_model: Models) -> None:
@@ -134,8 +148,12 @@ def test_end_token_stops_and_has_no_text(golden_model: Models) -> None:
     assert statistics.prompt_tokens == cases.GREEDY_PROMPT
 
 
-def test_statistics(golden_model: Models) -> None:
+def test_statistics(golden_model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that is read at the start and then once a token, half a second apart."""
+    clock = iter(np.arange(0, 100, 0.5))
+    monkeypatch.setattr(generate_module.time, "perf_counter", lambda: next(clock))
     model, prompt, statistics = golden_model("scout"), image_prompt([(2, 2)]), Statistics()
+    mx.eval(mx.zeros(10**7))  # what came before does not count
     cache = model.make_cache()
     model(mx.array(prompt.ids[None, :3]), cache)
     for _ in generate(
@@ -151,10 +169,11 @@ def test_statistics(golden_model: Models) -> None:
     assert (statistics.prompt_tokens, statistics.cached_tokens) == (len(prompt.ids), 3)
     assert (statistics.image_tiles, statistics.image_tokens) == (5, 20)
     assert statistics.generated_tokens == 5
-    assert statistics.time_to_first_token > 0
-    assert statistics.prefill_tokens_per_second > 0
-    assert statistics.decode_tokens_per_second > 0
-    assert statistics.peak_memory_bytes > 0
+    assert statistics.time_to_first_token == 0.5
+    assert statistics.prefill_tokens_per_second == (len(prompt.ids) - 3) / 0.5
+    assert statistics.decode_tokens_per_second == 4 / 2.0
+    weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    assert weights < statistics.peak_memory_bytes < mx.get_active_memory() + 4 * 10**7
     assert {layer.offset for layer in cache} == {len(prompt.ids) + 4}
 
 
@@ -244,12 +263,29 @@ def test_top_p_keeps_the_smallest_sufficient_set(logits: list[float], top_p: flo
 
 def test_seed() -> None:
     logits = [0.0] * 50
-    one, same = (draws(make_sampler(1.0, seed=7), logits, 30) for _ in range(2))
-    assert one.tolist() == same.tolist()
-    assert one.tolist() != draws(make_sampler(1.0, seed=8), logits, 30).tolist()
-    sampler = make_sampler(1.0)
+
+    def first(seed: int | None) -> list[int]:
+        return draws(make_sampler(1.0, seed=seed), logits, 30).tolist()
+
+    assert first(7) == first(7) != first(8)
+    assert first(None) != first(None)
+    sampler = make_sampler(1.0, seed=7)
     assert draws(sampler, logits, 30).tolist() != draws(sampler, logits, 30).tolist()
-    assert draws(make_sampler(1.0), logits, 30).tolist() != draws(sampler, logits, 30).tolist()
+    assert first(2**64 - 1)
+    for bad in (-1, 2**64):
+        with pytest.raises(InputError, match="seed"):
+            make_sampler(1.0, seed=bad)
+
+
+def test_extreme_settings_still_give_the_likeliest() -> None:
+    logits = [1.0, 40.0, 39.5, -300.0]
+    for sampler in (
+        make_sampler(temperature=1e-40),
+        make_sampler(temperature=1e-5, seed=0),
+        make_sampler(1.0, top_p=1e-50, seed=0),
+        make_sampler(1.0, top_k=1, seed=0),
+    ):
+        assert set(draws(sampler, logits, 50)) == {1}
 
 
 TOKENIZER = Tokenizer.load(TOKENIZER_FOLDER)
@@ -293,12 +329,19 @@ def test_the_model_never_waits_for_the_device_in_decode(golden_model: Models) ->
 
 
 def test_decode_waits_once_a_token(golden_model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the token and its log-probability, which come together; counted."""
-    waits = []
-    item, evaluate = mx.array.item, mx.eval
-    monkeypatch.setattr(mx.array, "item", lambda self: waits.append("item") or item(self))
-    monkeypatch.setattr(mx, "eval", lambda *args: waits.append("eval") or evaluate(*args))
-    monkeypatch.setattr(mx.array, "tolist", lambda self: waits.append("tolist"))
+    """For the token and its log-probability, which come together, and only when the next token
+    is already under way: every wait, and every start, counted in order.
+    """
+    events = []
+
+    def recorded(name: str, call: Callable) -> Callable:
+        return lambda *args: events.append(name) or call(*args)
+
+    for name in ("eval", "async_eval", "synchronize"):
+        monkeypatch.setattr(mx, name, recorded(name, getattr(mx, name)))
+    for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__array__"):
+        if hasattr(mx.array, name):
+            monkeypatch.setattr(mx.array, name, recorded(name, getattr(mx.array, name)))
     steps = generate(
         golden_model("maverick"),
         text_prompt(20),
@@ -307,4 +350,35 @@ def test_decode_waits_once_a_token(golden_model: Models, monkeypatch: pytest.Mon
         max_tokens=10,
     )
     assert len(list(steps)) == 10
-    assert waits == ["item", "item"] * 10
+    ahead = ["async_eval", "item", "item"]
+    assert events == ["async_eval", *ahead * 9, "item", "item"]
+
+
+def test_prefill_computes_the_last_position_s_logits_only(
+    golden_model: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, lengths = golden_model("scout"), []
+    norm = model.language_model.model.norm
+    forward = type(norm).__call__
+
+    def seen(self: object, x: mx.array) -> mx.array:
+        if self is norm:  # the final norm, before the head
+            lengths.append(x.shape[1])
+        return forward(self, x)
+
+    monkeypatch.setattr(type(norm), "__call__", seen)
+    prefill(model, text_prompt(150), model.make_cache(), span=64)
+    assert lengths == [1, 1, 1]
+
+
+def test_room_is_made_once_for_a_whole_prompt(golden_model: Models) -> None:
+    model = golden_model("scout")
+    cache = model.make_cache()
+    steps = generate(
+        model, text_prompt(150), token_bytes=letters, end_tokens=(), max_tokens=200, cache=cache
+    )
+    next(steps)
+    capacities = {layer.keys.array.shape[2] for layer in cache}
+    assert capacities == {32, 512}  # a chunk, or the prompt and the answer in whole blocks
+    assert len(list(steps)) == 199
+    assert {layer.keys.array.shape[2] for layer in cache} == capacities

@@ -85,6 +85,9 @@ def test_sixteen_bits_keep_their_brightness() -> None:
 def test_floats() -> None:
     image = open_image(encoded(Image.fromarray(np.array([[0, 0.5, 1]], np.float32)), "TIFF"))
     assert [pixel(image, x)[0] for x in range(3)] == [0, 128, 255]
+    values = np.array([[np.nan, 0.5, np.inf, -np.inf]], np.float32)
+    image = open_image(encoded(Image.fromarray(values), "TIFF"))
+    assert [pixel(image, x)[0] for x in range(4)] == [0, 128, 255, 0]
 
 
 def test_cmyk_and_ycbcr() -> None:

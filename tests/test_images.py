@@ -43,7 +43,7 @@ def processors() -> dict[int, Processor]:
     config = load_config(pictures.TOKENIZER_FOLDER)
     demo = Processor.load(pictures.TOKENIZER_FOLDER, config)
     return {
-        side: Processor(demo.tokenizer, demo.template, demo.bos_token, tiler(side), tokens)
+        side: Processor(demo.tokenizer, demo.template, tiler(side), tokens)
         for side, tokens in ((336, 144), (56, 4))
     }
 
@@ -150,10 +150,21 @@ def test_settings_of_the_checkpoint(tmp_path: Path) -> None:
     assert loaded.max_tiles == 3
     with pytest.raises(ConfigError, match="image_size 336"):
         ImageTiler.load(tmp_path, 336)
+    for damaged in ({"size": "big"}, {"image_mean": [0.5, 0.5]}, {"image_std": ["a", 1, 1]}):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(ConfigError):
+            ImageTiler.load(tmp_path, 56)
     path.write_text(json.dumps({"resample": 3}))
     with pytest.raises(ConfigError, match="bilinear"):
         ImageTiler.load(tmp_path, 56)
-    assert ImageTiler.load(tmp_path.parent, 336).max_tiles == 16
+    path.unlink()
+    assert ImageTiler.load(tmp_path, 336).max_tiles == 16
+    new = {"image_processor": {"max_patches": 5, "size": {"height": 56, "width": 56}}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(new))
+    assert ImageTiler.load(tmp_path, 56).max_tiles == 5
+    (tmp_path / "processor_config.json").write_text('{"image_processor": 5}')
+    with pytest.raises(ConfigError, match="damaged"):
+        ImageTiler.load(tmp_path, 56)
 
 
 def test_the_demo_s_tokenizer_is_what_the_ids_were_made_with() -> None:

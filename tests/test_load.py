@@ -163,6 +163,21 @@ def test_wrong_shape(folder: Path) -> None:
     assert inspect_folder(folder).problems["of a wrong shape"] == [f"{NORM} [63]"]
 
 
+def test_wrong_type(folder: Path) -> None:
+    edit_weights(folder, lambda w: w.update({NORM: mx.zeros(w[NORM].shape, mx.int32)}))
+    assert f"tensor of a wrong type: {NORM} I32;" in refused(folder)
+    assert inspect_folder(folder).problems["of a wrong type"] == [f"{NORM} I32"]
+
+
+def test_buffers_and_odd_names_of_shards(folder: Path) -> None:
+    """Some tools save buffers, and an index may call a shard anything."""
+    edit_weights(folder, lambda w: w.update({"language_model.model.rotary_emb.inv_freq": w[NORM]}))
+    (folder / "model.safetensors").rename(folder / "weights.bin")
+    with (folder / "model.safetensors.index.json").open("w") as file:
+        json.dump({"weight_map": {NORM: "weights.bin"}}, file)
+    assert load_model(folder)(mx.array(IDS)).shape == (1, 60, tiny.VOCABULARY)
+
+
 def test_half_a_vision_tower(folder: Path) -> None:
     name = "vision_model.layernorm_pre.bias"
     edit_weights(folder, lambda weights: weights.pop(name))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 from transformers.models.llama4 import processing_llama4
@@ -27,8 +27,9 @@ ROLES = ("system", "user", "assistant", "ipython", "tool")
 def processor_with(template: str) -> Processor:
     demo = Processor.load(FOLDER, load_config(FOLDER))
     tokenizer = demo.tokenizer
-    chat = ChatTemplate(template, tokenizer.special_pattern, list(tokenizer.special_ids))
-    return Processor(tokenizer, chat, demo.bos_token, demo.tiler, demo.tokens_per_tile)
+    variables = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot|>"}
+    chat = ChatTemplate(template, list(tokenizer.special_ids), variables)
+    return Processor(tokenizer, chat, demo.tiler, demo.tokens_per_tile)
 
 
 OURS, REFERENCE = processor_with(DEFAULT_TEMPLATE), processor_with(REFERENCE_TEMPLATE)
@@ -39,14 +40,14 @@ SPECIALS = sorted(OURS.tokenizer.special_ids)
 def with_images(messages: list[dict], sizes: list[tuple[int, int]]) -> list[dict]:
     """The conversation with pictures in place of its bare image parts."""
     images = iter([pictures.draw(*size) for size in sizes])
+
+    def filled(part: dict) -> dict:
+        return part | {"image": next(images)} if part["type"] == "image" else part
+
     return [
         message
-        | {
-            "content": [
-                part | {"image": next(images)} if part["type"] == "image" else part
-                for part in message["content"]
-            ]
-        }
+        if isinstance(message["content"], str)
+        else message | {"content": [filled(part) for part in message["content"]]}
         for message in messages
     ]
 
@@ -71,8 +72,7 @@ def test_any_text_gives_the_reference_s_ids(
     processor: Processor, texts: list[str], system: str | None
 ) -> None:
     """But for names of special tokens, which the reference takes for the tokens themselves."""
-    special = processor.tokenizer.special_pattern
-    assume(not any(special.search(text) for text in [*texts, system or ""]))
+    assume(not any(name in text for text in [*texts, system or ""] for name in SPECIALS))
     messages = [
         {"role": "assistant" if index % 2 else "user", "content": text}
         for index, text in enumerate(texts)
@@ -97,7 +97,7 @@ def test_special_names_in_text_stay_text(processor: Processor, role: str, name: 
     halves = [{"type": "text", "text": half} for half in (name[:3], name[3:])]
     for content in (text, halves):
         if content is halves and role in ("ipython", "tool", "system"):
-            continue  # the reference's template takes only the first part, or dumps the list
+            continue  # templates take only the first part, or dump the list
         messages = [{"role": "user", "content": "Hi"}, {"role": role, "content": content}]
         if role == "system":
             messages.reverse()
@@ -108,15 +108,27 @@ def test_special_names_in_text_stay_text(processor: Processor, role: str, name: 
         assert name.encode() in decoded(processor, prompt.ids)
 
 
+# What could be taken for a mark, an escape, or a place for given ids.
+MARKS = (
+    "\ufdd0\ufdd1",
+    "\ufdd0\ufdd2",
+    "\ufdd0\ufdd30\ufdd4",
+    "\ufdd0",
+    "\ufdd4",
+    "\\ufdd0\\ufdd1",
+)
+
+
 @TEMPLATES
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     pieces=st.lists(
-        st.sampled_from([*SPECIALS, "<", "<|", "|>", "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3", "0"])
-        | st.text(max_size=5),
-        max_size=8,
+        st.sampled_from([*SPECIALS, *MARKS, "<", "<|", "|>"]) | st.text(max_size=5), max_size=8
     )
 )
+@example(list(MARKS))
+@example(["<", "\ufdd0\ufdd1", "|eot|>"])
+@example(["<\ufdd0\ufdd2|eot|>"])
 def test_text_survives_whatever_it_is(processor: Processor, pieces: list[str]) -> None:
     """Also the characters that mark untrusted text on its way through the template."""
     text = "".join(pieces)
@@ -157,14 +169,58 @@ def test_image_ids() -> None:
     assert prompt.num_tiles == 3
 
 
-def test_messages_that_cannot_be_taken() -> None:
-    with pytest.raises(PromptError, match="role 'robot'"):
-        OURS.encode([{"role": "robot", "content": "x"}])
-    with pytest.raises(PromptError, match="must be a text or an image"):
-        OURS.encode([{"role": "user", "content": [{"type": "video"}]}])
+@pytest.mark.parametrize("text", ["<|eot|>", *MARKS, "<\\", "naïve <b>"])
+def test_json_in_templates(text: str) -> None:
+    """Whatever way the template dumps it, the text comes out as JSON of itself."""
+    for options in ("", "ensure_ascii=true", "indent=2, sort_keys=true", "separators=(',', ':')"):
+        template = "{{ messages[0].content | tojson(" + options + ") }}"
+        ids = processor_with(template).encode([{"role": "user", "content": text}]).ids
+        dumped = decoded(OURS, ids).decode()
+        assert json.loads(dumped) == text
+        assert dumped.isascii() or "ascii" not in options or max(text) >= "\ufdd0"
+
+
+def test_templates_written_for_others() -> None:
+    hello = [{"role": "user", "content": "Hi"}]
+    marked = "{% generation %}{{ messages[0].content }}{%- endgeneration %}{{ eos_token }}"
+    ids = processor_with(marked).encode(hello).ids
+    assert ids.tolist() == [*OURS.tokenizer.encode("Hi"), OURS.tokenizer.special_id("<|eot|>")]
+
+
+BAD_MESSAGES = {
+    "the role 'robot'": {"role": "robot", "content": "x"},
+    "the role None": {"content": "x"},
+    "not {'type': 'video'}": {"role": "user", "content": [{"type": "video"}]},
+    "not {'type': 'image'}": {"role": "user", "content": [{"type": "image"}]},
+    "not {'type': 'text'}": {"role": "user", "content": [{"type": "text"}]},
+    "not 'Hi'": {"role": "user", "content": ["Hi"]},
+    "a text or a list, not None": {"role": "user"},
+    "a text or a list, not 5": {"role": "user", "content": 5},
+    "has 'tool_calls', which is not supported": {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "f"}}],
+    },
+    "only an assistant's": {"role": "user", "content": "Hi", "token_ids": [1008]},
+    "those are numbers": {"role": "assistant", "content": "Hi", "token_ids": ["a"]},
+    "lone surrogate": {"role": "user", "content": "caf\udce9"},
+}
+
+
+@pytest.mark.parametrize("message", BAD_MESSAGES)
+def test_messages_that_cannot_be_taken(message: str) -> None:
+    with pytest.raises(PromptError) as caught:
+        OURS.encode([BAD_MESSAGES[message]])
+    assert message in str(caught.value)
+
+
+def test_templates_that_refuse_or_fail() -> None:
     refusing = processor_with("{{ raise_exception('only cats') }}")
     with pytest.raises(PromptError, match="only cats"):
         refusing.encode([{"role": "user", "content": "x"}])
+    for failing in ("{{ 1/0 }}", "{{ range(10**12) }}", "{{ nothing.at.all }}"):
+        with pytest.raises(PromptError, match="refuses"):
+            processor_with(failing).encode([{"role": "user", "content": "x"}])
 
 
 def test_template_and_images_must_agree() -> None:
@@ -174,7 +230,7 @@ def test_template_and_images_must_agree() -> None:
         processor_with("nothing").encode([message])
     with pytest.raises(PromptError, match="more images"):
         processor_with("<|image|><|image|>").encode([message])
-    blind = Processor(OURS.tokenizer, OURS.template, OURS.bos_token)
+    blind = Processor(OURS.tokenizer, OURS.template)
     with pytest.raises(PromptError, match="no vision tower"):
         blind.encode([message])
 
@@ -203,8 +259,14 @@ def test_where_the_template_comes_from(tmp_path: Path) -> None:
     assert load_chat_template(tmp_path) == "two"
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "three"}))
     assert load_chat_template(tmp_path) == "three"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": 3}))
+    with pytest.raises(CheckpointError, match="chat_template is no text"):
+        load_chat_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("four")
     assert load_chat_template(tmp_path) == "four"
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match=r"cannot read .*chat_template\.jinja"):
+        load_chat_template(tmp_path)
     with pytest.raises(CheckpointError, match="template is broken"):
         processor_with("{% if %}")
 
@@ -229,8 +291,23 @@ def test_tokenizer_files(tmp_path: Path) -> None:
         OURS.tokenizer.special_id("<|nonsense|>")
 
 
+def test_a_tokenizer_s_training_settings_do_not_touch_prompts(tmp_path: Path) -> None:
+    """A fine-tune's tokenizer.json once cut prompts to its 8 tokens without a word."""
+    raw = json.loads((FOLDER / "tokenizer.json").read_text())
+    truncation = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    padding = {
+        "strategy": {"Fixed": 100}, "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 1012, "pad_type_id": 0, "pad_token": "<|finetune_right_pad|>",
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps(raw | {"truncation": truncation, "padding": padding})
+    )
+    text = "one two three four five six seven eight nine ten"
+    assert Tokenizer.load(tmp_path).encode(text) == OURS.tokenizer.encode(text)
+
+
 def test_added_tokens_that_are_not_flagged_special(tmp_path: Path) -> None:
-    """They must stay text all the same, and still be found by name."""
+    """They must stay text in a prompt all the same, be found by name, and show in an answer."""
     raw = json.loads((FOLDER / "tokenizer.json").read_text())
     for token in raw["added_tokens"]:
         token["special"] = False
@@ -238,6 +315,7 @@ def test_added_tokens_that_are_not_flagged_special(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.encode("<|eot|>") == OURS.tokenizer.encode("<|eot|>")
     assert tokenizer.special_id("<|eot|>") == OURS.tokenizer.special_id("<|eot|>")
+    assert tokenizer.token_bytes(tokenizer.special_id("<|eot|>")) == b"<|eot|>"
 
 
 def test_patch_token_must_be_the_config_s(tmp_path: Path) -> None:

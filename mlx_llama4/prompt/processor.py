@@ -19,6 +19,7 @@ from mlx_llama4.prompt.chat_template import (
     ChatTemplate,
     GivenIds,
     PlainText,
+    check_message,
     load_chat_template,
 )
 from mlx_llama4.prompt.image import ImageSource, ImageTiler, TiledImage
@@ -46,38 +47,37 @@ class Processor:
         self,
         tokenizer: Tokenizer,
         template: ChatTemplate,
-        bos_token: str,
         tiler: ImageTiler | None = None,
         tokens_per_tile: int = 0,
     ):
         self.tokenizer = tokenizer
         self.template = template
-        self.bos_token = bos_token
         self.tiler = tiler
         self.tokens_per_tile = tokens_per_tile
 
     @classmethod
     def load(cls, folder: Path, config: Config) -> "Processor":
         tokenizer = Tokenizer.load(folder)
-        template = ChatTemplate(
-            load_chat_template(folder), tokenizer.special_pattern, list(tokenizer.special_ids)
-        )
-        bos_token = _bos_token(folder)
-        tokenizer.special_id(bos_token)
+        variables = _token_variables(folder)
+        tokenizer.special_id(variables["bos_token"])
+        names = list(tokenizer.special_ids)
+        template = ChatTemplate(load_chat_template(folder), names, variables)
         if config.vision is None:
-            return cls(tokenizer, template, bos_token)
+            return cls(tokenizer, template)
         if tokenizer.special_id("<|patch|>") != config.image_token_id:
             raise ConfigError(
                 f"config.json's image_token_index {config.image_token_id} is not the tokenizer's "
                 f"<|patch|>, {tokenizer.special_id('<|patch|>')}; the files do not belong together"
             )
         tiler = ImageTiler.load(folder, config.vision.image_size)
-        return cls(tokenizer, template, bos_token, tiler, config.vision.tokens_per_tile)
+        return cls(tokenizer, template, tiler, config.vision.tokens_per_tile)
 
     def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
         """Raises PromptError for messages the model cannot take, ImageError for bad pictures."""
+        for message in messages:
+            check_message(message)
         images = [self.tile(part["image"]) for part in _image_parts(messages)]
-        pieces = self.template.render(messages, self.bos_token, add_generation_prompt)
+        pieces = self.template.render(messages, add_generation_prompt)
         waiting = iter(images)
         ids: list[int] = []
         for piece in pieces:
@@ -130,15 +130,19 @@ def check_length(prompt: Prompt, config: Config) -> None:
 
 def _image_parts(messages: Sequence[Message]) -> Iterator[Message]:
     for message in messages:
-        if not isinstance(message.get("content"), str):
-            for part in message.get("content") or ():
-                if part.get("type") == "image":
-                    yield part
+        if not isinstance(message["content"], str):
+            yield from (part for part in message["content"] if part["type"] == "image")
 
 
-def _bos_token(folder: Path) -> str:
+def _token_variables(folder: Path) -> dict[str, str]:
+    """What chat templates call the tokens of tokenizer_config.json: bos_token, eos_token, …"""
     path = folder / "tokenizer_config.json"
-    token = read_json(path).get("bos_token") if path.is_file() else None
-    if isinstance(token, Mapping):  # a serialised AddedToken
-        token = token.get("content")
-    return token or "<|begin_of_text|>"
+    raw = read_json(path) if path.is_file() else {}
+    variables = {"bos_token": "<|begin_of_text|>"}
+    for key, token in raw.items():
+        if key.endswith("_token"):
+            if isinstance(token, Mapping):  # a serialised AddedToken
+                token = token.get("content")
+            if isinstance(token, str):
+                variables[key] = token
+    return variables

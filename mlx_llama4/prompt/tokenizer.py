@@ -4,8 +4,6 @@ Llama 4's tokenizer is byte-level BPE with some 1,100 special tokens. Text never
 token here: those are looked up by name, by whoever means them.
 """
 
-import re
-from functools import cached_property
 from pathlib import Path
 
 from tokenizers import AddedToken
@@ -65,12 +63,6 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return self._fast.get_vocab_size(with_added_tokens=True)
-
-    @cached_property
-    def special_pattern(self) -> re.Pattern[str]:
-        """Matches the name of any special token; the longest where several would do."""
-        names = sorted(self.special_ids, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, names)) or "(?!)")
 
     def special_id(self, name: str) -> int:
         if name not in self.special_ids:

@@ -83,6 +83,11 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list[tuple[int, int]]]] = {
     "white space": ([_user("\n\n  two lines \n and\tmore  ")], []),
     "unicode": ([_user("naïve café 日本語 🦙 \u202f ½"), _assistant("ok 👍🏽"), _user("…")], []),
     "empty": ([_user("")], []),
+    "system in the middle": ([_user("Hi"), _system("  Be brief.\n"), _user("Hello")], []),
+    "result of a tool": (
+        [_user("Hi"), {"role": "ipython", "content": 'a "quoted" <|eot\n'}, _user("So?")],
+        [],
+    ),
     "image": ([_user(None, "What is in the image?")], [(112, 112)]),
     "image after text": ([_user("Look: ", None, " and say.")], [(300, 100)]),
     "two images": ([_user(None, "first", None, "second")], [(56, 56), (200, 140)]),
