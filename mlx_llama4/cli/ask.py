@@ -55,6 +55,7 @@ def ask(
     Example:
       mlx-llama4 ask "What is this?" --model scout-4bit --image photo.jpg
     """
+    terminal.import_mlx()
     text = terminal.as_typed(_read_standard_input() if question in (None, "-") else question)
     if not text.strip() and not image:
         raise PromptError("the question is empty")

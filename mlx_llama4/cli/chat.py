@@ -38,6 +38,7 @@ def chat(
     Example:
       mlx-llama4 chat --model scout-4bit
     """
+    terminal.import_mlx()
     sampling = options.Sampling(temperature, top_p, top_k, seed)
     chat_options = options.chat_options(model, system, max_tokens, sampling)
     conversation = options.load_chat(model, chat_options)

@@ -51,6 +51,7 @@ def convert(
         raise InputError(f"--bits {bits} is not supported; use 4 or 8")
     if group_size not in (32, 64):
         raise InputError(f"--group-size {group_size} is not supported; use 32 or 64")
+    terminal.import_mlx()
     from mlx_llama4.convert.recipes import Recipe
     from mlx_llama4.convert.stream import convert as run_conversion
     from mlx_llama4.convert.stream import default_dtype

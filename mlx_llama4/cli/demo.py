@@ -29,6 +29,7 @@ def demo() -> None:
     Example:
       mlx-llama4 demo
     """
+    terminal.import_mlx()
     from mlx_llama4.chat import ChatOptions
     from mlx_llama4.convert.recipes import Recipe
     from mlx_llama4.convert.stream import convert

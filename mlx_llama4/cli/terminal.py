@@ -6,6 +6,7 @@ Answers go to standard output, everything else to standard error, so that output
 import contextlib
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -52,6 +53,15 @@ def reports_errors(command: Command) -> Command:
             raise typer.Exit(1) from None
 
     return wrapped  # type: ignore[return-value]
+
+
+def import_mlx() -> None:
+    """Import MLX with Ctrl-C held back: its extension module aborts if it is interrupted."""
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        import mlx.nn  # noqa: F401
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def note(text: str) -> None:

@@ -40,7 +40,7 @@ def prefill(
         stop = min((offset // span + 1) * span, total)
         ids = prompt.ids[None, offset:stop]
         embeddings = model.embed(ids, features.of(offset, stop))
-        # Lazily, so that only the last span's logits and last feed-forward are ever computed.
+        # Lazily: of all spans but the last, only what the caches need is ever computed.
         logits = model(embeddings, cache, last_only=True)
         offset = stop
         if offset == total:

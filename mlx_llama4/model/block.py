@@ -21,7 +21,14 @@ class Block(nn.Module):
         else:
             self.feed_forward = FeedForward(text.hidden_size, text.intermediate_size_mlp)
 
-    def __call__(self, x: mx.array, cache: KVCache, attention_step: int) -> mx.array:
-        """[B, L, D] → [B, L, D]; attention in steps, the feed-forward on all tokens at once."""
+    def __call__(
+        self, x: mx.array, cache: KVCache, attention_step: int, last_only: bool = False
+    ) -> mx.array:
+        """[B, L, D] → [B, L, D]; attention in steps, the feed-forward on all tokens at once.
+
+        `last_only` gives the last position alone, [B, 1, D], and spares the others' feed-forward.
+        """
         x = x + self.self_attn(self.input_layernorm(x), cache, attention_step)
+        if last_only:
+            x = x[:, -1:]
         return x + self.feed_forward(self.post_attention_layernorm(x))

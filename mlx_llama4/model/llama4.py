@@ -31,10 +31,13 @@ class TextModel(nn.Module):
         self.layers = [Block(text, kind) for kind in text.layers]
         self.norm = nn.RMSNorm(text.hidden_size, text.rms_norm_eps)
 
-    def __call__(self, x: mx.array, cache: Sequence[KVCache], attention_step: int) -> mx.array:
+    def __call__(
+        self, x: mx.array, cache: Sequence[KVCache], attention_step: int, last_only: bool
+    ) -> mx.array:
+        final = self.layers[-1]
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x = layer(x, layer_cache, attention_step)
-        return x
+            x = layer(x, layer_cache, attention_step, last_only and layer is final)
+        return self.norm(x)
 
 
 class LanguageModel(nn.Module):
@@ -46,10 +49,7 @@ class LanguageModel(nn.Module):
     def __call__(
         self, x: mx.array, cache: Sequence[KVCache], attention_step: int, last_only: bool
     ) -> mx.array:
-        x = self.model(x, cache, attention_step)
-        if last_only:
-            x = x[:, -1:]
-        return self.lm_head(self.model.norm(x))
+        return self.lm_head(self.model(x, cache, attention_step, last_only))
 
 
 class Llama4(nn.Module):
