@@ -7,12 +7,10 @@ that every shard is there and as long as its header says, so that nothing fails 
 import json
 import math
 import operator
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -45,13 +43,12 @@ class StoredTensor:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
+@dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a folder, by name. Use as a context manager to close its files."""
+    """The tensors of a folder, by name."""
 
-    def __init__(self, folder: Path, tensors: dict[str, StoredTensor]):
-        self.folder = folder
-        self.tensors = tensors
-        self._descriptors: dict[Path, int] = {}
+    folder: Path
+    tensors: dict[str, StoredTensor]
 
     @property
     def files(self) -> list[Path]:
@@ -62,37 +59,26 @@ class Checkpoint:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def read(self, tensor: StoredTensor, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Bytes of rows start … stop - 1 along the first axis, uint8 [nbytes]."""
+        """Bytes of rows start … stop - 1 along the first axis, uint8 [nbytes].
+
+        Opens the file each time: macOS lets a process hold 256, fewer than some checkpoints
+        and their conversions have.
+        """
         rows = tensor.shape[0] if tensor.shape else 1
         row_bytes = tensor.nbytes // max(rows, 1)
         stop = rows if stop is None else stop
         buffer = np.empty((stop - start) * row_bytes, np.uint8)
-        view = memoryview(buffer)
-        position = tensor.offset + start * row_bytes
-        while view:
-            count = os.preadv(self._descriptor(tensor.file), [view], position)
-            if count == 0:
-                raise RunError(f"{tensor.file} became shorter while it was read")
-            view, position = view[count:], position + count
+        try:
+            with tensor.file.open("rb", buffering=0) as file:
+                file.seek(tensor.offset + start * row_bytes)
+                view = memoryview(buffer)
+                while view:
+                    if not (count := file.readinto(view)):
+                        raise RunError(f"{tensor.file} became shorter while it was read")
+                    view = view[count:]
+        except OSError as failure:
+            raise RunError(f"cannot read {tensor.file}: {failure.strerror or failure}") from None
         return buffer
-
-    def _descriptor(self, file: Path) -> int:
-        if file not in self._descriptors:
-            self._descriptors[file] = os.open(file, os.O_RDONLY)
-        return self._descriptors[file]
-
-    def __enter__(self) -> "Checkpoint":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

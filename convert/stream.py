@@ -63,20 +63,20 @@ def convert(
     raw = read_config(source)
     config = parse_config(raw)
     _refuse_quantized(source, config)
-    with open_checkpoint(source) as checkpoint:
-        config = without_absent_vision(config, checkpoint.tensors)
-        plan = make_plan(checkpoint, config, recipe)
-        check_destination(out, plan.output_bytes)
-        mx.reset_peak_memory()
-        held_before = mx.get_active_memory()
-        with FolderWriter(out, plan.outputs) as writer:
-            # First what is small, so that what cannot be copied is known in time.
-            for path in _side_files(source):
-                writer.copy(path)
-            text = json.dumps(mlx_config(raw, config, recipe, plan.specs), indent=4)
-            writer.write_text("config.json", text + "\n")
-            _run(checkpoint, plan, writer, on_progress)
-            writer.finish()
+    checkpoint = open_checkpoint(source)
+    config = without_absent_vision(config, checkpoint.tensors)
+    plan = make_plan(checkpoint, config, recipe)
+    check_destination(out, plan.output_bytes)
+    mx.reset_peak_memory()
+    held_before = mx.get_active_memory()
+    with FolderWriter(out, plan.outputs) as writer:
+        # First what is small, so that what cannot be copied is known in time.
+        for path in _side_files(source):
+            writer.copy(path)
+        text = json.dumps(mlx_config(raw, config, recipe, plan.specs), indent=4)
+        writer.write_text("config.json", text + "\n")
+        _run(checkpoint, plan, writer, on_progress)
+        writer.finish()
     return Report(
         source_bytes=plan.source_bytes,
         output_bytes=plan.output_bytes,
@@ -93,9 +93,9 @@ def default_dtype(source: Path) -> str:
     """
     load_config(source)  # for its errors, which are clearer where this is no model folder
     nbytes: Counter[str] = Counter()
-    with open_checkpoint(source) as checkpoint:
-        for tensor in checkpoint.tensors.values():
-            nbytes[tensor.dtype] += tensor.nbytes
+    checkpoint = open_checkpoint(source)
+    for tensor in checkpoint.tensors.values():
+        nbytes[tensor.dtype] += tensor.nbytes
     return "float16" if nbytes.most_common(1)[0][0] == "F16" else "bfloat16"
 
 

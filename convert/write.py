@@ -46,34 +46,33 @@ class FolderWriter:
         self.folder = partial_folder(out)
         self.tensors = tensors
         self._shards = _assign_shards(tensors)
-        self._places: dict[str, tuple[int, int]] = {}  # name → file descriptor, byte offset
-        self._descriptors: list[int] = []
-        self._finished = False
+        self._places: dict[str, tuple[Path, int]] = {}  # name → file, byte offset
+        self._lock: int | None = None  # file descriptor, while the folder is ours
 
     def __enter__(self) -> "FolderWriter":
         try:
             self._claim()
             for file_name, names in self._shards.items():
-                self._create_shard(file_name, names)
+                self._create_shard(self.folder / file_name, names)
         except OSError as failure:
             self._discard()
             raise _write_failure(self.folder, failure) from None
+        except BaseException:
+            self._discard()
+            raise
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if not self._finished:
-            self._discard()
+        self._discard()
 
     def write(self, name: str, row: int, data: bytes | memoryview) -> None:
         """Put `data` at row `row` of the first axis of tensor `name`."""
-        descriptor, offset = self._places[name]
+        file, offset = self._places[name]
         tensor = self.tensors[name]
-        position = offset + row * (tensor.nbytes // tensor.shape[0])
-        view = memoryview(data).cast("B")
         try:
-            while view:
-                count = os.pwrite(descriptor, view, position)
-                view, position = view[count:], position + count
+            with file.open("r+b") as stream:
+                stream.seek(offset + row * (tensor.nbytes // tensor.shape[0]))
+                stream.write(data)
         except OSError as failure:
             raise _write_failure(self.folder, failure) from None
 
@@ -96,14 +95,13 @@ class FolderWriter:
         """Make everything durable and give the folder its final name, in one step."""
         try:
             self._write_index()
-            for descriptor in self._descriptors:
-                os.fsync(descriptor)
+            for path in self.folder.iterdir():
+                _sync(path)
             (self.folder / LOCK_NAME).unlink()
-            _sync_folder(self.folder)
+            _sync(self.folder)
             self.folder.rename(self.out)
-            self._finished = True
-            self._close()
-            _sync_folder(self.out.parent)
+            self._release()
+            _sync(self.out.parent)
         except OSError as failure:
             raise _write_failure(self.out, failure) from None
 
@@ -112,14 +110,16 @@ class FolderWriter:
 
         A lock that the system releases with the process tells a run at work from a dead one.
         """
+        path = self.folder / LOCK_NAME
         try:
             self.folder.mkdir(parents=True)
+            self._mark(path)
         except FileExistsError:
-            if not (self.folder / LOCK_NAME).is_file():
+            if not path.is_file():
                 raise OutputError(
                     f"{self.folder} is in the way, and is not ours; rename or remove it"
                 ) from None
-        lock = os.open(self.folder / LOCK_NAME, os.O_CREAT | os.O_RDWR, 0o644)
+        lock = os.open(path, os.O_RDWR)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -127,12 +127,19 @@ class FolderWriter:
             raise OutputError(
                 f"another conversion is writing {self.folder}; wait for it or name another folder"
             ) from None
-        self._descriptors.append(lock)
+        self._lock = lock
         for path in self.folder.iterdir():
             if path.name != LOCK_NAME:
                 path.unlink()
 
-    def _create_shard(self, file_name: str, names: list[str]) -> None:
+    def _mark(self, path: Path) -> None:
+        try:
+            path.touch()
+        except OSError:
+            self.folder.rmdir()  # without the mark, no later run would know it for ours
+            raise
+
+    def _create_shard(self, file: Path, names: list[str]) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
         offset = 0
         for name in names:
@@ -145,13 +152,12 @@ class FolderWriter:
             offset += tensor.nbytes
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-(len(text) + 8) % HEADER_ALIGNMENT)
-        descriptor = os.open(self.folder / file_name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
-        self._descriptors.append(descriptor)
-        os.pwrite(descriptor, len(text).to_bytes(8, "little") + text, 0)
-        os.ftruncate(descriptor, 8 + len(text) + offset)
+        with file.open("xb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            stream.truncate(8 + len(text) + offset)
         for name in names:
             start = header[name]["data_offsets"][0]  # type: ignore[index]
-            self._places[name] = (descriptor, 8 + len(text) + start)
+            self._places[name] = (file, 8 + len(text) + start)
 
     def _write_index(self) -> None:
         weight_map = {name: file for file, names in self._shards.items() for name in names}
@@ -159,17 +165,17 @@ class FolderWriter:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         self.write_text(INDEX_NAME, json.dumps(index, indent=4) + "\n")
 
-    def _close(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _discard(self) -> None:
-        while True:
+        """Remove the folder, unless it is not ours or has its final name; then let go of it."""
+        while self._lock is not None:
             try:
-                # Removed before the lock goes with its descriptor.
                 shutil.rmtree(self.folder, ignore_errors=True)
-                self._close()
-                return
+                self._release()
             except KeyboardInterrupt:  # a second Ctrl-C must not leave half of it behind
                 continue
 
@@ -229,8 +235,9 @@ def _assign_shards(tensors: Mapping[str, OutputTensor]) -> dict[str, list[str]]:
     }
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -53,20 +53,20 @@ class Inspection:
 def inspect_folder(folder: Path) -> Inspection:
     """Raises CheckpointError or ConfigError if the folder cannot be made out at all."""
     config = load_config(folder)
-    with open_checkpoint(folder) as checkpoint:
-        config = without_absent_vision(config, checkpoint.tensors)
-        matching = match_tensors(checkpoint, config)
-        return Inspection(
-            folder=str(folder),
-            variant=_variant(config),
-            architecture=_architecture(config),
-            layout=_layout(matching),
-            quantization=_quantization(config),
-            parts=_parts(checkpoint, config, matching),
-            problems=matching.problems,
-            tensors=len(checkpoint.tensors),
-            files=len(checkpoint.files),
-        )
+    checkpoint = open_checkpoint(folder)
+    config = without_absent_vision(config, checkpoint.tensors)
+    matching = match_tensors(checkpoint, config)
+    return Inspection(
+        folder=str(folder),
+        variant=_variant(config),
+        architecture=_architecture(config),
+        layout=_layout(matching),
+        quantization=_quantization(config),
+        parts=_parts(checkpoint, config, matching),
+        problems=matching.problems,
+        tensors=len(checkpoint.tensors),
+        files=len(checkpoint.files),
+    )
 
 
 def _variant(config: Config) -> str:

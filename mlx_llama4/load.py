@@ -30,16 +30,16 @@ def load(folder: Path, dtype: mx.Dtype | None = None) -> tuple[Llama4, Processor
 def open_folder(folder: Path) -> tuple[Config, Processor]:
     """All of a model folder but its weights, of which the headers are checked."""
     config = load_config(folder)
-    with open_checkpoint(folder) as checkpoint:
-        config = _check(checkpoint, config)
+    checkpoint = open_checkpoint(folder)
+    config = _check(checkpoint, config)
     return config, Processor.load(folder, config)
 
 
 def load_model(folder: Path, dtype: mx.Dtype | None = None) -> Llama4:
     """As `load`, for a folder that need have no tokenizer."""
     config = load_config(folder)
-    with open_checkpoint(folder) as checkpoint:
-        return _load_weights(checkpoint, _check(checkpoint, config), dtype)
+    checkpoint = open_checkpoint(folder)
+    return _load_weights(checkpoint, _check(checkpoint, config), dtype)
 
 
 def _check(checkpoint: Checkpoint, config: Config) -> Config:

@@ -36,14 +36,14 @@ def refused(folder: Path) -> str:
 
 
 def test_slices(folder: Path) -> None:
-    with open_checkpoint(folder) as checkpoint:
-        tensor = checkpoint.tensors["a"]
-        assert (tensor.dtype, tensor.shape, tensor.nbytes) == ("F32", (4, 3, 2), 96)
-        data = checkpoint.read(tensor, 1, 3).view(np.float32).reshape(2, 3, 2)
-        assert np.array_equal(data, WEIGHTS["a"][1:3])
-        assert np.array_equal(checkpoint.read(checkpoint.tensors["b"]).view(np.float32), np.ones(5))
-        assert len(checkpoint.files) == 3
-        assert checkpoint.nbytes == sum(weight.nbytes for weight in WEIGHTS.values())
+    checkpoint = open_checkpoint(folder)
+    tensor = checkpoint.tensors["a"]
+    assert (tensor.dtype, tensor.shape, tensor.nbytes) == ("F32", (4, 3, 2), 96)
+    data = checkpoint.read(tensor, 1, 3).view(np.float32).reshape(2, 3, 2)
+    assert np.array_equal(data, WEIGHTS["a"][1:3])
+    assert np.array_equal(checkpoint.read(checkpoint.tensors["b"]).view(np.float32), np.ones(5))
+    assert len(checkpoint.files) == 3
+    assert checkpoint.nbytes == sum(weight.nbytes for weight in WEIGHTS.values())
 
 
 def test_no_weights(tmp_path: Path) -> None:
@@ -73,10 +73,10 @@ def test_truncated_data(folder: Path) -> None:
 def test_file_that_shrinks_while_it_is_read(folder: Path) -> None:
     from mlx_llama4.errors import RunError
 
-    with open_checkpoint(folder) as checkpoint:
-        shard(folder, 1).write_bytes(b"")
-        with pytest.raises(RunError, match="became shorter"):
-            checkpoint.read(checkpoint.tensors["a"])
+    checkpoint = open_checkpoint(folder)
+    shard(folder, 1).write_bytes(b"")
+    with pytest.raises(RunError, match="became shorter"):
+        checkpoint.read(checkpoint.tensors["a"])
 
 
 @pytest.mark.parametrize(

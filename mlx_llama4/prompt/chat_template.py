@@ -166,7 +166,9 @@ def load_chat_template(folder: Path) -> str:
         if (folder / name).is_file():
             template = read_json(folder / name).get("chat_template")
             if isinstance(template, list):  # several, by name
-                template = next((t["template"] for t in template if t["name"] == "default"), None)
+                entries = [entry for entry in template if isinstance(entry, Mapping)]
+                named = {entry.get("name"): entry.get("template") for entry in entries}
+                template = named.get("default")
             if template is None:
                 continue
             if not isinstance(template, str):
