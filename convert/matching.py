@@ -1,38 +1,37 @@
-"""Which tensor of a folder is which of the model's, and which are missing or too many.
+"""Which stored tensors make up which tensor of the model, and which are missing or too many.
 
-For folders in Hugging Face's layout and in MLX's, quantized or not. Reads headers only.
+For folders in Hugging Face's layout, quantized or not, and in MLX's. Reads headers only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_llama4.config import Config
-from mlx_llama4.convert.checkpoint import Checkpoint
-from mlx_llama4.convert.layouts import model_shapes
-from mlx_llama4.convert.names import Source, source_of
+from mlx_llama4.convert.checkpoint import Checkpoint, StoredTensor
+from mlx_llama4.convert.compressed import PackedIntegers
+from mlx_llama4.convert.fp8 import Float8
+from mlx_llama4.convert.mlx_packed import MlxPacked
+from mlx_llama4.convert.names import is_ignored, spellings
+from mlx_llama4.convert.sources import OneByOne, Plain, WeightSource
 from mlx_llama4.errors import CheckpointError
 from mlx_llama4.quantization import Quantization
-from mlx_llama4.tensors import TensorSpec, model_tensors, quantized_tensors
+from mlx_llama4.tensors import TensorSpec, model_tensors
 
 FLOAT_DTYPES = ("BF16", "F16", "F32")
-PACKED_DTYPES = ("U32",)
-SCALE_DTYPES = (*FLOAT_DTYPES, "U8")  # the mx modes keep their scales in 8 bits
 
 
 @dataclass(frozen=True)
 class Matching:
-    """specs: what the config asks for. sources: model tensor → the stored tensor that holds it.
-    scales: stored scales and biases → the model tensor that they belong to. Then names, with
-    what is wrong about them.
+    """specs: what the config asks for. sources: model tensor → where its rows come from. Then
+    names, with what is wrong about them.
     """
 
     specs: dict[str, TensorSpec]
-    sources: dict[str, Source]
-    scales: dict[str, str]
-    missing: list[str]
-    unknown: list[str]
-    misshapen: list[str]
-    mistyped: list[str]
+    sources: dict[str, WeightSource] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+    mistyped: list[str] = field(default_factory=list)
 
     @property
     def problems(self) -> dict[str, list[str]]:
@@ -42,6 +41,14 @@ class Matching:
             "of a wrong shape": self.misshapen,
             "of a wrong type": self.mistyped,
         }
+
+    @property
+    def is_mlx(self) -> bool:
+        """Is the folder in MLX's layout, ready to run?"""
+        return all(
+            isinstance(source, MlxPacked | Plain) and source.tensors[0].name == target
+            for target, source in self.sources.items()
+        )
 
     def check(self, folder: Path) -> None:
         """Raises CheckpointError for the first problem."""
@@ -55,36 +62,18 @@ class Matching:
 
 
 def match_tensors(checkpoint: Checkpoint, config: Config) -> Matching:
-    specs = model_tensors(config)
-    stored = checkpoint.tensors
-    packed, scales = _packed(checkpoint, config, specs)
-    sources: dict[str, Source] = {}
-    unknown: list[str] = []
-    misshapen: list[str] = []
-    mistyped: list[str] = []
-    for name, tensor in stored.items():
-        dtypes = FLOAT_DTYPES
-        if name in scales:
-            right_shape = tensor.shape == packed[name]
-            dtypes = SCALE_DTYPES
-        else:
-            source = source_of(name)
-            if source is None:
-                continue
-            if not all(target in specs for target in source.targets):
-                unknown.append(name)
-                continue
-            sources.update(dict.fromkeys(source.targets, source))
-            wanted = [packed.get(target, specs[target].shape) for target in source.targets]
-            right_shape = model_shapes(source.layout, tensor.shape) == wanted
-            if name in packed:
-                dtypes = PACKED_DTYPES
-        if not right_shape:
-            misshapen.append(f"{name} {list(tensor.shape)}")
-        elif tensor.dtype not in dtypes:
-            mistyped.append(f"{name} {tensor.dtype}")
-    missing = [name for name in [*specs, *scales] if name not in sources and name not in stored]
-    return Matching(specs, sources, scales, missing, unknown, misshapen, mistyped)
+    matching = Matching(model_tensors(config))
+    finder = _Finder(checkpoint, config, matching)
+    for target, spec in matching.specs.items():
+        if target not in matching.sources and (source := finder.find(target, spec)):
+            matching.sources.update(dict.fromkeys(source.targets, source))
+    for source in dict.fromkeys(matching.sources.values()):
+        for tensor in _misshapen(source, [matching.specs[one].shape for one in source.targets]):
+            matching.misshapen.append(f"{tensor.name} {list(tensor.shape)}")
+    for name in checkpoint.tensors:
+        if name not in finder.taken and not is_ignored(name):
+            matching.unknown.append(name)
+    return matching
 
 
 def stored_quantization(checkpoint: Checkpoint, config: Config, module: str) -> Quantization:
@@ -97,17 +86,115 @@ def stored_quantization(checkpoint: Checkpoint, config: Config, module: str) -> 
     return found
 
 
-def _packed(
-    checkpoint: Checkpoint, config: Config, specs: dict[str, TensorSpec]
-) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Shapes of what packed modules consist of, by name; and their scales → their weight."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    scales: dict[str, str] = {}
-    for name, spec in specs.items():
+class _Finder:
+    """Finds the stored tensors of one model tensor at a time; notes what is missing or mistyped.
+
+    taken: the stored tensors that are part of something.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: Config, matching: Matching):
+        self.checkpoint = checkpoint
+        self.config = config
+        self.stored = checkpoint.tensors
+        self.matching = matching
+        self.taken: set[str] = set()
+
+    def find(self, target: str, spec: TensorSpec) -> WeightSource | None:
+        missing = len(self.matching.missing)
+        for name in spellings(target):
+            if self._is_linear(name):
+                return self._linear(name, target, spec.shape)
+            if spec.part == "routed experts" and (source := self._experts(name, target, spec)):
+                return source
+        if len(self.matching.missing) == missing:
+            self.matching.missing.append(target)
+        return None
+
+    def _is_linear(self, name: str) -> bool:
+        return name in self.stored or f"{name}_packed" in self.stored
+
+    def _take(self, name: str, *dtypes: str) -> StoredTensor | None:
+        if name not in self.stored:
+            self.matching.missing.append(name)
+            return None
+        self.taken.add(name)
+        tensor = self.stored[name]
+        if tensor.dtype not in dtypes:
+            self.matching.mistyped.append(f"{name} {tensor.dtype}")
+        return tensor
+
+    def _linear(self, name: str, target: str, shape: tuple[int, ...]) -> WeightSource | None:
         module = name.removesuffix(".weight")
-        if f"{module}.scales" in checkpoint.tensors:
-            quantization = stored_quantization(checkpoint, config, module)
-            parts = quantized_tensors(name, spec.shape, quantization)
-            shapes.update(parts)
-            scales.update({part: name for part in parts if part != name})
-    return shapes, scales
+        if f"{module}.scales" in self.stored:
+            return self._mlx(module, target)
+        if f"{name}_packed" in self.stored:
+            return self._integers(name, target, shape)
+        if self.stored[name].dtype == "F8_E4M3":
+            return self._float8(name, target)
+        return Plain((target,), self._take(name, *FLOAT_DTYPES))
+
+    def _mlx(self, module: str, target: str) -> WeightSource | None:
+        quantization = stored_quantization(self.checkpoint, self.config, module)
+        is_affine = quantization.mode == "affine"
+        weight = self._take(f"{module}.weight", "U32")
+        scales = self._take(f"{module}.scales", *(FLOAT_DTYPES if is_affine else ("U8",)))
+        biases = self._take(f"{module}.biases", *FLOAT_DTYPES) if is_affine else None
+        if weight is None or scales is None or (is_affine and biases is None):
+            return None
+        return MlxPacked(target, weight, scales, biases, quantization)
+
+    def _integers(self, name: str, target: str, shape: tuple[int, ...]) -> WeightSource | None:
+        packed = self._take(f"{name}_packed", "I32")
+        scale = self._take(f"{name}_scale", *FLOAT_DTYPES)
+        zero_point = None
+        if f"{name}_zero_point" in self.stored:
+            zero_point = self._take(f"{name}_zero_point", "I32")
+        if packed is None or scale is None:
+            return None
+        return PackedIntegers(target, packed, scale, zero_point, shape)
+
+    def _float8(self, name: str, target: str) -> WeightSource | None:
+        is_inverse = f"{name}_scale_inv" in self.stored  # the reciprocal of what quantized it
+        weight = self._take(name, "F8_E4M3")
+        scale = self._take(f"{name}_scale{'_inv' * is_inverse}", *FLOAT_DTYPES)
+        foreign = self.config.foreign_quantization
+        if weight is None or scale is None:
+            return None
+        return Float8(target, weight, scale, foreign.block if foreign else None)
+
+    def _experts(self, name: str, target: str, spec: TensorSpec) -> WeightSource | None:
+        """Routed experts as Hugging Face's releases have them, stacked [experts, in, out] with
+        gate and up side by side, or as modules of their own, `experts.0.gate_proj.weight`.
+        """
+        experts, projection = name.removesuffix(".weight").rsplit(".", 1)
+        stacked = "down_proj" if projection == "down_proj" else "gate_up_proj"
+        if f"{experts}.{stacked}" in self.stored:
+            tensor = self._take(f"{experts}.{stacked}", *FLOAT_DTYPES)
+            if stacked == "down_proj":
+                return Plain((target,), tensor, "transposed")
+            stem = target.removesuffix(f"{projection}.weight")
+            targets = (f"{stem}gate_proj.weight", f"{stem}up_proj.weight")
+            return Plain(targets, tensor, "gate and up")
+        names = [f"{experts}.{index}.{projection}.weight" for index in range(spec.shape[0])]
+        present = [one for one in names if self._is_linear(one)]
+        if not present:
+            return None
+        self.matching.missing.extend(one for one in names if one not in set(present))
+        found = [self._linear(one, one, spec.shape[1:]) for one in present]
+        whole = len(found) == len(names) and all(found)
+        return OneByOne(tuple(found), target) if whole else None
+
+
+def _misshapen(source: WeightSource, wanted: list[tuple[int, ...]]) -> list[StoredTensor]:
+    """The stored tensors that make the source's shapes other than those wanted."""
+    if source.shapes == wanted:
+        return []
+    if isinstance(source, OneByOne):
+        return [
+            tensor
+            for expert in source.experts
+            for tensor in _misshapen(expert, [wanted[0][1:]])
+        ]
+    if isinstance(source, MlxPacked | Plain) or source.tensors[0].shape != wanted[0]:
+        return [source.tensors[0]]
+    return [source.tensors[1]]  # the scales do not go with the weight

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from mlx_llama4.errors import CheckpointError, ConfigError
 from mlx_llama4.json_file import Keys, read_json
-from mlx_llama4.quantization import QuantizationConfig, parse_quantization
+from mlx_llama4.quantization import ForeignQuantization, QuantizationConfig, parse_quantization
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,7 @@ class Config:
     vision: VisionConfig | None
     image_token_id: int | None  # <|patch|>: the slot that an image feature replaces
     quantization: QuantizationConfig | None
-    # Name of a quantization scheme that is not MLX's own (compressed-tensors, fp8, …): such
-    # weights must be converted before they can run.
-    foreign_quantization: str | None
+    foreign_quantization: ForeignQuantization | None
     model_type: str
     dtype: str | None  # as written: "bfloat16", "float16", "float32"
 

@@ -33,10 +33,25 @@ class QuantizationConfig:
         return self.overrides.get(module_path, self.default)
 
 
+@dataclass(frozen=True)
+class ForeignQuantization:
+    """A scheme that is not MLX's own: such weights must be converted before they can run.
+
+    block: rows and columns that share a scale, where blocks do.
+    """
+
+    method: str
+    format: str | None
+    block: tuple[int, int] | None
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.format}" if self.format else self.method
+
+
 def parse_quantization(
     raw: Mapping[str, Any], text_raw: Mapping[str, Any]
-) -> tuple[QuantizationConfig | None, str | None]:
-    """MLX's own table, or the name of a foreign scheme; (None, None) for plain weights."""
+) -> tuple[QuantizationConfig | None, ForeignQuantization | None]:
+    """MLX's own table, or a foreign scheme; (None, None) for plain weights."""
     for part in (raw, text_raw):
         table = part.get("quantization") or part.get("quantization_config")
         if not table:
@@ -44,8 +59,9 @@ def parse_quantization(
         if not isinstance(table, Mapping):
             raise ConfigError(f"config.json: quantization must be an object, not {table!r}")
         if "quant_method" in table:
-            named = [table["quant_method"] or "unnamed method", table.get("format")]
-            return None, " ".join(filter(None, named))
+            method = str(table["quant_method"] or "unnamed method")
+            scheme = str(table["format"]) if table.get("format") else None
+            return None, ForeignQuantization(method, scheme, _block(table))
         default = _quantized_as(table, "config.json: quantization")
         overrides = {
             path: _quantized_as(entry, f"config.json: quantization of {path}") if entry else None
@@ -54,6 +70,20 @@ def parse_quantization(
         }
         return QuantizationConfig(default, overrides), None
     return None, None
+
+
+def _block(table: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The block of `weight_block_size`, or of the first compressed-tensors group that has one."""
+    groups = table.get("config_groups")
+    groups = groups.values() if isinstance(groups, Mapping) else ()
+    weights = [group.get("weights") for group in groups if isinstance(group, Mapping)]
+    found = [part["block_structure"] for part in weights if part and part.get("block_structure")]
+    block = table.get("weight_block_size") or next(iter(found), None)
+    if block is None:
+        return None
+    where = "config.json: quantization_config"
+    rows, columns = Keys({"block": block}, where).numbers("block", [128, 128])
+    return int(rows), int(columns)
 
 
 def _quantized_as(table: Mapping[str, Any], where: str) -> Quantization:
