@@ -79,18 +79,14 @@ class PackedIntegers:
     def _packed_shape(self, bits: int) -> Shape:
         return (self.shape[0], -(-self.shape[1] * bits // 32))
 
-    def read(
-        self, checkpoint: Checkpoint, start: int, stop: int, dtype: str
-    ) -> list[np.ndarray]:
+    def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
         by_row = self._scale_shape[0] > 1
         scale = checkpoint.read(self.scale, *((start, stop) if by_row else (0, 1)))
         check_fit(scale, self.scale, dtype)
         data = [checkpoint.read(self.packed, start, stop), scale]
         if self.zero_point is not None:
             per_word = 32 // self.bits
-            data.append(
-                checkpoint.read(self.zero_point, start // per_word, -(-stop // per_word))
-            )
+            data.append(checkpoint.read(self.zero_point, start // per_word, -(-stop // per_word)))
         return data
 
     def decode(self, data: list[np.ndarray], start: int, stop: int) -> "list[PackedRows]":

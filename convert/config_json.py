@@ -1,39 +1,41 @@
 """config.json of an MLX folder, in the spellings that transformers, mlx-lm and mlx-vlm read."""
 
 import copy
+from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
-from mlx_llama4.config import Config, TextConfig
-from mlx_llama4.convert.recipes import Recipe
-from mlx_llama4.tensors import TensorSpec
+from mlx_llama4.config import TextConfig
+from mlx_llama4.convert.formats import Source
+from mlx_llama4.convert.plan import Plan
+from mlx_llama4.quantization import Quantization
 
 
-def mlx_config(
-    raw: dict[str, Any], config: Config, recipe: Recipe, specs: dict[str, TensorSpec]
-) -> dict[str, Any]:
-    """The source's config.json, `raw`, completed for its MLX conversion.
+def mlx_config(source: Source, plan: Plan) -> dict[str, Any]:
+    """The source's config.json completed for its MLX conversion.
 
     Both spellings of RoPE, every key that the peers require, and the `quantization` table. Keys
     that are not ours to decide stay as they are.
     """
+    raw, config = source.raw, source.config
     result = copy.deepcopy(raw)
     if config.model_type == "llama4_text":
         # Peers know the text tower only as a part of the whole.
         result = {"text_config": result}
-    result.pop("quantization_config", None)
+    for key in ("quantization", "quantization_config"):
+        result.pop(key, None)
+        result.get("text_config", {}).pop(key, None)
     result.update(model_type="llama4", tie_word_embeddings=False)
     result.setdefault("architectures", ["Llama4ForConditionalGeneration"])
     for key in ("torch_dtype", "dtype"):
-        result[key] = recipe.dtype
+        result[key] = plan.recipe.dtype
     result["text_config"] = _text(result["text_config"], config.text)
     if config.vision is None:
         result.pop("vision_config", None)
     else:
         result["vision_config"] = _vision(result["vision_config"], config.vision.rope_theta)
         result["image_token_index"] = result["image_token_id"] = config.image_token_id
-    result.pop("quantization", None)
-    if recipe.quantization is not None:
-        table = _quantization(recipe, specs)
+    if table := _quantization(plan):
         # mlx-lm reads the first, transformers and older readers look for the second.
         result["quantization"] = result["quantization_config"] = table
     return result
@@ -111,16 +113,17 @@ def _vision(raw: dict[str, Any], rope_theta: float) -> dict[str, Any]:
     )
 
 
-def _quantization(recipe: Recipe, specs: dict[str, TensorSpec]) -> dict[str, Any]:
-    """The default, and `false` for linear layers that are not packed."""
-    default = recipe.quantization
-    assert default is not None
-    table: dict[str, Any] = {
-        "group_size": default.group_size,
-        "bits": default.bits,
-        "mode": default.mode,
-    }
-    for name, spec in specs.items():
-        if name.endswith(".weight") and len(spec.shape) > 1 and recipe.of(name, spec) is None:
-            table[name.removesuffix(".weight")] = False
+def _quantization(plan: Plan) -> dict[str, Any] | None:
+    """The packing of most parameters, and what differs from it: `false` is not packed."""
+    sizes: Counter[Quantization] = Counter()
+    for name, packing in plan.packings.items():
+        if packing is not None:
+            sizes[packing] += plan.specs[name].size
+    if not sizes:
+        return None
+    default = sizes.most_common(1)[0][0]
+    table: dict[str, Any] = asdict(default)
+    for name, packing in plan.packings.items():
+        if name.endswith(".weight") and len(plan.specs[name].shape) > 1 and packing != default:
+            table[name.removesuffix(".weight")] = False if packing is None else asdict(packing)
     return table

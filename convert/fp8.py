@@ -53,9 +53,7 @@ class Float8:
             return (1, 1)
         return (out, 1) if self.scale.shape in ((out,), (out, 1)) else None
 
-    def read(
-        self, checkpoint: Checkpoint, start: int, stop: int, dtype: str
-    ) -> list[np.ndarray]:
+    def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
         data = checkpoint.read(self.weight, start, stop)
         scale = checkpoint.read(self.scale, *self._scale_rows(start, stop))
         if _has_nan(data):

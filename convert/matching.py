@@ -191,9 +191,7 @@ def _misshapen(source: WeightSource, wanted: list[tuple[int, ...]]) -> list[Stor
         return []
     if isinstance(source, OneByOne):
         return [
-            tensor
-            for expert in source.experts
-            for tensor in _misshapen(expert, [wanted[0][1:]])
+            tensor for expert in source.experts for tensor in _misshapen(expert, [wanted[0][1:]])
         ]
     if isinstance(source, MlxPacked | Plain) or source.tensors[0].shape != wanted[0]:
         return [source.tensors[0]]

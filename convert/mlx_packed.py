@@ -11,7 +11,7 @@ from mlx_llama4.convert.sources import PackedRows, Shape
 from mlx_llama4.quantization import Quantization
 
 if TYPE_CHECKING:
-    import mlx.core as mx
+    pass
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,7 @@ class MlxPacked:
     def tensors(self) -> tuple[StoredTensor, ...]:
         return tuple(filter(None, (self.weight, self.scales, self.biases)))
 
-    def read(
-        self, checkpoint: Checkpoint, start: int, stop: int, dtype: str
-    ) -> list[np.ndarray]:
+    def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
         data = [checkpoint.read(tensor, start, stop) for tensor in self.tensors]
         for tensor, part in zip(self.tensors[1:], data[1:], strict=True):
             if tensor.dtype != "U8":

@@ -2,77 +2,125 @@
 any work is done.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
-from mlx_llama4.config import Config
-from mlx_llama4.convert.checkpoint import Checkpoint, StoredTensor
-from mlx_llama4.convert.matching import match_tensors
-from mlx_llama4.convert.names import Source
-from mlx_llama4.convert.recipes import Recipe
-from mlx_llama4.convert.write import OutputTensor
+from mlx_llama4.convert.checkpoint import StoredTensor
+from mlx_llama4.convert.formats import Source
+from mlx_llama4.convert.recipes import Recipe, check_rules
+from mlx_llama4.convert.shards import OutputTensor
+from mlx_llama4.convert.sources import OneByOne, WeightSource, num_rows, row_bytes
+from mlx_llama4.quantization import Quantization
 from mlx_llama4.tensors import TensorSpec, quantized_tensors
 
 # Rows are read in blocks of about this size; a single expert may be larger.
 BLOCK_BYTES = 64 * 2**20
 SAFETENSORS_DTYPE = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+# What a process has in memory beside slices: MLX's buffers that wait to be used again, threads.
+OVERHEAD_BYTES = 100 * 10**6
 
 
 @dataclass(frozen=True)
 class Job:
-    """Rows start … stop - 1 of one source tensor's first axis."""
+    """Rows start … stop - 1 of one source; a slice."""
 
-    source: Source
-    tensor: StoredTensor
+    source: WeightSource
     start: int
     stop: int
 
     @property
     def nbytes(self) -> int:
-        return self.tensor.nbytes // self.tensor.shape[0] * (self.stop - self.start)
+        """Bytes of the source, about."""
+        return row_bytes(self.source) * (self.stop - self.start)
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """The stored tensors it reads from."""
+        if isinstance(self.source, OneByOne):
+            experts = self.source.experts[self.start : self.stop]
+            return tuple(tensor for expert in experts for tensor in expert.tensors)
+        return self.source.tensors
 
 
 @dataclass(frozen=True)
 class Plan:
-    recipe: Recipe
-    specs: dict[str, TensorSpec]
-    jobs: list[Job]
-    outputs: dict[str, OutputTensor]
+    """packings: model tensor → how it is packed. parts: model tensor → what is written for it."""
 
-    @property
+    recipe: Recipe
+    specs: Mapping[str, TensorSpec]
+    packings: Mapping[str, Quantization | None]
+    parts: Mapping[str, Mapping[str, OutputTensor]]
+    jobs: list[Job]
+
+    @cached_property
+    def outputs(self) -> dict[str, OutputTensor]:
+        """All that is written, in the model's order."""
+        return {name: part for parts in self.parts.values() for name, part in parts.items()}
+
+    @cached_property
     def output_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.outputs.values())
 
-    @property
+    @cached_property
     def source_bytes(self) -> int:
         return sum(job.nbytes for job in self.jobs)
 
+    @cached_property
+    def peak_bytes(self) -> int:
+        """About the most memory that the process takes beyond that of an idle one.
 
-def make_plan(checkpoint: Checkpoint, config: Config, recipe: Recipe) -> Plan:
-    """Raises CheckpointError for tensors that are missing, unknown, or of a wrong shape."""
-    matching = match_tensors(checkpoint, config)
-    matching.check(checkpoint.folder)
+        While a slice is worked on, its successor has been read and its predecessor is being
+        written. A slice is there as read, as an array and, laid out for its targets, once more;
+        the slices read one by one or packed are widened to 32 bits on the way.
+        """
+        return OVERHEAD_BYTES + max(self._job_bytes(job) for job in self.jobs)
+
+    def _job_bytes(self, job: Job) -> int:
+        rows = job.stop - job.start
+        size = sum(
+            self.specs[one].size // num_rows(job.source) * rows for one in job.source.targets
+        )
+        width = 4 if self.recipe.search else ITEM_BYTES[self.recipe.dtype]
+        return 2 * job.nbytes + 3 * size * width
+
+
+def make_plan(source: Source, recipe: Recipe) -> Plan:
+    """Raises CheckpointError for tensors that are missing, unknown, or of a wrong shape,
+    InputError for rules that match nothing.
+    """
+    matching = source.matching
+    matching.check(source.folder)
+    check_rules(recipe, matching.specs)
     # In the model's order, each source once though gate and up share theirs.
     sources = dict.fromkeys(matching.sources[name] for name in matching.specs)
-    jobs = [job for source in sources for job in _jobs(source, checkpoint.tensors[source.name])]
-    outputs: dict[str, OutputTensor] = {}
-    for name, spec in matching.specs.items():
-        outputs.update(_outputs(name, spec, recipe))
-    return Plan(recipe, matching.specs, jobs, outputs)
+    packings = {
+        name: recipe.of(name, spec, matching.sources[name].quantization)
+        for name, spec in matching.specs.items()
+    }
+    parts = {
+        name: _parts(name, spec, packings[name], recipe.dtype)
+        for name, spec in matching.specs.items()
+    }
+    jobs = [job for one in sources for job in _jobs(one)]
+    return Plan(recipe, matching.specs, packings, parts, jobs)
 
 
-def _jobs(source: Source, tensor: StoredTensor) -> list[Job]:
-    rows = tensor.shape[0]
-    step = max(1, BLOCK_BYTES * rows // tensor.nbytes)
-    return [Job(source, tensor, start, min(start + step, rows)) for start in range(0, rows, step)]
+def _jobs(source: WeightSource) -> list[Job]:
+    rows = num_rows(source)
+    step = max(1, BLOCK_BYTES // max(row_bytes(source), 1))
+    return [Job(source, start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def _outputs(name: str, spec: TensorSpec, recipe: Recipe) -> dict[str, OutputTensor]:
-    quantization = recipe.of(name, spec)
-    dtype = SAFETENSORS_DTYPE[recipe.dtype]
-    if quantization is None:
-        return {name: OutputTensor(dtype, spec.shape)}
-    scale_dtype = dtype if quantization.mode == "affine" else "U8"
+def _parts(
+    name: str, spec: TensorSpec, packing: Quantization | None, dtype: str
+) -> dict[str, OutputTensor]:
+    stored = SAFETENSORS_DTYPE[dtype]
+    if packing is None:
+        return {name: OutputTensor(stored, spec.shape)}
+    scales = stored if packing.mode == "affine" else "U8"
     return {
-        part: OutputTensor("U32" if part == name else scale_dtype, shape)
-        for part, shape in quantized_tensors(name, spec.shape, quantization).items()
+        part: OutputTensor("U32" if part == name else scales, shape)
+        for part, shape in quantized_tensors(name, spec.shape, packing).items()
     }

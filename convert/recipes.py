@@ -1,32 +1,161 @@
-"""Which tensor gets how many bits."""
+"""Which tensor gets how many bits.
 
-from dataclasses import dataclass
+A rule names modules by a pattern and wins over everything, the last one that matches over those
+before. Then comes what was chosen for a size, then the recipe's own division: routed experts
+low, the rest high. They are nine tenths of the bytes and each is used by few tokens, while
+attention and the shared expert work on every token; the first layers and the last have nothing
+after or before them that could make good.
+"""
 
-from mlx_llama4.quantization import Quantization
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from mlx_llama4.errors import InputError
+from mlx_llama4.quantization import QUANTIZATION_MODES, Quantization
 from mlx_llama4.tensors import Part, TensorSpec
 
-# The rest stays in 16 bits: the router decides which 70 MB are used at all and weighs
-# 160 KB, norms are vectors, and the vision tower is under 2% of the bytes and sees only once
-# what the text tower then has to work with.
+# The rest stays in 16 bits unless a rule names it: norms are vectors, and the vision tower is
+# under 2% of the bytes and sees only once what the text tower then has to work with.
 QUANTIZED_PARTS: frozenset[Part] = frozenset(
     {"embedding", "attention", "routed experts", "shared expert", "dense MLP", "head"}
 )
+# Not even a rule packs these: the router weighs 160 KB and decides which 70 MB are used at all.
+UNPACKED_PARTS: frozenset[Part] = frozenset({"router", "norms"})
+
+AFFINE_BITS = (2, 3, 4, 5, 6, 8)
+AFFINE_GROUP_SIZES = (32, 64, 128)
+# The formats fix both.
+FIXED_MODES = {
+    "mxfp4": Quantization(32, 4, "mxfp4"),
+    "nvfp4": Quantization(16, 4, "nvfp4"),
+    "mxfp8": Quantization(32, 8, "mxfp8"),
+}
+UNPACKED_BITS = 16
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Modules whose path matches `pattern`, as the shell matches names, and their packing."""
+
+    pattern: str
+    quantization: Quantization | None
+
+    def matches(self, module: str) -> bool:
+        return fnmatchcase(module, self.pattern)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """`dtype` is that of all that is not packed, and of the scales of what is.
-
-    quantization None means that nothing is packed.
+    """dtype: of all that is not packed, and of the scales of what is.
+    quantization: the packing; None packs nothing. high: in a mixed recipe, that of all but the
+    routed experts between the first layer and the last. keeps: what the source has packed stays
+    on its grid, the rest unpacked. chosen: module → packing, for what a size allows.
+    search: look for the scales with the least error, in affine mode.
     """
 
     dtype: str
     quantization: Quantization | None
+    high: Quantization | None = None
+    keeps: bool = False
+    rules: tuple[Rule, ...] = ()
+    chosen: Mapping[str, Quantization | None] = field(default_factory=dict)
+    search: bool = False
 
-    def of(self, name: str, spec: TensorSpec) -> Quantization | None:
-        """How tensor `name` is packed; None: not. A row must divide into whole groups."""
-        if self.quantization is None or spec.part not in QUANTIZED_PARTS:
+    def of(
+        self, name: str, spec: TensorSpec, stored: Quantization | None = None
+    ) -> Quantization | None:
+        """How tensor `name` is packed, None: not at all. stored: how it comes.
+
+        A row must divide into whole groups.
+        """
+        if not name.endswith(".weight") or len(spec.shape) < 2 or spec.part in UNPACKED_PARTS:
             return None
-        if not name.endswith(".weight") or spec.shape[-1] % self.quantization.group_size:
+        found = self._wanted(name.removesuffix(".weight"), spec, stored)
+        return found if found is None or spec.shape[-1] % found.group_size == 0 else None
+
+    def _wanted(
+        self, module: str, spec: TensorSpec, stored: Quantization | None
+    ) -> Quantization | None:
+        for rule in reversed(self.rules):
+            if rule.matches(module):
+                return rule.quantization
+        if self.keeps:
+            return stored
+        if spec.part not in QUANTIZED_PARTS:
             return None
-        return self.quantization
+        if module in self.chosen:
+            return self.chosen[module]
+        is_low = spec.part == "routed experts" and not spec.is_edge
+        return self.quantization if is_low or self.high is None else self.high
+
+
+def packing(bits: int | None, group_size: int | None, mode: str | None) -> Quantization:
+    """What the options --bits, --group-size and --mode say together. Raises InputError."""
+    if mode not in (None, *QUANTIZATION_MODES):
+        raise InputError(f"mode {mode} is unknown; use {', '.join(QUANTIZATION_MODES)}")
+    if mode in FIXED_MODES:
+        fixed = FIXED_MODES[mode]
+        if bits not in (None, fixed.bits) or group_size not in (None, fixed.group_size):
+            raise InputError(
+                f"{mode} has {fixed.bits} bits in groups of {fixed.group_size}; leave out "
+                "--bits and --group-size"
+            )
+        return fixed
+    bits, group_size = bits or 4, group_size or 64
+    if bits not in AFFINE_BITS:
+        raise InputError(f"{bits} bits are not supported; use {_listed(AFFINE_BITS)}")
+    if group_size not in AFFINE_GROUP_SIZES:
+        sizes = _listed(AFFINE_GROUP_SIZES)
+        raise InputError(f"groups of {group_size} are not supported; use {sizes}")
+    return Quantization(group_size, bits)
+
+
+def parse_rule(text: str) -> Rule:
+    """`PATTERN=BITS[:GROUP[:MODE]]`; 16 bits leave a module unpacked. Raises InputError."""
+    match = re.fullmatch(r"(.+)=(\d+)(?::(\d+))?(?::(\w+))?", text)
+    if match is None:
+        raise InputError(
+            f"--rule {text!r} is not of the form PATTERN=BITS[:GROUP[:MODE]], such as "
+            "'*.experts.down_proj=6:64'"
+        )
+    pattern, bits, group_size, mode = match.groups()
+    if int(bits) == UNPACKED_BITS and group_size is None:
+        return Rule(pattern, None)
+    try:
+        size = int(group_size) if group_size else None
+        return Rule(pattern, packing(int(bits), size, mode))
+    except InputError as error:
+        raise InputError(f"--rule {text!r}: {error}") from None
+
+
+def parse_mixed(name: str) -> tuple[int, int]:
+    """`mixed-LOW-HIGH`, such as mixed-3-6 → bits of routed experts and of the rest."""
+    match = re.fullmatch(r"mixed-(\d)-(\d)", name)
+    low, high = map(int, match.groups()) if match else (0, 0)
+    if low not in AFFINE_BITS or high not in AFFINE_BITS or low >= high:
+        raise InputError(
+            f"recipe {name!r} is unknown; use mixed-LOW-HIGH with two of "
+            f"{_listed(AFFINE_BITS)} bits, such as mixed-3-6"
+        )
+    return low, high
+
+
+def check_rules(recipe: Recipe, specs: Mapping[str, TensorSpec]) -> None:
+    """Raises InputError for a rule that names nothing which can be packed."""
+    modules = [
+        name.removesuffix(".weight")
+        for name, spec in specs.items()
+        if name.endswith(".weight") and len(spec.shape) > 1 and spec.part not in UNPACKED_PARTS
+    ]
+    for rule in recipe.rules:
+        if not any(map(rule.matches, modules)):
+            raise InputError(
+                f"--rule {rule.pattern!r} matches no module that can be packed; modules are "
+                f"called like {modules[len(modules) // 2]}"
+            )
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers[:-1])) + f" or {numbers[-1]}"

@@ -60,9 +60,7 @@ class WeightSource(Protocol):
     @property
     def quantization(self) -> Quantization | None: ...
 
-    def read(
-        self, checkpoint: Checkpoint, start: int, stop: int, dtype: str
-    ) -> list[np.ndarray]:
+    def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
         """The bytes, uint8, that rows start … stop - 1 need. Runs beside `decode` in a thread of
         its own and so makes no MLX arrays. Raises RunError for values not finite in `dtype`.
         """
@@ -92,9 +90,7 @@ class Plain:
     def tensors(self) -> tuple[StoredTensor, ...]:
         return (self.tensor,)
 
-    def read(
-        self, checkpoint: Checkpoint, start: int, stop: int, dtype: str
-    ) -> list[np.ndarray]:
+    def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
         data = checkpoint.read(self.tensor, start, stop)
         check_fit(data, self.tensor, dtype)
         return [data]
@@ -131,9 +127,7 @@ class OneByOne:
         found = {expert.quantization for expert in self.experts}
         return found.pop() if len(found) == 1 else None
 
-    def read(
-        self, checkpoint: Checkpoint, start: int, stop: int, dtype: str
-    ) -> list[np.ndarray]:
+    def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
         return [
             data
             for expert in self.experts[start:stop]

@@ -1,174 +1,236 @@
-"""Running a conversion: one slice of one source tensor at a time, in bounded memory."""
+"""Running a conversion: one slice at a time, in bounded memory, and taken up where it stopped.
+
+A thread reads ahead, this one decodes and packs, another writes: disk and processor are busy at
+once, with one slice in each place.
+"""
 
 import json
 import time
-from collections import Counter
+import zlib
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_llama4.config import Config, load_config, parse_config, read_config
-from mlx_llama4.convert.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from mlx_llama4.convert.config_json import mlx_config
-from mlx_llama4.convert.fit import fits
-from mlx_llama4.convert.layouts import lay_out
+from mlx_llama4.convert.formats import Source, open_source
+from mlx_llama4.convert.journal import Entry
+from mlx_llama4.convert.local import LocalShards, Shards
+from mlx_llama4.convert.pack import PackedSlice, pack
 from mlx_llama4.convert.plan import Job, Plan, make_plan
+from mlx_llama4.convert.quality import Quality, conversion_json, measured_quality
 from mlx_llama4.convert.recipes import Recipe
-from mlx_llama4.convert.write import FolderWriter, check_destination, resolve_destination
-from mlx_llama4.errors import CheckpointError, RunError
-from mlx_llama4.tensors import without_absent_vision
-
-# Everything beside config and weights that a model folder needs.
-SIDE_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "LICENSE*",
-    "USE_POLICY*",
+from mlx_llama4.convert.side_files import copy_side_files
+from mlx_llama4.convert.write import (
+    MAX_SHARD_BYTES,
+    FolderWriter,
+    check_destination,
+    resolve_destination,
 )
+from mlx_llama4.errors import RunError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to go about it, whatever the recipe.
+
+    shard_bytes: largest shard. restart: throw away what an earlier run left. verify: read the
+    result back from the disk before it gets its name.
+    """
+
+    shard_bytes: int = MAX_SHARD_BYTES
+    restart: bool = False
+    verify: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Bytes of the source done, by this run and earlier ones; `resumed` by earlier ones only."""
+
+    doing: str
+    done: int
+    total: int
+    resumed: int = 0
 
 
 @dataclass(frozen=True)
 class Report:
-    """peak_bytes: most memory that MLX and one slice of the source took together."""
+    """peak_bytes: most memory that MLX and the slices read took together."""
 
     source_bytes: int
     output_bytes: int
+    resumed_bytes: int
     seconds: float
     peak_bytes: int
     has_vision: bool
+    quality: Quality
 
 
 def convert(
-    source: Path,
+    folder: Path,
     out: Path,
     recipe: Recipe,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    settings: Settings = Settings(),
 ) -> Report:
-    """Convert a Hugging Face folder to an MLX folder.
+    """Convert a checkpoint's folder to an MLX folder.
 
-    on_progress is told (bytes done, bytes in all) of the source after each slice. Raises
-    InputError before anything is written, RunError after; either way `out` then does not exist.
+    Raises InputError before anything is written, RunError after. `out` does not exist then; what
+    was done is kept beside it, in `<out>.partial`, and the same call goes on from there.
     """
+    source = open_source(folder)
+    plan = make_plan(source, recipe)
+    return run(source, plan, out, LocalShards(), on_progress, settings)
+
+
+def run(
+    source: Source,
+    plan: Plan,
+    out: Path,
+    shards: Shards,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    settings: Settings = Settings(),
+) -> Report:
+    """As `convert`, for a plan that is made. on_progress hears of each slice."""
     start = time.perf_counter()
     out = resolve_destination(out)
-    raw = read_config(source)
-    config = parse_config(raw)
-    _refuse_quantized(source, config)
-    checkpoint = open_checkpoint(source)
-    config = without_absent_vision(config, checkpoint.tensors)
-    plan = make_plan(checkpoint, config, recipe)
     check_destination(out, plan.output_bytes)
     mx.reset_peak_memory()
     held_before = mx.get_active_memory()
-    with FolderWriter(out, plan.outputs) as writer:
+    options = {"search": plan.recipe.search, "block": max(job.nbytes for job in plan.jobs)}
+    with FolderWriter(
+        out,
+        plan.outputs,
+        shard_bytes=settings.shard_bytes,
+        restart=settings.restart,
+        options=options,
+    ) as writer:
         # First what is small, so that what cannot be copied is known in time.
-        for path in _side_files(source):
-            writer.copy(path)
-        text = json.dumps(mlx_config(raw, config, recipe, plan.specs), indent=4)
+        copy_side_files(source, writer)
+        text = json.dumps(mlx_config(source, plan), indent=4)
         writer.write_text("config.json", text + "\n")
-        _run(checkpoint, plan, writer, on_progress)
+        conversion = _Conversion(source, plan, writer, shards, on_progress)
+        conversion.check_done()
+        conversion.run()
+        if settings.verify:
+            conversion.verify()
+        quality = measured_quality(plan, conversion.entries.values())
+        report = json.dumps(conversion_json(source, plan, quality), indent=2)
+        writer.write_text("conversion.json", report + "\n")
         writer.finish()
     return Report(
         source_bytes=plan.source_bytes,
         output_bytes=plan.output_bytes,
+        resumed_bytes=conversion.resumed,
         seconds=time.perf_counter() - start,
-        peak_bytes=mx.get_peak_memory() - held_before + max(job.nbytes for job in plan.jobs),
-        has_vision=config.vision is not None,
+        peak_bytes=mx.get_peak_memory() - held_before + 2 * max(job.nbytes for job in plan.jobs),
+        has_vision=source.config.vision is not None,
+        quality=quality,
     )
 
 
-def default_dtype(source: Path) -> str:
-    """The 16-bit type to convert to: that of most of the source's bytes, or bfloat16 for 32 bits.
+class _Conversion:
+    """The jobs of one run. entries: what is done, by job."""
 
-    By what is stored, since config.json may say otherwise.
-    """
-    load_config(source)  # for its errors, which are clearer where this is no model folder
-    nbytes: Counter[str] = Counter()
-    checkpoint = open_checkpoint(source)
-    for tensor in checkpoint.tensors.values():
-        nbytes[tensor.dtype] += tensor.nbytes
-    return "float16" if nbytes.most_common(1)[0][0] == "F16" else "bfloat16"
+    def __init__(
+        self,
+        source: Source,
+        plan: Plan,
+        writer: FolderWriter,
+        shards: Shards,
+        on_progress: Callable[[Progress], None],
+    ):
+        self.checkpoint = source.checkpoint
+        self.plan = plan
+        self.writer = writer
+        self.shards = shards
+        self.on_progress = on_progress
+        self.entries: dict[int, Entry] = {}
+        self.resumed = 0
 
+    def check_done(self) -> None:
+        """Of what the journal says is done, keep what still is: same source, right checksums."""
+        for index, entry in sorted(self.writer.done.items()):
+            if index >= len(self.plan.jobs):
+                continue
+            job = self.plan.jobs[index]
+            self.on_progress(Progress("Checking", self.resumed, self.plan.source_bytes))
+            if entry.stamp == self._stamp(job) and self._is_intact(job, entry):
+                self.entries[index] = entry
+                self.resumed += job.nbytes
 
-def _refuse_quantized(source: Path, config: Config) -> None:
-    if config.foreign_quantization is not None:
-        raise CheckpointError(
-            f"{source} is quantized ({config.foreign_quantization}); only bf16, fp16 and fp32 "
-            "checkpoints can be converted"
+    def run(self) -> None:
+        """All jobs that are left. Leaves no thread behind, however it ends."""
+        left = [index for index in range(len(self.plan.jobs)) if index not in self.entries]
+        self.shards.expect([self._files(self.plan.jobs[index]) for index in left])
+        with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as saver:
+            reading = reader.submit(self._read, left[0]) if left else None
+            saving: Future[None] | None = None
+            for index, following in zip(left, [*left[1:], None], strict=True):
+                data = reading.result()
+                reading = None if following is None else reader.submit(self._read, following)
+                packed = pack(self.plan, self.plan.jobs[index], data)
+                del data
+                if saving is not None:
+                    saving.result()
+                saving = saver.submit(self._save, index, packed)
+                del packed
+            if saving is not None:
+                saving.result()
+        self._release(self.writer.commit())
+
+    def verify(self) -> None:
+        """Raises RunError if what is on the disk is not what was written."""
+        self.writer.forget_cached()
+        done = 0
+        for index, entry in sorted(self.entries.items()):
+            job = self.plan.jobs[index]
+            if not self._is_intact(job, entry):
+                raise RunError(
+                    f"{self.writer.folder}: {job.source.targets[0]} does not read back as it was "
+                    "written; the disk may be failing; run the same command again"
+                )
+            done += job.nbytes
+            self.on_progress(Progress("Verifying", done, self.plan.source_bytes))
+
+    def _read(self, index: int) -> list[np.ndarray]:
+        job = self.plan.jobs[index]
+        for file in self._files(job):
+            self.shards.ensure(file)
+        dtype = self.plan.recipe.dtype
+        return job.source.read(self.checkpoint, job.start, job.stop, dtype)
+
+    def _save(self, index: int, packed: PackedSlice) -> None:
+        job = self.plan.jobs[index]
+        checksums = {}
+        for name, data in packed.parts.items():
+            self.writer.write(name, job.start, data)
+            checksums[name] = zlib.crc32(data)
+        entry = Entry(index, self._stamp(job), checksums, packed.errors)
+        self.entries[index] = entry
+        self._release(self.writer.record(entry))
+        done = sum(self.plan.jobs[one].nbytes for one in self.entries)
+        self.on_progress(Progress("Converting", done, self.plan.source_bytes, self.resumed))
+
+    def _release(self, durable: list[Entry]) -> None:
+        for entry in durable:
+            self.shards.done(self._files(self.plan.jobs[entry.job]))
+
+    def _is_intact(self, job: Job, entry: Entry) -> bool:
+        rows = job.stop - job.start
+        return entry.checksums.keys() == set(self._outputs(job)) and all(
+            self.writer.checksum(name, job.start, rows) == checksum
+            for name, checksum in entry.checksums.items()
         )
-    if config.quantization is not None:
-        raise CheckpointError(
-            f"{source} is a quantized MLX folder already; convert from the original weights"
-        )
 
+    def _outputs(self, job: Job) -> list[str]:
+        return [part for name in job.source.targets for part in self.plan.parts[name]]
 
-def _run(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    writer: FolderWriter,
-    on_progress: Callable[[int, int], None],
-) -> None:
-    done = 0
-    for job in plan.jobs:
-        _run_job(checkpoint, plan, job, writer)
-        done += job.nbytes
-        on_progress(done, plan.source_bytes)
+    def _files(self, job: Job) -> list[Path]:
+        return sorted({tensor.file for tensor in job.tensors})
 
-
-def _run_job(checkpoint: Checkpoint, plan: Plan, job: Job, writer: FolderWriter) -> None:
-    # A function of its own, so that nothing of a slice is left when the next one is read.
-    data = checkpoint.read(job.tensor, job.start, job.stop)
-    if not fits(data, job.tensor.dtype, plan.recipe.dtype):
-        raise RunError(
-            f"{checkpoint.folder}: {job.tensor.name} has values that {plan.recipe.dtype} cannot "
-            "hold; use another --dtype or, if these are NaN, download it again"
-        )
-    rows = as_array(data, job.tensor, job.stop - job.start).astype(_dtype(plan.recipe))
-    del data
-    for name, array in zip(job.source.targets, lay_out(job.source.layout, rows), strict=True):
-        _write_rows(plan, job, name, array, writer)
-
-
-def _write_rows(plan: Plan, job: Job, name: str, rows: mx.array, writer: FolderWriter) -> None:
-    quantization = plan.recipe.of(name, plan.specs[name])
-    if quantization is None:
-        writer.write(name, job.start, _as_bytes(rows))
-        return
-    module = name.removesuffix(".weight")
-    packed = mx.quantize(rows, quantization.group_size, quantization.bits, mode=quantization.mode)
-    mx.eval(packed)
-    for part, array in zip(("weight", "scales", "biases"), packed, strict=False):
-        writer.write(f"{module}.{part}", job.start, _as_bytes(array))
-
-
-def as_array(data: np.ndarray, tensor: StoredTensor, rows: int) -> mx.array:
-    """Bytes of `rows` rows of a float tensor → an array of its dtype, [rows, …]"""
-    shape = (rows, *tensor.shape[1:])
-    if tensor.dtype == "F32":
-        return mx.array(data.view(np.float32).reshape(shape))
-    halves = mx.array(data.view(np.uint16).reshape(shape))
-    return halves.view(mx.bfloat16 if tensor.dtype == "BF16" else mx.float16)
-
-
-def _as_bytes(array: mx.array) -> memoryview:
-    array = mx.contiguous(array)
-    mx.eval(array)
-    # numpy has no bfloat16; the bytes are the same whatever they are called.
-    return memoryview(np.asarray(array.view(mx.uint8))).cast("B")
-
-
-def _dtype(recipe: Recipe) -> mx.Dtype:
-    return getattr(mx, recipe.dtype)
-
-
-def _side_files(source: Path) -> list[Path]:
-    return [path for pattern in SIDE_FILES for path in source.glob(pattern) if path.is_file()]
+    def _stamp(self, job: Job) -> str:
+        return " ".join(self.shards.stamp(file) for file in self._files(job))

@@ -5,76 +5,144 @@ in any order. Nothing stands under the final name until everything is there and 
 """
 
 import fcntl
+import hashlib
 import json
-import math
 import os
 import shutil
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
-from mlx_llama4.convert.checkpoint import INDEX_NAME, ITEM_BYTES
+from mlx_llama4.convert.checkpoint import INDEX_NAME
+from mlx_llama4.convert.durable import forget_cached, sync_path
+from mlx_llama4.convert.journal import JOURNAL_NAME, Entry, Journal, has_progress
+from mlx_llama4.convert.shards import (
+    OutputTensor,
+    assign_shards,
+    create_shard,
+    shard_header,
+    tensor_places,
+)
 from mlx_llama4.errors import OutputError, RunError
 from mlx_llama4.memory import human_bytes
 
 MAX_SHARD_BYTES = 5 * 10**9
-# Tensor data starts at a multiple of this, the page size of Apple silicon, so that the experts
-# can later be read from the file with uncached, aligned reads.
-HEADER_ALIGNMENT = 16384
 LOCK_NAME = "conversion.lock"
-
-
-@dataclass(frozen=True)
-class OutputTensor:
-    dtype: str  # as safetensors spells it
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+# Data becomes durable, and is journalled, each time that this much has been written: waiting
+# for the disk after every slice would leave it idle in between.
+COMMIT_BYTES = 256 * 2**20
+MAX_WRITE_BYTES = 2**30  # macOS refuses more than 2 GB in one call
+CHECK_BLOCK_BYTES = 2**24
 
 
 class FolderWriter:
     """Writes `tensors` to `<out>.partial`, which `finish` renames to `out`.
 
-    Use as a context manager: leaving it without `finish` removes what was written. Raises
-    OutputError if that folder is not ours or another run is at work in it.
+    Use as a context manager: leaving it without `finish` keeps the folder if the journal says
+    that something of it is done, and removes it otherwise. Raises OutputError if that folder is
+    not ours, another run is at work in it, or it holds a conversion to something else.
     """
 
-    def __init__(self, out: Path, tensors: Mapping[str, OutputTensor]):
+    def __init__(
+        self,
+        out: Path,
+        tensors: Mapping[str, OutputTensor],
+        *,
+        shard_bytes: int = MAX_SHARD_BYTES,
+        restart: bool = False,
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ):
         self.out = out
         self.folder = partial_folder(out)
         self.tensors = tensors
-        self._shards = _assign_shards(tensors)
-        self._places: dict[str, tuple[Path, int]] = {}  # name → file, byte offset
+        self.done: dict[int, Entry] = {}  # by job, what an earlier run has finished
+        self._restart = restart
+        self._shards = assign_shards(tensors, shard_bytes)
+        self._headers = {file: shard_header(names, tensors) for file, names in self._shards.items()}
+        self._places = tensor_places(self.folder, self._shards, self._headers, tensors)
+        self._journal = Journal(self.folder, {"options": dict(options), "plan": self._digest()})
         self._lock: int | None = None  # file descriptor, while the folder is ours
+        self._dirty: set[Path] = set()
+        self._unjournalled: list[Entry] = []
+        self._undurable_bytes = 0
 
     def __enter__(self) -> "FolderWriter":
         try:
             self._claim()
-            for file_name, names in self._shards.items():
-                self._create_shard(self.folder / file_name, names)
+            self._prepare()
         except OSError as failure:
-            self._discard()
+            self._leave()
             raise _write_failure(self.folder, failure) from None
         except BaseException:
-            self._discard()
+            self._leave()
             raise
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._discard()
+        try:
+            if self._lock is not None:
+                self.commit()
+        except RunError:
+            pass  # the disk is full: what is not journalled will be done again
+        finally:
+            self._leave()
 
     def write(self, name: str, row: int, data: bytes | memoryview) -> None:
         """Put `data` at row `row` of the first axis of tensor `name`."""
         file, offset = self._places[name]
-        tensor = self.tensors[name]
         try:
-            with file.open("r+b") as stream:
-                stream.seek(offset + row * (tensor.nbytes // tensor.shape[0]))
-                stream.write(data)
+            with file.open("r+b", buffering=0) as stream:
+                stream.seek(offset + row * self.row_bytes(name))
+                view = memoryview(data)
+                while view:
+                    view = view[stream.write(view[:MAX_WRITE_BYTES]) :]
         except OSError as failure:
             raise _write_failure(self.folder, failure) from None
+        self._dirty.add(file)
+        self._undurable_bytes += len(data)
+
+    def row_bytes(self, name: str) -> int:
+        return self.tensors[name].nbytes // self.tensors[name].shape[0]
+
+    def record(self, entry: Entry) -> list[Entry]:
+        """A job is written; goes into the journal once its data is on disk.
+
+        Returns the entries that have become durable by it: none, or many at once.
+        """
+        self._unjournalled.append(entry)
+        return self.commit() if self._undurable_bytes >= COMMIT_BYTES else []
+
+    def commit(self) -> list[Entry]:
+        """Make everything recorded durable. Returns the entries that now are."""
+        entries = self._unjournalled
+        try:
+            for file in sorted(self._dirty):
+                sync_path(file)
+            if entries:
+                self._journal.append(entries)
+        except OSError as failure:
+            raise _write_failure(self.folder, failure) from None
+        self._dirty.clear()
+        self._unjournalled, self._undurable_bytes = [], 0
+        return entries
+
+    def checksum(self, name: str, row: int, rows: int) -> int:
+        """CRC-32 of rows of a tensor as they are in the file now."""
+        file, offset = self._places[name]
+        crc, left = 0, rows * self.row_bytes(name)
+        with file.open("rb") as stream:
+            stream.seek(offset + row * self.row_bytes(name))
+            while left and (block := stream.read(min(left, CHECK_BLOCK_BYTES))):
+                crc, left = zlib.crc32(block, crc), left - len(block)
+        return crc
+
+    def forget_cached(self) -> None:
+        """Let `checksum` read from the disk."""
+        for file in {file for file, _ in self._places.values()}:
+            with file.open("rb") as stream:
+                forget_cached(stream.fileno())
 
     def copy(self, path: Path) -> None:
         """Put a copy of a file into the folder."""
@@ -94,19 +162,21 @@ class FolderWriter:
     def finish(self) -> None:
         """Make everything durable and give the folder its final name, in one step."""
         try:
+            self.commit()
             self._write_index()
             for path in self.folder.iterdir():
-                _sync(path)
-            (self.folder / LOCK_NAME).unlink()
-            _sync(self.folder)
+                sync_path(path)
+            for name in (JOURNAL_NAME, LOCK_NAME):
+                (self.folder / name).unlink()
+            sync_path(self.folder)
             self.folder.rename(self.out)
             self._release()
-            _sync(self.out.parent)
+            sync_path(self.out.parent)
         except OSError as failure:
             raise _write_failure(self.out, failure) from None
 
     def _claim(self) -> None:
-        """Make the folder, or take over and empty what a killed run left.
+        """Make the folder, or take over what a killed run left.
 
         A lock that the system releases with the process tells a run at work from a dead one.
         """
@@ -128,9 +198,6 @@ class FolderWriter:
                 f"another conversion is writing {self.folder}; wait for it or name another folder"
             ) from None
         self._lock = lock
-        for path in self.folder.iterdir():
-            if path.name != LOCK_NAME:
-                path.unlink()
 
     def _mark(self, path: Path) -> None:
         try:
@@ -139,25 +206,34 @@ class FolderWriter:
             self.folder.rmdir()  # without the mark, no later run would know it for ours
             raise
 
-    def _create_shard(self, file: Path, names: list[str]) -> None:
-        header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
-        offset = 0
-        for name in names:
-            tensor = self.tensors[name]
-            header[name] = {
-                "dtype": tensor.dtype,
-                "shape": list(tensor.shape),
-                "data_offsets": [offset, offset + tensor.nbytes],
-            }
-            offset += tensor.nbytes
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-(len(text) + 8) % HEADER_ALIGNMENT)
-        with file.open("xb") as stream:
-            stream.write(len(text).to_bytes(8, "little") + text)
-            stream.truncate(8 + len(text) + offset)
-        for name in names:
-            start = header[name]["data_offsets"][0]  # type: ignore[index]
-            self._places[name] = (file, 8 + len(text) + start)
+    def _prepare(self) -> None:
+        """Bring the folder to where the journal says it is; or empty it and begin."""
+        is_same, entries = self._journal.read()
+        if has_progress(self.folder) and not is_same and not self._restart:
+            self._release()
+            raise OutputError(
+                f"{self.folder} holds an unfinished conversion with other options; repeat those "
+                "to finish it, or add --restart to throw it away"
+            )
+        keeps = is_same and not self._restart
+        kept = {LOCK_NAME, JOURNAL_NAME, *self._shards} if keeps else {LOCK_NAME}
+        for path in self.folder.iterdir():
+            if path.name not in kept:
+                path.unlink()
+        for file_name, header in self._headers.items():
+            create_shard(self.folder / file_name, header, self._shards[file_name], self.tensors)
+        if keeps:
+            self.done = entries
+            self._journal.mend(entries.values())
+        else:
+            self._journal.create()
+
+    def _digest(self) -> str:
+        """Of everything that decides which bytes lie where."""
+        digest = hashlib.sha256()
+        for file_name, header in self._headers.items():
+            digest.update(file_name.encode() + header)
+        return digest.hexdigest()
 
     def _write_index(self) -> None:
         weight_map = {name: file for file, names in self._shards.items() for name in names}
@@ -170,13 +246,14 @@ class FolderWriter:
             os.close(self._lock)
             self._lock = None
 
-    def _discard(self) -> None:
-        """Remove the folder, unless it is not ours or has its final name; then let go of it."""
+    def _leave(self) -> None:
+        """Remove the folder if nothing in it is done; let go of it."""
         while self._lock is not None:
             try:
-                shutil.rmtree(self.folder, ignore_errors=True)
+                if not has_progress(self.folder):
+                    shutil.rmtree(self.folder, ignore_errors=True)
                 self._release()
-            except KeyboardInterrupt:  # a second Ctrl-C must not leave half of it behind
+            except KeyboardInterrupt:  # a second Ctrl-C must not leave it half removed
                 continue
 
 
@@ -205,7 +282,7 @@ def check_destination(out: Path, nbytes: int) -> None:
             parent = parent.parent
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise OutputError(f"cannot write to {parent}; choose a folder of your own")
-        free = shutil.disk_usage(parent).free
+        free = shutil.disk_usage(parent).free + _taken_bytes(partial_folder(out))
     except OSError as failure:
         raise OutputError(f"cannot write to {out}: {failure.strerror or failure}") from None
     if free < nbytes:
@@ -214,35 +291,24 @@ def check_destination(out: Path, nbytes: int) -> None:
         )
 
 
+def free_bytes(out: Path) -> int:
+    """Of the disk that `out` would be on."""
+    parent = partial_folder(out.absolute()).parent
+    while not parent.exists():
+        parent = parent.parent
+    return shutil.disk_usage(parent).free
+
+
+def _taken_bytes(folder: Path) -> int:
+    """What the files of an unfinished conversion take; they have their final sizes, with holes."""
+    if not folder.is_dir():
+        return 0
+    return sum(path.stat().st_blocks * 512 for path in folder.iterdir() if path.is_file())
+
+
 def _is_spare(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir()) and not folder.samefile(Path.cwd())
 
 
-def _assign_shards(tensors: Mapping[str, OutputTensor]) -> dict[str, list[str]]:
-    groups: list[list[str]] = [[]]
-    size = 0
-    for name, tensor in tensors.items():
-        if groups[-1] and size + tensor.nbytes > MAX_SHARD_BYTES:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += tensor.nbytes
-    if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
-    return {
-        f"model-{index:05d}-of-{len(groups):05d}.safetensors": names
-        for index, names in enumerate(groups, start=1)
-    }
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write_failure(path: Path, failure: OSError) -> RunError:
-    return RunError(f"cannot write {path}: {failure.strerror or failure}; nothing was kept")
+    return RunError(f"cannot write {path}: {failure.strerror or failure}")

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mlx_llama4.config import Config, load_config
-from mlx_llama4.convert.checkpoint import Checkpoint, open_checkpoint
-from mlx_llama4.convert.matching import Matching, match_tensors, stored_quantization
+from mlx_llama4.convert.checkpoint import open_checkpoint
+from mlx_llama4.convert.formats import describe
+from mlx_llama4.convert.matching import Matching, match_tensors
+from mlx_llama4.convert.sources import WeightSource
 from mlx_llama4.tensors import without_absent_vision
 
 RELEASES = {(48, 5120, 16): "Llama 4 Scout", (48, 5120, 128): "Llama 4 Maverick"}
@@ -60,9 +62,9 @@ def inspect_folder(folder: Path) -> Inspection:
         folder=str(folder),
         variant=_variant(config),
         architecture=_architecture(config),
-        layout=_layout(matching),
+        layout=describe(config, matching),
         quantization=_quantization(config),
-        parts=_parts(checkpoint, config, matching),
+        parts=_parts(config, matching),
         problems=matching.problems,
         tensors=len(checkpoint.tensors),
         files=len(checkpoint.files),
@@ -89,12 +91,6 @@ def _architecture(config: Config) -> str:
     )
 
 
-def _layout(matching: Matching) -> str:
-    if all(name == source.name for name, source in matching.sources.items()):
-        return "MLX layout"
-    return "Hugging Face layout (not converted yet)"
-
-
 def _quantization(config: Config) -> str:
     if config.foreign_quantization:
         return f"quantized by {config.foreign_quantization}"
@@ -104,26 +100,22 @@ def _quantization(config: Config) -> str:
     return f"quantized: {default.bits} bits, groups of {default.group_size}, {default.mode}"
 
 
-def _parts(checkpoint: Checkpoint, config: Config, matching: Matching) -> tuple[PartReport, ...]:
+def _parts(config: Config, matching: Matching) -> tuple[PartReport, ...]:
     parameters: dict[str, int] = defaultdict(int)
     nbytes: dict[str, int] = defaultdict(int)
     stored_as: dict[str, set[str]] = defaultdict(set)
-    packed = set(matching.scales.values())
     for name, spec in matching.specs.items():
         if (source := matching.sources.get(name)) is None:
             continue
-        tensor = checkpoint.tensors[source.name]
         parameters[spec.part] += spec.size
-        nbytes[spec.part] += tensor.nbytes // len(source.targets)
-        if name in packed:
-            quantization = stored_quantization(checkpoint, config, name.removesuffix(".weight"))
-            stored_as[spec.part].add(f"{quantization.bits} bits {quantization.mode}")
-        else:
-            stored_as[spec.part].add(tensor.dtype)
-    for name, weight in matching.scales.items():
-        if name in checkpoint.tensors:
-            nbytes[matching.specs[weight].part] += checkpoint.tensors[name].nbytes
+        nbytes[spec.part] += sum(t.nbytes for t in source.tensors) // len(source.targets)
+        stored_as[spec.part].add(_stored_as(source))
     return tuple(
         PartReport(part, parameters[part], nbytes[part], tuple(sorted(stored_as[part])))
         for part in parameters
     )
+
+
+def _stored_as(source: WeightSource) -> str:
+    packing = source.quantization
+    return f"{packing.bits} bits {packing.mode}" if packing else source.tensors[0].dtype

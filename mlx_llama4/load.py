@@ -8,7 +8,7 @@ from mlx import nn
 from mlx_llama4.config import Config, load_config
 from mlx_llama4.convert.checkpoint import Checkpoint, open_checkpoint
 from mlx_llama4.convert.matching import match_tensors, stored_quantization
-from mlx_llama4.convert.names import source_of
+from mlx_llama4.convert.names import is_ignored
 from mlx_llama4.errors import CheckpointError
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.processor import Processor
@@ -47,8 +47,7 @@ def _check(checkpoint: Checkpoint, config: Config) -> Config:
     folder = checkpoint.folder
     config = without_absent_vision(config, checkpoint.tensors)
     matching = match_tensors(checkpoint, config)
-    sources = matching.sources.items()
-    if config.foreign_quantization or any(name != source.name for name, source in sources):
+    if config.foreign_quantization or not matching.is_mlx:
         raise CheckpointError(
             f"{folder} is not converted yet; run: mlx-llama4 convert {folder} OUTPUT_FOLDER"
         )
@@ -72,7 +71,7 @@ def _load_weights(checkpoint: Checkpoint, config: Config, dtype: mx.Dtype | None
     weights: list[tuple[str, mx.array]] = []
     for file in checkpoint.files:
         for name, array in mx.load(str(file), format="safetensors").items():
-            if source_of(name) is not None:
+            if not is_ignored(name):
                 is_float = mx.issubdtype(array.dtype, mx.floating)
                 weights.append((name, array.astype(dtype) if is_float else array))
     model.load_weights(weights)

@@ -31,10 +31,14 @@ VISION_PREFIXES = ("vision_model.", "multi_modal_projector.")
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor before quantization; `shape` is [out, in] or, stacked, [experts, out, in]."""
+    """A tensor before quantization; `shape` is [out, in] or, stacked, [experts, out, in].
+
+    is_edge: of the first or the last text layer.
+    """
 
     shape: tuple[int, ...]
     part: Part
+    is_edge: bool = False
 
     @property
     def size(self) -> int:
@@ -54,8 +58,9 @@ def model_tensors(config: Config) -> dict[str, TensorSpec]:
     tensors["language_model.model.embed_tokens.weight"] = TensorSpec(embedding, "embedding")
     for index, kind in enumerate(text.layers):
         prefix = f"language_model.model.layers.{index}"
+        is_edge = index in (0, text.num_hidden_layers - 1)
         for name, spec in _layer(text, kind):
-            tensors[f"{prefix}.{name}"] = spec
+            tensors[f"{prefix}.{name}"] = replace(spec, is_edge=is_edge)
     tensors["language_model.model.norm.weight"] = TensorSpec((text.hidden_size,), "norms")
     tensors["language_model.lm_head.weight"] = TensorSpec(embedding, "head")
     return tensors

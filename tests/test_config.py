@@ -130,7 +130,7 @@ def test_foreign_quantization_is_named() -> None:
     raw["quantization_config"] = {"quant_method": "compressed-tensors", "format": "float-quantized"}
     config = parse_config(raw)
     assert config.quantization is None
-    assert config.foreign_quantization == "compressed-tensors float-quantized"
+    assert str(config.foreign_quantization) == "compressed-tensors float-quantized"
 
 
 BAD = {

@@ -40,8 +40,8 @@ def demo() -> None:
     with tempfile.TemporaryDirectory(prefix="mlx-llama4-demo-") as temporary:
         folder = Path(temporary) / "demo-8bit"
         recipe = Recipe("bfloat16", Quantization(group_size=64, bits=8))
-        with terminal.byte_progress("Converting the demo model") as on_progress:
-            report = convert(CHECKPOINT, folder, recipe, on_progress)
+        with terminal.status("Converting the demo model"):
+            report = convert(CHECKPOINT, folder, recipe)
         terminal.line(
             f"Converted a {human_bytes(report.source_bytes)} Llama 4 (3 million parameters, "
             f"trained on drawn shapes) to 8 bits: {human_bytes(report.output_bytes)}."

@@ -132,32 +132,6 @@ def status(text: str) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def byte_progress(text: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error; yields a function to be told (bytes done, bytes in all)."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(text, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
 def table(rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
     """Aligned columns on standard output; the columns numbered in `right` are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -1,0 +1,102 @@
+"""One slice: decoded rows → the bytes of the output tensors, and how far they are from the rows."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_llama4.convert.plan import Job, Plan
+from mlx_llama4.convert.search import search_affine
+from mlx_llama4.convert.sources import PackedRows
+from mlx_llama4.quantization import Quantization
+
+# Errors are measured on every n-th row. That a slice has millions of values makes the figure
+# sure; measuring all of them would take twice as long as packing them does.
+MEASURED_STRIDE = 16
+LEAST_MEASURED_ROWS = 64
+
+# (sum of squared differences, sum of squares) over the rows measured
+ErrorSums = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class PackedSlice:
+    """parts: output tensor → its rows' bytes. errors: by model tensor, where it was rounded."""
+
+    parts: dict[str, memoryview]
+    errors: dict[str, ErrorSums]
+
+
+def pack(plan: Plan, job: Job, data: list[np.ndarray]) -> PackedSlice:
+    """Decode, lay out and pack the rows of one job."""
+    decoded = job.source.decode(data, job.start, job.stop)
+    data.clear()
+    parts: dict[str, mx.array] = {}
+    sums: dict[str, tuple[mx.array, mx.array]] = {}
+    dtype = getattr(mx, plan.recipe.dtype)
+    for name, rows in zip(job.source.targets, decoded, strict=True):
+        packing = plan.packings[name]
+        if packing is not None and isinstance(rows, PackedRows) and rows.quantization == packing:
+            parts.update(_named(name, _on_its_grid(rows, dtype)))
+            continue
+        dense = (rows.dense() if isinstance(rows, PackedRows) else rows).astype(dtype)
+        if packing is None:
+            parts[name] = dense
+            continue
+        packed = quantize(dense, packing, plan.recipe.search)
+        parts.update(_named(name, packed))
+        sums[name] = _error_sums(dense, packed)
+    del decoded
+    mx.eval(parts, sums)
+    errors = {name: (error.item(), norm.item()) for name, (error, norm) in sums.items()}
+    return PackedSlice({name: _as_bytes(array) for name, array in parts.items()}, errors)
+
+
+def quantize(rows: mx.array, packing: Quantization, search: bool) -> PackedRows:
+    """rows: float [..., in]"""
+    if search and packing.mode == "affine":
+        return search_affine(rows, packing)
+    weight, scales, *biases = mx.quantize(rows, packing.group_size, packing.bits, mode=packing.mode)
+    return PackedRows(weight, scales, biases[0] if biases else None, packing)
+
+
+def measured_errors(rows: mx.array, packing: Quantization, search: bool) -> ErrorSums:
+    """What packing these rows, [n, in], would lose."""
+    error, norm = _error_sums(rows, quantize(rows, packing, search))
+    return error.item(), norm.item()
+
+
+def relative_error(sums: ErrorSums) -> float:
+    """Root of the mean squared difference, relative to that of the values."""
+    error, norm = sums
+    return (error / norm) ** 0.5 if norm else 0.0
+
+
+def _on_its_grid(rows: PackedRows, dtype: mx.Dtype) -> PackedRows:
+    if rows.biases is None:
+        return rows
+    scales, biases = rows.scales.astype(dtype), rows.biases.astype(dtype)
+    return PackedRows(rows.weight, scales, biases, rows.quantization)
+
+
+def _named(name: str, rows: PackedRows) -> dict[str, mx.array]:
+    module = name.removesuffix(".weight")
+    parts = {name: rows.weight, f"{module}.scales": rows.scales}
+    return parts if rows.biases is None else parts | {f"{module}.biases": rows.biases}
+
+
+def _error_sums(dense: mx.array, packed: PackedRows) -> tuple[mx.array, mx.array]:
+    stride = min(MEASURED_STRIDE, max(1, dense.shape[-2] // LEAST_MEASURED_ROWS))
+    every = (..., slice(None, None, stride), slice(None))
+    biases = None if packed.biases is None else packed.biases[every]
+    sample = PackedRows(packed.weight[every], packed.scales[every], biases, packed.quantization)
+    values = dense[every].astype(mx.float32)
+    difference = sample.dense().astype(mx.float32) - values
+    return (difference * difference).sum(), (values * values).sum()
+
+
+def _as_bytes(array: mx.array) -> memoryview:
+    array = mx.contiguous(array)
+    mx.eval(array)
+    # numpy has no bfloat16; the bytes are the same whatever they are called.
+    return memoryview(np.asarray(array.view(mx.uint8))).cast("B")
