@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_llama4.convert.arrays import as_array, check_fit
 from mlx_llama4.convert.checkpoint import Checkpoint, StoredTensor
-from mlx_llama4.convert.layouts import Layout, lay_out, model_shapes
+from mlx_llama4.convert.layouts import Layout, model_shapes, transposed
 from mlx_llama4.quantization import Quantization
 
 if TYPE_CHECKING:
@@ -61,8 +61,9 @@ class WeightSource(Protocol):
     def quantization(self) -> Quantization | None: ...
 
     def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
-        """The bytes, uint8, that rows start … stop - 1 need. Runs beside `decode` in a thread of
-        its own and so makes no MLX arrays. Raises RunError for values not finite in `dtype`.
+        """What rows start … stop - 1 need, as bytes, uint8. Runs beside `decode` in a thread of
+        its own, does there what numpy is good for, and makes no MLX arrays. Raises RunError for
+        values not finite in `dtype`.
         """
         ...
 
@@ -93,11 +94,17 @@ class Plain:
     def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
         data = checkpoint.read(self.tensor, start, stop)
         check_fit(data, self.tensor, dtype)
+        if self.layout != "as is":
+            width = np.uint32 if self.tensor.dtype == "F32" else np.uint16
+            shaped = data.view(width).reshape(stop - start, *self.tensor.shape[1:])
+            data = transposed(shaped).reshape(-1).view(np.uint8)
         return [data]
 
     def decode(self, data: list[np.ndarray], start: int, stop: int) -> "list[mx.array]":
-        shape = (stop - start, *self.tensor.shape[1:])
-        return lay_out(self.layout, as_array(data[0], self.tensor.dtype, shape))
+        count = len(self.targets)
+        _, *inner = self.shapes[0]
+        rows = as_array(data[0], self.tensor.dtype, (stop - start, count, *inner))
+        return [rows[:, index] for index in range(count)]
 
 
 @dataclass(frozen=True)
