@@ -1,0 +1,116 @@
+"""Who is compared: ours and its peers, which Python runs each, and what each weighs idle."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.process import ended_badly
+from benchmarks.process_memory import Memory, read_memory
+from mlx_llama4.errors import InputError, RunError
+
+OURS = "ours"
+ENGINES = (OURS, "mlx-lm", "mlx-vlm")
+PACKAGES = ("mlx-llama4", "mlx", "mlx-lm", "mlx-vlm", "transformers")
+
+READY = "ready "
+# Waits, imports done, until its standard input ends.
+IDLE = f"""\
+import importlib.metadata, json, platform, sys
+versions = {{"Python": platform.python_version()}}
+for package in {PACKAGES}:
+    try:
+        versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+print("{READY}" + json.dumps(versions), flush=True)
+sys.stdin.read()
+"""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """prelude: Python that its processes run before anything else."""
+
+    name: str
+    python: str = sys.executable
+    prelude: str = ""
+
+    def command(self, code: str, *arguments: object) -> list[str]:
+        """A command line that runs Python code, with sys.argv[1:] as given."""
+        code = f"{self.prelude}\n{code}" if self.prelude else code
+        return [self.python, "-c", code, *map(str, arguments)]
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A process that has imported what its engine imports and does nothing.
+
+    versions: of Python and those of PACKAGES that it finds.
+    """
+
+    memory: Memory
+    versions: Mapping[str, str]
+
+
+def choose_engines(
+    only: str | None, pythons: Sequence[str], preludes: Sequence[str]
+) -> list[Engine]:
+    """The engines that the options name, ours first. Raises InputError for names not known.
+
+    only: names with commas between; pythons, preludes: NAME=VALUE.
+    """
+    names = only.split(",") if only else ENGINES
+    python = _by_engine("--python", pythons)
+    prelude = _by_engine("--prelude", preludes)
+    for name in names:
+        _check_name("--only", name)
+    return [
+        Engine(name, python.get(name, sys.executable), prelude.get(name, ""))
+        for name in ENGINES
+        if name in names
+    ]
+
+
+def measure_idle(engine: Engine, imports: str, folder: Path) -> Idle:
+    """Start the engine's Python, import, look. Raises RunError saying why it cannot."""
+    command = engine.command(f"import {imports}\n{IDLE}")
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    except OSError as failure:
+        raise RunError(f"cannot start {engine.python}: {failure.strerror}") from None
+    try:
+        ready = next((line for line in process.stdout if line.startswith(READY)), None)
+        memory = read_memory(process.pid)
+        _, errors = process.communicate()
+    finally:
+        process.kill()
+        process.wait()
+    if ready is None or memory is None:
+        raise RunError(ended_badly(process.returncode, errors))
+    return Idle(memory, json.loads(ready.removeprefix(READY)))
+
+
+def _by_engine(option: str, values: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for value in values:
+        name, equals, rest = value.partition("=")
+        if not equals or not rest:
+            raise InputError(f"{option} {value}: write NAME=VALUE")
+        _check_name(option, name)
+        found[name] = rest
+    return found
+
+
+def _check_name(option: str, name: str) -> None:
+    if name not in ENGINES:
+        raise InputError(f"{option} {name}: no such engine; there are {', '.join(ENGINES)}")
