@@ -104,7 +104,7 @@ def convert(
     report = Report(
         subject=f"convert to {bits} bits in groups of {group_size}",
         setup={
-            "source": f"{what}; {human_bytes(source_bytes)} in {len(shards)} files",
+            "source": f"{what}; {human_bytes(source_bytes)} in {_files(len(shards))}",
             **_setup(rounds, warm_up, cache),
         },
         machine=this_machine(),
@@ -150,6 +150,10 @@ def _shards(source: Path) -> list[Path]:
     if not shards:
         raise CheckpointError(f"{source} has no *.safetensors; name a checkpoint's folder")
     return shards
+
+
+def _files(count: int) -> str:
+    return "one file" if count == 1 else f"{count} files"
 
 
 def _setup(rounds: int, warm_up: bool, cache: PageCache) -> dict[str, str]:

@@ -3,30 +3,35 @@
 import json
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.process import ended_badly
+from benchmarks.process import ENVIRONMENT, last_words
 from benchmarks.process_memory import Memory, read_memory
 from mlx_llama4.errors import InputError, RunError
 
 OURS = "ours"
-ENGINES = (OURS, "mlx-lm", "mlx-vlm")
-PACKAGES = ("mlx-llama4", "mlx", "mlx-lm", "mlx-vlm", "transformers")
+DISTRIBUTIONS = {OURS: "mlx-llama4", "mlx-lm": "mlx-lm", "mlx-vlm": "mlx-vlm"}
+ENGINES = tuple(DISTRIBUTIONS)
+PACKAGES = (*DISTRIBUTIONS.values(), "mlx", "transformers", "torch")
 
-READY = "ready "
-# Waits, imports done, until its standard input ends.
+IMPORTED = "imported"
+# Waits once its imports are done; told to go on, it names versions, which takes memory too.
 IDLE = f"""\
-import importlib.metadata, json, platform, sys
+import sys
+print("{IMPORTED}", flush=True)
+sys.stdin.readline()
+import importlib.metadata, json, platform
 versions = {{"Python": platform.python_version()}}
 for package in {PACKAGES}:
     try:
         versions[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         pass
-print("{READY}" + json.dumps(versions), flush=True)
-sys.stdin.read()
+print(json.dumps(versions))
 """
 
 
@@ -48,9 +53,10 @@ class Engine:
 class Idle:
     """A process that has imported what its engine imports and does nothing.
 
-    versions: of Python and those of PACKAGES that it finds.
+    seconds: from its start to there. versions: of Python and those of PACKAGES that it finds.
     """
 
+    seconds: float
     memory: Memory
     versions: Mapping[str, str]
 
@@ -68,7 +74,7 @@ def choose_engines(
     for name in names:
         _check_name("--only", name)
     return [
-        Engine(name, python.get(name, sys.executable), prelude.get(name, ""))
+        Engine(name, _absolute(python.get(name, sys.executable)), prelude.get(name, ""))
         for name in ENGINES
         if name in names
     ]
@@ -77,27 +83,28 @@ def choose_engines(
 def measure_idle(engine: Engine, imports: str, folder: Path) -> Idle:
     """Start the engine's Python, import, look. Raises RunError saying why it cannot."""
     command = engine.command(f"import {imports}\n{IDLE}")
-    try:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    except OSError as failure:
-        raise RunError(f"cannot start {engine.python}: {failure.strerror}") from None
-    try:
-        ready = next((line for line in process.stdout if line.startswith(READY)), None)
-        memory = read_memory(process.pid)
-        _, errors = process.communicate()
-    finally:
-        process.kill()
-        process.wait()
-    if ready is None or memory is None:
-        raise RunError(ended_badly(process.returncode, errors))
-    return Idle(memory, json.loads(ready.removeprefix(READY)))
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as errors:
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=ENVIRONMENT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        except OSError as failure:
+            raise RunError(f"cannot start {engine.python}: {failure.strerror}") from None
+        with process:
+            imported = any(line.strip() == IMPORTED for line in process.stdout)
+            seconds = time.perf_counter() - start
+            memory = read_memory(process.pid)
+            output, _ = process.communicate("\n")
+        if process.returncode != 0 or not imported or memory is None:
+            raise RunError(last_words(process.returncode, errors))
+    return Idle(seconds, memory, json.loads(output))
 
 
 def _by_engine(option: str, values: Sequence[str]) -> dict[str, str]:
@@ -109,6 +116,11 @@ def _by_engine(option: str, values: Sequence[str]) -> dict[str, str]:
         _check_name(option, name)
         found[name] = rest
     return found
+
+
+def _absolute(python: str) -> str:
+    """Engines run in folders of their own. Links are kept: a virtual environment is one."""
+    return str(Path(python).expanduser().absolute()) if "/" in python else python
 
 
 def _check_name(option: str, name: str) -> None:

@@ -14,6 +14,8 @@ from benchmarks.process_memory import read_memory
 from mlx_llama4.errors import RunError
 
 SAMPLE_SECONDS = 0.01
+# No network while the clock runs.
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,12 @@ def run_measured(command: Sequence[str], folder: Path) -> Usage:
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         start = time.perf_counter()
         process = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
+            command,
+            cwd=folder,
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=errors,
         )
         try:
             with PeakMemory(process.pid) as peak:
@@ -49,7 +56,7 @@ def run_measured(command: Sequence[str], folder: Path) -> Usage:
                 process.kill()
                 process.wait()
         if process.returncode != 0:
-            raise RunError(ended_badly(process.returncode, _text(errors)))
+            raise RunError(last_words(process.returncode, errors))
         return Usage(
             seconds=seconds,
             cpu_seconds=used.ru_utime + used.ru_stime,
@@ -85,10 +92,10 @@ class PeakMemory:
                 return
 
 
-def ended_badly(code: int, errors: str) -> str:
-    """How a process ended and the last line that it said about it."""
-    how = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
-    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+def last_words(code: int, errors: IO[bytes]) -> str:
+    """How a process ended, and the last line that it said."""
+    how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
+    lines = [line.strip() for line in _text(errors).splitlines() if line.strip()]
     return f"{how}: {lines[-1]}" if lines else how
 
 

@@ -4,10 +4,11 @@ import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engines import OURS, Idle
+from benchmarks.engines import DISTRIBUTIONS, OURS, Idle
 from benchmarks.machine import Machine
 from benchmarks.ratios import Ratio, ratio_of_medians
 from benchmarks.rounds import Runs
@@ -62,15 +63,23 @@ def print_report(report: Report) -> None:
     terminal.line(report.subject)
     lines = [*report.setup.items(), ("machine", str(report.machine))]
     for name in report.runs.figures:
-        versions = report.idle[name].versions
-        text = ", ".join(f"{package} {version}" for package, version in versions.items())
-        idle = human_bytes(report.idle[name].memory.anonymous_bytes)
-        lines.append((name, f"{text}; idle process {idle} anonymous"))
+        lines.append((name, describe_engine(name, report.idle[name])))
     lines += [(name, f"left out: {reason}") for name, reason in report.runs.failures.items()]
     terminal.table(lines)
     terminal.line()
     rows = table_rows(report)
     terminal.table(rows, right=tuple(range(1, len(rows[0]))))
+
+
+def describe_engine(name: str, idle: Idle) -> str:
+    wanted = (DISTRIBUTIONS[name], "mlx", "torch", "Python")
+    versions = [
+        f"{package} {idle.versions[package]}" for package in wanted if package in idle.versions
+    ]
+    return (
+        f"{', '.join(versions)}; imported in {show_seconds(idle.seconds)}, "
+        f"then {human_bytes(idle.memory.anonymous_bytes)} anonymous"
+    )
 
 
 def table_rows(report: Report) -> list[tuple[str, ...]]:
@@ -107,7 +116,7 @@ def as_json(report: Report) -> dict[str, Any]:
     for name, rounds in report.runs.figures.items():
         engines[name] = {
             "versions": dict(report.idle[name].versions),
-            "idle": asdict(report.idle[name].memory),
+            "idle": {"seconds": report.idle[name].seconds} | asdict(report.idle[name].memory),
             "rounds": [dict(figures) for figures in rounds],
             "median": {metric.key: report.median(name, metric) for metric in report.metrics},
         }
@@ -118,6 +127,7 @@ def as_json(report: Report) -> dict[str, Any]:
             }
     return {
         "subject": report.subject,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "setup": dict(report.setup),
         "machine": asdict(report.machine),
         "engines": engines,

@@ -23,9 +23,9 @@ from mlx_llama4.tensors import model_tensors
 
 ITEM_BYTES = 2
 BLOCK_ITEMS = 4 * 2**20
-SHARD_BYTES = 500 * 10**6
-# The most that a run writes beside the source, as a share of it: 4 bits, scales, small parts.
-OUTPUT_SHARE = 0.4
+SHARD_BYTES = 200 * 10**6
+# The most that a run writes beside the source, as a share of it: 8 bits, scales, small parts.
+OUTPUT_SHARE = 0.6
 
 SIDE_FILES = (
     "tokenizer.json",
@@ -52,6 +52,7 @@ class Size:
     vocabulary: int
     head_dim: int = 64
     heads: int = 8
+    key_value_heads: int = 2
     sparse: bool = False
 
 
@@ -59,7 +60,7 @@ SIZES = {
     Preset.small: Size(512, 4, 16, 1024, 16_384),
     Preset.vocabulary: Size(512, 8, 64, 1024, 202_048),
     # One layer with experts of the released Maverick: its gate_up_proj takes 21.5 GB.
-    Preset.maverick_layer: Size(5120, 1, 128, 8192, 202_048, head_dim=128, heads=40, sparse=True),
+    Preset.maverick_layer: Size(5120, 1, 128, 8192, 202_048, 128, 40, 8, sparse=True),
 }
 
 Shapes = dict[str, tuple[int, ...]]
@@ -120,12 +121,13 @@ def config(size: Size) -> dict[str, Any]:
         part["rope_theta"] = part.pop("rope_parameters")["rope_theta"]
     for key in ("layer_types", "moe_layers", "no_rope_layers", "no_rope_layer_interval"):
         del raw["text_config"][key]
+    raw["vision_config"]["vision_feature_layer"] = -1  # mlx-vlm wants it said
     raw["torch_dtype"] = raw.pop("dtype")
     raw["text_config"] |= {
         "hidden_size": size.hidden_size,
         "num_hidden_layers": size.layers,
         "num_attention_heads": size.heads,
-        "num_key_value_heads": size.heads // 4,
+        "num_key_value_heads": size.key_value_heads,
         "head_dim": size.head_dim,
         "intermediate_size": size.expert_width,
         "intermediate_size_mlp": 2 * size.expert_width,
