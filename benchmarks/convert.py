@@ -3,7 +3,8 @@
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ import typer
 from benchmarks import options
 from benchmarks.engines import OURS, Engine, Idle, choose_engines
 from benchmarks.machine import this_machine
-from benchmarks.page_cache import MEANING, PageCache, page_cache_of, prepare_page_cache
+from benchmarks.page_cache import MEANING, page_cache_of, prepare_page_cache
 from benchmarks.process import SAMPLE_SECONDS, run_measured
 from benchmarks.process_memory import HOW_MEASURED
 from benchmarks.report import Metric, Report, show_bytes, show_seconds
@@ -36,6 +37,15 @@ METRICS = (
     Metric("anonymous_above_idle_bytes", "peak anonymous above idle", show_bytes),
     Metric("output_bytes", "output", show_bytes),
 )
+
+
+@dataclass(frozen=True)
+class Settings:
+    bits: int
+    group_size: int
+    cold: bool
+    rounds: int
+    warm_up: bool
 
 
 @terminal.reports_errors
@@ -81,50 +91,63 @@ def convert(
         terminal.note(f"{preset} is converted by ours alone; --peers-too runs the peers as well")
         only = OURS
     engines = choose_engines(only, python or (), prelude or ())
+    settings = Settings(bits, group_size, cold, rounds, warm_up)
     with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
         folder = Path(temporary)
         idle = options.ready_engines(engines, IMPORTS, folder)
-        what = str(source) if source else describe(preset)
+        what = describe(preset) if source is None else str(source)
         if source is None:
             with terminal.status(f"Writing {what}"):
                 source = write_source(preset, folder / "source")
-        shards = _shards(source)
-        source_bytes = sum(shard.stat().st_size for shard in shards)
-        check_room(folder, source_bytes, source_is_free=True)
-        cache = page_cache_of(source_bytes, cold)
+        report = _compare(source.absolute(), what, idle, settings, folder)
+    outputs.publish(report)
 
-        def run_once(engine: Engine) -> Figures:
-            prepare_page_cache(shards, cache)
-            with tempfile.TemporaryDirectory(dir=folder) as run_folder:
-                out = Path(run_folder) / "out"
-                command = _command(engine, source.absolute(), out, bits, group_size)
-                return _measure(command, out, idle[engine])
 
-        runs = run_rounds(list(idle), run_once, rounds, warm_up, terminal.note)
-    report = Report(
-        subject=f"convert to {bits} bits in groups of {group_size}",
+def _compare(
+    source: Path, what: str, idle: Mapping[Engine, Idle], settings: Settings, folder: Path
+) -> Report:
+    shards = sorted(source.glob("*.safetensors"))
+    if not shards:
+        raise CheckpointError(f"{source} has no *.safetensors; name a checkpoint's folder")
+    source_bytes = sum(shard.stat().st_size for shard in shards)
+    check_room(folder, source_bytes, source_is_free=True)
+    cache = page_cache_of(source_bytes, settings.cold)
+
+    def run_once(engine: Engine) -> Figures:
+        prepare_page_cache(shards, cache)
+        with tempfile.TemporaryDirectory(dir=folder) as run_folder:
+            out = Path(run_folder) / "out"
+            return _measure(_command(engine, source, out, settings), out, idle[engine])
+
+    files = "one file" if len(shards) == 1 else f"{len(shards)} files"
+    runs = run_rounds(list(idle), run_once, settings.rounds, settings.warm_up, terminal.note)
+    first = "after a warm-up" if settings.warm_up else "no warm-up"
+    return Report(
+        subject=f"convert to {settings.bits} bits in groups of {settings.group_size}",
         setup={
-            "source": f"{what}; {human_bytes(source_bytes)} in {_files(len(shards))}",
-            **_setup(rounds, warm_up, cache),
+            "source": f"{what}, {human_bytes(source_bytes)} in {files}",
+            "rounds": f"{settings.rounds}, {first}; a fresh process each, taking turns",
+            "page cache": MEANING[cache],
+            "anonymous": f"{HOW_MEASURED}, every {SAMPLE_SECONDS * 1000:.0f} ms",
         },
         machine=this_machine(),
         idle={engine.name: found for engine, found in idle.items()},
         metrics=METRICS,
         runs=runs,
     )
-    outputs.publish(report)
 
 
-def _command(engine: Engine, source: Path, out: Path, bits: int, group_size: int) -> list[str]:
+def _command(engine: Engine, source: Path, out: Path, settings: Settings) -> list[str]:
     if engine.name == OURS:
         return engine.command(
             "from mlx_llama4.__main__ import run; run()",
-            *("convert", source, out, "--bits", bits, "--group-size", group_size),
+            *("convert", source, out, "--bits", settings.bits),
+            *("--group-size", settings.group_size),
         )
     return engine.command(
         f"from {IMPORTS[engine.name]} import main; main()",
         *("--hf-path", source, "--mlx-path", out),
-        *("-q", "--q-bits", bits, "--q-group-size", group_size),
+        *("-q", "--q-bits", settings.bits, "--q-group-size", settings.group_size),
     )
 
 
@@ -142,24 +165,4 @@ def _measure(command: Sequence[str], out: Path, idle: Idle) -> Figures:
         "peak_resident_bytes": usage.peak_resident_bytes,
         "anonymous_above_idle_bytes": usage.peak_anonymous_bytes - idle.memory.anonymous_bytes,
         "output_bytes": sum(path.stat().st_size for path in files),
-    }
-
-
-def _shards(source: Path) -> list[Path]:
-    shards = sorted(source.glob("*.safetensors"))
-    if not shards:
-        raise CheckpointError(f"{source} has no *.safetensors; name a checkpoint's folder")
-    return shards
-
-
-def _files(count: int) -> str:
-    return "one file" if count == 1 else f"{count} files"
-
-
-def _setup(rounds: int, warm_up: bool, cache: PageCache) -> dict[str, str]:
-    first = "after a warm-up" if warm_up else "no warm-up"
-    return {
-        "rounds": f"{rounds}, {first}; a fresh process each, taking turns",
-        "page cache": MEANING[cache],
-        "anonymous": f"{HOW_MEASURED}, every {SAMPLE_SECONDS * 1000:.0f} ms",
     }

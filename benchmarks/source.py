@@ -71,15 +71,20 @@ def describe(preset: Preset) -> str:
     layers = "one layer" if size.layers == 1 else f"each of {size.layers} layers"
     kind = "zeros in a sparse file" if size.sparse else "random bf16"
     return (
-        f"{preset}: {human_bytes(sum(map(_nbytes, _shapes(size).values())))}, {kind}, "
-        f"{size.experts} experts in {layers}, {size.vocabulary:,} tokens"
+        f"{preset}: {kind}, {size.experts} experts in {layers}, "
+        f"vocabulary of {size.vocabulary:,} tokens"
     )
+
+
+def data_bytes(preset: Preset) -> int:
+    """Of all its tensors."""
+    return sum(map(_nbytes, _shapes(SIZES[preset]).values()))
 
 
 def write_source(preset: Preset, folder: Path, seed: int = 0) -> Path:
     """Write the checkpoint of a preset. Raises InputError if the disk has no room for it."""
     size = SIZES[preset]
-    check_room(folder.parent, sum(map(_nbytes, _shapes(size).values())), size.sparse)
+    check_room(folder.parent, data_bytes(preset), size.sparse)
     return write_checkpoint(size, folder, seed)
 
 
