@@ -1,0 +1,31 @@
+"""`python -m benchmarks`: registers its subjects and nothing else."""
+
+import signal
+import sys
+
+import typer
+
+from benchmarks.convert import convert
+
+app = typer.Typer(
+    name="python -m benchmarks",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for subject in (convert,):
+    app.command()(subject)
+
+
+@app.callback()
+def main() -> None:
+    """Measure mlx-llama4 beside mlx-lm and mlx-vlm."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # So that engines are stopped and temporary folders cleared away as after Ctrl-C.
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+
+
+if __name__ == "__main__":
+    app()
