@@ -1,0 +1,270 @@
+"""Conversions that were stopped, killed or tampered with, and taken up again."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mlx_llama4.convert.write as write_module
+from mlx_llama4.convert.checkpoint import read_header
+from mlx_llama4.convert.journal import JOURNAL_NAME
+from mlx_llama4.convert.stream import Progress, Settings, convert
+from mlx_llama4.errors import OutputError, RunError
+from tests import tiny
+from tests.test_convert import FOUR_BITS, PLAIN
+from tests.test_convert_failures import files
+
+
+@pytest.fixture
+def undisturbed(checkpoint: Path, tmp_path: Path) -> dict[str, bytes]:
+    convert(checkpoint, tmp_path / "undisturbed", FOUR_BITS)
+    return files(tmp_path / "undisturbed")
+
+
+@pytest.fixture
+def partial(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stopped by Ctrl-C about half-way, each slice journalled on its own."""
+    monkeypatch.setattr(write_module, "COMMIT_BYTES", 1)
+
+    def stop(now: Progress) -> None:
+        if now.done > now.total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(checkpoint, tmp_path / "out", FOUR_BITS, stop)
+    assert not (tmp_path / "out").exists()
+    return tmp_path / "out.partial"
+
+
+def journalled(partial: Path) -> list[dict]:
+    lines = (partial / JOURNAL_NAME).read_text().splitlines()
+    return [json.loads(line) for line in lines[1:]]
+
+
+def resume(checkpoint: Path, partial: Path) -> tuple[int, dict[str, bytes]]:
+    out = partial.with_suffix("")
+    report = convert(checkpoint, out, FOUR_BITS)
+    assert not partial.exists()
+    return report.resumed_bytes, files(out)
+
+
+def test_goes_on_where_it_stopped(
+    checkpoint: Path, partial: Path, undisturbed: dict[str, bytes]
+) -> None:
+    seen: list[Progress] = []
+    report = convert(checkpoint, partial.with_suffix(""), FOUR_BITS, seen.append)
+    assert report.source_bytes / 2 < report.resumed_bytes < report.source_bytes
+    converting = [now for now in seen if now.doing == "Converting"]
+    assert converting[0].done > converting[0].resumed == report.resumed_bytes
+    assert files(partial.with_suffix("")) == undisturbed
+
+
+def test_a_torn_journal_line_is_as_none(
+    checkpoint: Path, partial: Path, undisturbed: dict[str, bytes]
+) -> None:
+    whole, _ = len(journalled(partial)), None
+    journal = partial / JOURNAL_NAME
+    journal.write_bytes(journal.read_bytes()[:-30])
+    assert len((journal.read_text()).splitlines()) == whole + 1
+    resumed, found = resume(checkpoint, partial)
+    assert resumed > 0 and found == undisturbed
+
+
+def test_damage_to_what_was_done_is_found(
+    checkpoint: Path, partial: Path, undisturbed: dict[str, bytes]
+) -> None:
+    """A range zeroed behind its back, a byte changed, a shard cut short, a shard gone."""
+    shard = partial / "model.safetensors"
+    tensors = {tensor.name: tensor for tensor in read_header(shard)}
+    done = journalled(partial)
+    for entry in (done[3], done[-1]):
+        tensor = tensors[next(iter(entry["checksums"]))]
+        with shard.open("r+b") as stream:
+            stream.seek(tensor.offset)
+            stream.write(bytes(tensor.nbytes))
+    resumed, found = resume(checkpoint, partial)
+    assert resumed > 0 and found == undisturbed
+
+
+@pytest.mark.parametrize("harm", ["truncated", "gone", "header"])
+def test_harm_to_a_shard_as_a_whole(
+    checkpoint: Path, partial: Path, undisturbed: dict[str, bytes], harm: str
+) -> None:
+    shard = partial / "model.safetensors"
+    if harm == "gone":
+        shard.unlink()
+    elif harm == "truncated":
+        os.truncate(shard, 20_000)
+    else:
+        with shard.open("r+b") as stream:
+            stream.write(bytes(100))
+    assert resume(checkpoint, partial)[1] == undisturbed
+
+
+def test_a_source_that_has_changed_is_read_again(
+    checkpoint: Path, partial: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    """Only the slices of the shard that is new; mtime and size tell."""
+    first = sorted(checkpoint.glob("*.safetensors"))[0]
+    before = first.stat()
+    os.utime(first, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+    try:
+        resumed, found = resume(checkpoint, partial)
+    finally:
+        os.utime(first, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert 0 < resumed < sum(len(data) for data in undisturbed.values())
+    assert found == undisturbed
+
+
+def test_other_options_do_not_mix(
+    checkpoint: Path, partial: Path, undisturbed: dict[str, bytes]
+) -> None:
+    out = partial.with_suffix("")
+    before = files(partial)
+    with pytest.raises(OutputError, match=r"unfinished conversion with other options.*--restart"):
+        convert(checkpoint, out, PLAIN)
+    assert files(partial) == before
+    report = convert(checkpoint, out, FOUR_BITS, settings=Settings(restart=True))
+    assert report.resumed_bytes == 0
+    assert files(out) == undisturbed
+
+
+def test_verify_notices_a_disk_that_forgets(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = write_module.FolderWriter.write
+
+    def forget(self: write_module.FolderWriter, name: str, row: int, data: memoryview) -> None:
+        write(self, name, row, bytes(len(data)) if "lm_head.scales" in name else data)
+
+    with monkeypatch.context() as context:
+        context.setattr(write_module.FolderWriter, "write", forget)
+        with pytest.raises(RunError, match=r"lm_head\.weight does not read back as it was written"):
+            convert(checkpoint, tmp_path / "out", FOUR_BITS, settings=Settings(verify=True))
+    assert not (tmp_path / "out").exists()
+    resumed, found = resume(checkpoint, tmp_path / "out.partial")
+    convert(checkpoint, tmp_path / "again", FOUR_BITS, settings=Settings(verify=True))
+    assert resumed > 0 and found == files(tmp_path / "again")
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+import mlx.core as mx
+mx.set_default_device(mx.cpu)
+import mlx_llama4.convert.plan as plan
+import mlx_llama4.convert.write as write
+from mlx_llama4.convert.recipes import Recipe
+from mlx_llama4.convert.stream import convert
+from mlx_llama4.quantization import Quantization
+plan.BLOCK_BYTES = 2**18
+write.COMMIT_BYTES = 2**17
+print("started", flush=True)
+report = convert(Path(sys.argv[1]), Path(sys.argv[2]), Recipe("bfloat16", Quantization(64, 4)))
+print("resumed", report.resumed_bytes, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = {"num_local_experts": 16, "intermediate_size": 512, "hidden_size": 256}
+    config = tiny.config("scout", **sizes) | {"vision_config": None}
+    folder = tmp_path_factory.mktemp("larger")
+    return tiny.write_checkpoint(folder, config, tiny.tensors(config), "BF16", shards=3)
+
+
+def start(source: Path, out: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", DRIVER, str(source), str(out)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(larger: Path, tmp_path: Path) -> None:
+    """SIGKILL at 20 moments, spread over the time that the work takes."""
+    began = time.monotonic()
+    whole = start(larger, tmp_path / "undisturbed")
+    assert whole.stdout.readline() == "started\n"
+    working = time.monotonic()
+    whole.communicate(timeout=120)
+    duration = time.monotonic() - working
+    assert whole.returncode == 0 and duration < 60, (began, duration)
+    expected = files(tmp_path / "undisturbed")
+
+    moments = random.Random(20)
+    resumed, killed = [], 0
+    for attempt in range(20):
+        out = tmp_path / f"out{attempt}"
+        process = start(larger, out)
+        assert process.stdout.readline() == "started\n"
+        time.sleep(moments.uniform(0, duration * 0.9))
+        process.kill()
+        process.communicate(timeout=60)
+        killed += process.returncode == -9
+        assert not (out.exists() and process.returncode == -9)
+        if process.returncode == -9:
+            again = start(larger, out)
+            output, errors = again.communicate(timeout=120)
+            assert again.returncode == 0, errors
+            resumed.append(int(output.split()[-1]))
+        assert files(out) == expected
+    assert killed >= 15
+    assert sum(count > 0 for count in resumed) >= 8  # most moments were in the middle of it
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 3 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        done = False
+    if not done:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_disk_that_fills_up_in_the_middle(
+    larger: Path, mounted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program takes the room after the check; once there is more, the work goes on."""
+    monkeypatch.setattr(write_module, "check_destination", lambda out, nbytes: None)
+    monkeypatch.setattr("mlx_llama4.convert.stream.check_destination", lambda out, nbytes: None)
+    monkeypatch.setattr(write_module, "COMMIT_BYTES", 2**17)
+    with pytest.raises(RunError, match=r"cannot write .*: No space left on device"):
+        convert(larger, mounted / "out", FOUR_BITS)
+    assert not (mounted / "out").exists() and (mounted / "out.partial").is_dir()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(mounted)], check=True)
+    report = convert(larger, mounted / "out", FOUR_BITS)
+    assert report.resumed_bytes > 0
+    convert(larger, tmp_path / "undisturbed", FOUR_BITS)
+    assert files(mounted / "out") == files(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_disk_that_may_only_be_read(larger: Path, mounted: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(mounted)], check=True)
+    with pytest.raises(OutputError, match="cannot write to"):
+        convert(larger, mounted / "out", FOUR_BITS)
+    assert not list(mounted.iterdir())
+
+
+def test_numbers_of_a_resumed_run_are_those_of_one_run(
+    checkpoint: Path, partial: Path, undisturbed: dict[str, bytes]
+) -> None:
+    """Errors measured by the first run are in conversion.json too."""
+    _, found = resume(checkpoint, partial)
+    report = json.loads(found["conversion.json"])
+    errors = [entry["relative_error"] for entry in report["tensors"].values()]
+    assert len(errors) > 50 and all(np.isfinite(errors)) and min(errors) > 0.01
