@@ -5,9 +5,44 @@ torch.save writes, and where they would import something or call it, it notes wh
 nothing is imported, called, or built but dicts and tuples. Knows nothing of files or tensors.
 """
 
+import io
 import pickletools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+Argument = Literal["none", "byte", "two bytes", "four bytes", "signed", "number", "text", "lines"]
+
+# Code → name, as in the module pickletools, and the kind of what follows it.
+INSTRUCTIONS: dict[bytes, tuple[str, Argument]] = {
+    b"\x80": ("PROTO", "byte"),
+    b".": ("STOP", "none"),
+    b"N": ("NONE", "none"),
+    b"\x88": ("NEWTRUE", "none"),
+    b"\x89": ("NEWFALSE", "none"),
+    b"K": ("BININT1", "byte"),
+    b"M": ("BININT2", "two bytes"),
+    b"J": ("BININT", "signed"),
+    b"\x8a": ("LONG1", "number"),
+    b"X": ("BINUNICODE", "text"),
+    b"c": ("GLOBAL", "lines"),
+    b"Q": ("BINPERSID", "none"),
+    b"(": ("MARK", "none"),
+    b")": ("EMPTY_TUPLE", "none"),
+    b"\x85": ("TUPLE1", "none"),
+    b"\x86": ("TUPLE2", "none"),
+    b"\x87": ("TUPLE3", "none"),
+    b"t": ("TUPLE", "none"),
+    b"}": ("EMPTY_DICT", "none"),
+    b"s": ("SETITEM", "none"),
+    b"u": ("SETITEMS", "none"),
+    b"q": ("BINPUT", "byte"),
+    b"r": ("LONG_BINPUT", "four bytes"),
+    b"h": ("BINGET", "byte"),
+    b"j": ("LONG_BINGET", "four bytes"),
+    b"R": ("REDUCE", "none"),
+    b"\x81": ("NEWOBJ", "none"),
+    b"b": ("BUILD", "none"),
+}
 
 # What the state dict of a model asks for; the rest of a checkpoint's needs are data.
 TENSOR_FUNCTIONS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
@@ -68,19 +103,60 @@ def read_pickle(data: bytes) -> Any:
     """The object that `data` describes, of dicts with string keys, tuples, numbers, strings and
     the classes above. Raises PickleError.
     """
-    machine = _Machine()
+    stream, machine = io.BytesIO(data), _Machine()
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-            if count > MAX_INSTRUCTIONS:
-                raise PickleError("describes far more than a checkpoint has")
-            machine.run(opcode.name, argument)
-        (result,) = machine.stack
+        for _ in range(MAX_INSTRUCTIONS):
+            name, kind = _instruction(stream.read(1))
+            if name == "STOP":
+                (result,) = machine.stack
+                return result
+            machine.run(name, _argument(stream, kind))
     except PickleError:
         raise
-    # A stack that is empty, a memo that is not there, text that is no number or not UTF-8, …
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError):
+    # A stack that is empty, a memo that is not there, text that is not UTF-8, …
+    except (ValueError, IndexError, KeyError, TypeError):
         raise PickleError("is damaged") from None
-    return result
+    raise PickleError("describes far more than a checkpoint has")
+
+
+def _instruction(code: bytes) -> tuple[str, Argument]:
+    if code in INSTRUCTIONS:
+        return INSTRUCTIONS[code]
+    names = [opcode.name for opcode in pickletools.opcodes if opcode.code.encode("latin1") == code]
+    if not names:
+        raise PickleError("is damaged")
+    raise PickleError(f"uses the instruction {names[0]}, which torch.save does not write")
+
+
+def _argument(stream: io.BytesIO, kind: Argument) -> Any:
+    match kind:
+        case "byte":
+            return _number(stream, 1)
+        case "two bytes":
+            return _number(stream, 2)
+        case "four bytes":
+            return _number(stream, 4)
+        case "signed":
+            return _number(stream, 4, signed=True)
+        case "number":
+            return _number(stream, _number(stream, 1), signed=True)
+        case "text":
+            return _bytes(stream, _number(stream, 4)).decode()
+        case "lines":
+            lines = [stream.readline().decode("ascii").removesuffix("\n") for _ in range(2)]
+            return ".".join(lines)
+    return None
+
+
+def _number(stream: io.BytesIO, size: int, signed: bool = False) -> int:
+    return int.from_bytes(_bytes(stream, size), "little", signed=signed)
+
+
+def _bytes(stream: io.BytesIO, size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) < size:
+        raise PickleError("is truncated")
+    return data
 
 
 @dataclass
@@ -92,7 +168,7 @@ class _Machine:
     def run(self, opcode: str, argument: Any) -> None:
         stack = self.stack
         match opcode:
-            case "PROTO" | "STOP":
+            case "PROTO":
                 pass
             case "NONE":
                 stack.append(None)
@@ -132,8 +208,6 @@ class _Machine:
                 stack.pop()
                 if not isinstance(stack[-1], dict | Call):
                     raise PickleError("sets attributes of something that has none")
-            case _:
-                raise PickleError(f"uses the instruction {opcode}, which torch.save does not write")
 
     def _since_mark(self) -> list[Any]:
         mark = self.marks.pop()
@@ -142,8 +216,7 @@ class _Machine:
         return items
 
 
-def _named(argument: str) -> Named:
-    name = argument.replace(" ", ".")
+def _named(name: str) -> Named:
     if name not in ALLOWED:
         raise PickleError(f"asks for {name[:100]!r}, which no checkpoint needs; do not trust it")
     return Named(name)
@@ -164,7 +237,7 @@ def _set(target: Any, items: list[Any]) -> None:
         raise PickleError("puts items into something that is no dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, str):
-            raise PickleError(f"has a {type(key).__name__} for a name")
+            raise PickleError(f"has a name of type {type(key).__name__}")
         if key in target:
             raise PickleError(f"holds {key[:100]!r} twice")
         target[key] = value

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from tests import tiny
 from tests.torch_files import BYTES_IO, write_torch_file
 
 Weights = dict[str, np.ndarray]
@@ -241,11 +240,3 @@ def _moe(layer: Weights, ranks: int, rank: int, fused: bool) -> Weights:
         found["feed_forward.running_gate_stats_3E"] = np.zeros((3, 4), np.float32)
     norm = "feed_forward.norm.weight" if fused else "ffn_norm.weight"
     return found | {norm: layer["post_attention_layernorm.weight"]}
-
-
-def tiny_checkpoint(folder: Path, name: str, ranks: int) -> Path:
-    """A golden model's, in bfloat16."""
-    from tests.golden.cases import MODELS
-
-    case = MODELS[name]
-    return write_checkpoint(folder, case.config, case.weights(), ranks, "BF16")

@@ -173,9 +173,9 @@ def test_values_that_do_not_fit(tmp_path: Path) -> None:
     prefix = "language_model.model.layers"
     output = matching.sources[f"{prefix}.0.self_attn.o_proj.weight"]
     output.read(checkpoint, 0, 4, "bfloat16")
-    with pytest.raises(RunError, match=r"consolidated.00.pth: layers.0.attention.wo.weight has"):
+    with pytest.raises(RunError, match=r"00\.pth: layers\.0\.attention\.wo\.weight has values"):
         output.read(checkpoint, 0, 4, "float16")
-    with pytest.raises(RunError, match="layers.1.feed_forward.router_DE has values"):
+    with pytest.raises(RunError, match="router_DE has values"):
         matching.sources[f"{prefix}.1.feed_forward.router.weight"].read(
             checkpoint, 0, 4, "bfloat16"
         )
