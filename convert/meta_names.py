@@ -50,6 +50,11 @@ def is_ignored(name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in IGNORED)
 
 
+def scales_of(name: str) -> str:
+    """Scales are in files of their own, by the names of what they scale."""
+    return f"scales of {name}"
+
+
 def _inside(prefix: str, place: Place) -> Place:
     return Place(f"{prefix}.{place.name}", place.axis, place.share, place.form)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlx_llama4.convert.arrays import as_array, check_fit
 from mlx_llama4.convert.checkpoint import Checkpoint, StoredTensor
 from mlx_llama4.convert.sources import Shape, WeightSource, num_rows
 
@@ -77,28 +76,27 @@ class Joined:
 
 @dataclass(frozen=True)
 class Transposed:
-    """A stored float tensor [in, out]; a small one, as the whole is read for any of its rows."""
+    """A dense source that is stored [in, out]; a small one, read as a whole for any of its rows."""
 
-    target: str
-    tensor: StoredTensor
+    source: WeightSource
     quantization = None
 
     @property
     def targets(self) -> tuple[str, ...]:
-        return (self.target,)
+        return self.source.targets
 
     @property
     def shapes(self) -> list[Shape] | None:
-        return [self.tensor.shape[::-1]] if len(self.tensor.shape) == 2 else None
+        shapes = self.source.shapes
+        return [shape[::-1] for shape in shapes] if shapes and len(shapes[0]) == 2 else None
 
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
-        return (self.tensor,)
+        return self.source.tensors
 
     def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
-        data = checkpoint.read(self.tensor)
-        check_fit(data, self.tensor, dtype)
-        return [data]
+        return self.source.read(checkpoint, 0, num_rows(self.source), dtype)
 
     def decode(self, data: list[np.ndarray], start: int, stop: int) -> "list[mx.array]":
-        return [as_array(data[0], self.tensor.dtype, self.tensor.shape).T[start:stop]]
+        arrays = self.source.decode(data, 0, num_rows(self.source))
+        return [array.T[start:stop] for array in arrays]

@@ -16,10 +16,9 @@ STORAGES = {
     "F32": "FloatStorage",
     "F16": "HalfStorage",
     "BF16": "BFloat16Storage",
-    "U8": "ByteStorage",
     "I64": "LongStorage",
 }
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I64": 8, "F8_E4M3": 1}
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "F8_E4M3": 1}
 ORDERED_DICT = b"ccollections\nOrderedDict\n"
 EMPTY_DICT = ORDERED_DICT + b")R"
 TRUE, FALSE, NONE = b"\x88", b"\x89", b"N"
@@ -112,10 +111,12 @@ def write_archive(
 def write_torch_file(
     path: Path, weights: dict[str, np.ndarray], dtype: str = "F32", extra: dict | None = None
 ) -> Path:
-    """weights: float32, uint8 or int64. extra: further entries, as pieces of the program."""
+    """weights: float32, stored as `dtype`; int64; or int8, the codes of e4m3. extra: further
+    entries, as pieces of the program.
+    """
     entries, storages = {}, []
     for name, array in weights.items():
-        kind = {"uint8": "U8", "int64": "I64"}.get(str(array.dtype), dtype)
+        kind = {"int8": "F8_E4M3", "int64": "I64"}.get(str(array.dtype), dtype)
         entries[name] = parameter(tensor(str(len(storages)), kind, array.shape))
         storages.append(stored_bytes(array, kind))
     return write_archive(path, program(entries | (extra or {})), storages)
