@@ -155,7 +155,9 @@ def test_reads_only_the_rows_asked_for(tmp_path: Path) -> None:
     queries = matching.sources["language_model.model.layers.0.self_attn.q_proj.weight"]
     data = queries.read(checkpoint, 30, 34, "bfloat16")
     assert [len(part) for part in data] == [2 * 64 * 2] * 2
-    assert [len(part) for part in queries.read(checkpoint, 40, 44, "bfloat16")] == [4 * 64 * 2]
+    for start in (28, 32, 40):
+        data = queries.read(checkpoint, start, start + 4, "bfloat16")
+        assert [len(part) for part in data] == [4 * 64 * 2]
     assert row_bytes(queries) == 64 * 2
 
 
@@ -278,6 +280,13 @@ def test_tensors_of_a_wrong_type(tmp_path: Path) -> None:
     assert "wrong type: norm.weight in consolidated.01.pth I64" in refused(folder)
 
 
+def test_ranks_of_different_types(tmp_path: Path) -> None:
+    folder = small(tmp_path)
+    weights = meta_layout.split(SMALL, tiny.tensors(SMALL), 2)[1]
+    write_torch_file(folder / "consolidated.01.pth", weights, "F16")
+    assert "tensor of a wrong type: vision" in refused(folder)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -326,8 +335,10 @@ def test_params_that_mean_the_same(tmp_path: Path) -> None:
 
 
 def test_params_of_other_models(tmp_path: Path) -> None:
+    config = tiny.config("maverick")
+    meta_layout.write_checkpoint(tmp_path, config, tiny.tensors(config), 1, "BF16")
     folder = with_params(
-        small(tmp_path),
+        tmp_path,
         nope_layer_interval=None,
         attention_chunk_size=None,
         attn_temperature_tuning=None,
@@ -335,7 +346,7 @@ def test_params_of_other_models(tmp_path: Path) -> None:
         use_scaled_rope=True,
     )
     text = opened(folder)[1].text
-    assert [kind.attention for kind in text.layers] == ["chunked"] * 2
+    assert [kind.attention for kind in text.layers] == ["chunked"] * 8
     assert text.attention_chunk_size is None
     assert not text.attn_temperature_tuning
     assert text.rope_scaling is not None
