@@ -8,6 +8,7 @@ it ignores, and so do we: released files have some.
 from collections.abc import Mapping
 from typing import Any
 
+from mlx_llama4.config import Config, VisionConfig
 from mlx_llama4.errors import ConfigError
 from mlx_llama4.json_file import Keys
 
@@ -34,6 +35,8 @@ ROPE_FACTOR, ROPE_HIGH_FREQ_FACTOR = 16.0, 1.0
 ROPE_LOW_FREQ_FACTOR, ROPE_ORIGINAL_CONTEXT = 1.0, 8192
 # The file does not say it. Scout alone has scaled RoPE.
 SCOUT_CONTEXT, MAVERICK_CONTEXT = 10_485_760, 1_048_576
+MAX_TILES = 16
+BILINEAR = 2  # Pillow's number
 
 
 def config_of(params: Mapping[str, Any], where: str, vocab_size: int) -> dict[str, Any]:
@@ -66,6 +69,39 @@ def config_of(params: Mapping[str, Any], where: str, vocab_size: int) -> dict[st
         }
     except OverflowError:
         raise ConfigError(f"{where}: widths are larger than any model's") from None
+
+
+def json_files(config: Config) -> dict[str, dict[str, Any]]:
+    """Name → contents of the files beside config.json that Meta's folders do not have."""
+    files = {"generation_config.json": GENERATION_CONFIG}
+    if config.vision is not None:
+        files["processor_config.json"] = _processor_config(config.vision)
+    return files
+
+
+def _processor_config(vision: VisionConfig) -> dict[str, Any]:
+    """How pictures become tiles, in the spelling of transformers 5."""
+    side = vision.image_size
+    return {
+        "fake_image_token": "<|image|>",
+        "image_processor": {
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_processor_type": "Llama4ImageProcessor",
+            "image_std": [0.5, 0.5, 0.5],
+            "max_patches": MAX_TILES,
+            "resample": BILINEAR,
+            "rescale_factor": 1 / 255,
+            "resize_to_max_canvas": False,
+            "size": {"height": side, "width": side},
+        },
+        "image_token": "<|image|>",
+        "patch_size": vision.patch_size,
+        "processor_class": "Llama4Processor",
+    }
 
 
 def _refuse_variants(params: Mapping[str, Any], where: str) -> None:

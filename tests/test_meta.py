@@ -10,13 +10,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_llama4.config import Config, parse_config
+from mlx_llama4.config import Config, load_generation_config, parse_config
 from mlx_llama4.convert.checkpoint import Checkpoint, open_checkpoint
 from mlx_llama4.convert.matching import Matching, match_tensors
 from mlx_llama4.convert.meta import is_meta, open_meta
+from mlx_llama4.convert.meta_params import json_files
 from mlx_llama4.convert.sources import num_rows, row_bytes
 from mlx_llama4.errors import CheckpointError, ConfigError, InputError, RunError
 from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.prompt.image import ImageTiler
 from tests import meta_layout, tiny
 from tests.golden import cases
 from tests.tolerance import assert_same_logits
@@ -111,6 +113,19 @@ def test_same_config_as_hugging_face_s(tmp_path: Path, name: str) -> None:
     folder = meta_layout.write_checkpoint(tmp_path, case.config, case.weights(), 1)
     _, config, _ = opened(folder)
     assert config == replace(parse_config(case.config), image_token_id=200092)
+
+
+def test_files_that_meta_has_not(tmp_path: Path) -> None:
+    """With them, our own readers take the folder as they take the releases."""
+    _, config, _ = opened(small(tmp_path))
+    for name, content in json_files(config).items():
+        (tmp_path / name).write_text(json.dumps(content))
+    generation = load_generation_config(tmp_path)
+    assert generation.eos_token_ids == (200001, 200007, 200008)
+    assert (generation.do_sample, generation.temperature, generation.top_p) == (True, 0.6, 0.9)
+    tiler = ImageTiler.load(tmp_path, tiny.SIDE_PIXELS)
+    assert (tiler.tile_size, tiler.max_tiles) == (tiny.SIDE_PIXELS, 16)
+    assert json_files(replace(config, vision=None)).keys() == {"generation_config.json"}
 
 
 @pytest.mark.parametrize("name", BOTH)

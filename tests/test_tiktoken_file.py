@@ -145,6 +145,9 @@ def test_transformers_reads_the_files(model: Path, tmp_path: Path) -> None:
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.encode("the")[0] == theirs.bos_token_id == len(RANKS)
     assert theirs.eos_token_id == len(RANKS) + 8
+    ids = theirs.apply_chat_template([{"role": "user", "content": "the"}], return_dict=False)
+    assert ids.count(theirs.eos_token_id) == ids.count(theirs.bos_token_id) == 1
+    assert RANKS[b"the"] in ids
 
 
 def test_tokenizer_json_is_preferred(model: Path, tmp_path: Path) -> None:

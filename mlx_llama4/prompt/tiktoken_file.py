@@ -19,6 +19,7 @@ from tokenizers.processors import TemplateProcessing
 
 from mlx_llama4.errors import CheckpointError
 from mlx_llama4.prompt.byte_symbols import SYMBOL_OF_BYTE
+from mlx_llama4.prompt.chat_template import DEFAULT_TEMPLATE
 
 FILE_NAME = "tokenizer.model"
 
@@ -135,6 +136,7 @@ def tokenizer_files(path: Path) -> dict[str, str]:
     return {
         "tokenizer.json": load_fast_tokenizer(path).to_str() + "\n",
         "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+        "chat_template.jinja": DEFAULT_TEMPLATE,
     }
 
 
