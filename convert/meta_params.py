@@ -2,7 +2,7 @@
 
 Widths follow from dim by the rules of the reference (llama-models, models/llama4/args.py,
 model.py, moe.py), and so do the defaults for absent keys. Keys that the reference does not know
-it ignores, and so do we: released files have some.
+it ignores, and so do we.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,9 @@ from mlx_llama4.config import Config, VisionConfig
 from mlx_llama4.errors import ConfigError
 from mlx_llama4.json_file import Keys
 
-# The releases' tokenizer: 200,000 pairs of bytes, then the special tokens.
-BEGIN_OF_TEXT, END_OF_TEXT, END_OF_MESSAGE, END_OF_TURN, PAD = (
-    200000,
-    200001,
-    200007,
-    200008,
-    200018,
-)
+# The releases' tokenizer: 200,000 byte strings, then the special tokens.
+BEGIN_OF_TEXT, END_OF_TEXT = 200000, 200001
+END_OF_MESSAGE, END_OF_TURN, PAD = 200007, 200008, 200018
 IMAGE_START, IMAGE_END, PATCH = 200080, 200081, 200092
 # The reference stops at these, and samples so.
 GENERATION_CONFIG: dict[str, Any] = {
