@@ -1,4 +1,4 @@
-"""Text ↔ token ids, by the checkpoint's tokenizer.json.
+"""Text ↔ token ids, by the checkpoint's tokenizer.json, or tokenizer.model where there is none.
 
 Llama 4's tokenizer is byte-level BPE with some 1,100 special tokens. Text never becomes a special
 token here: those are looked up by name, by whoever means them.
@@ -11,20 +11,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.decoders import ByteLevel
 
 from mlx_llama4.errors import CheckpointError, PromptError
-
-
-def _byte_of_symbol() -> dict[str, int]:
-    """The byte that each printable symbol of a byte-level vocabulary stands for (GPT-2's map):
-    printable Latin-1 stands for itself, the other bytes for U+0100, U+0101, … in order.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(0x100 + index): byte for index, byte in enumerate(others)
-    }
-
-
-BYTE_OF_SYMBOL = _byte_of_symbol()
+from mlx_llama4.prompt.byte_symbols import BYTE_OF_SYMBOL
+from mlx_llama4.prompt.tiktoken_file import FILE_NAME, load_fast_tokenizer
 
 
 class Tokenizer:
@@ -49,8 +37,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """Raises CheckpointError if tokenizer.json is absent or damaged."""
+        """Raises CheckpointError if the folder has no tokenizer or a damaged one."""
         path = folder / "tokenizer.json"
+        if not path.is_file() and (folder / FILE_NAME).is_file():
+            return cls(load_fast_tokenizer(folder / FILE_NAME))
         if not path.is_file():
             raise CheckpointError(f"{folder} has no tokenizer.json; download it too")
         try:
