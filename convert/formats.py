@@ -1,13 +1,17 @@
 """Which format a source has: told from its folder, said to the user, refused by name if unknown."""
 
+import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mlx_llama4.config import Config, parse_config, read_config
 from mlx_llama4.convert.checkpoint import Checkpoint, open_checkpoint
 from mlx_llama4.convert.matching import Matching, match_tensors
+from mlx_llama4.convert.meta import is_meta, open_meta
+from mlx_llama4.convert.meta_params import json_files
 from mlx_llama4.convert.sources import OneByOne
 from mlx_llama4.errors import CheckpointError, ConfigError
 from mlx_llama4.quantization import ForeignQuantization
@@ -28,7 +32,8 @@ METHODS: dict[str, tuple[str | None, ...]] = {
 @dataclass(frozen=True)
 class Source:
     """A checkpoint to convert. raw: its config.json, in Hugging Face's spelling. config: without
-    a vision tower if the weights have none. layout: of the weights, in words.
+    a vision tower if the weights have none. layout: of the weights, in words. files: name → text
+    of what the model folder needs and the source says in another way.
     """
 
     folder: Path
@@ -37,6 +42,7 @@ class Source:
     checkpoint: Checkpoint
     matching: Matching
     layout: str
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_packed(self) -> bool:
@@ -59,15 +65,19 @@ class Source:
 def open_source(folder: Path) -> Source:
     """Reads config.json and headers only.
 
-    Raises ConfigError or CheckpointError for a folder that is no checkpoint, or of a format that
-    is not known here. What is wrong with single tensors is in `matching`.
+    Raises ConfigError or CheckpointError for a folder that is no checkpoint. What is wrong with
+    single tensors is in `matching`.
     """
+    if is_meta(folder):
+        raw, checkpoint, config, matching = open_meta(folder)
+        files = {name: json.dumps(text, indent=2) for name, text in json_files(config).items()}
+        layout = describe_meta(matching, len(checkpoint.files))
+        return Source(folder, raw, config, checkpoint, matching, layout, files)
     raw = read_config(folder)
     try:
         config = parse_config(raw)
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from None
-    check_format(folder, config.foreign_quantization)
     checkpoint = open_checkpoint(folder)
     config = without_absent_vision(config, checkpoint.tensors)
     matching = match_tensors(checkpoint, config)
@@ -81,6 +91,11 @@ def check_format(folder: Path, foreign: ForeignQuantization | None) -> None:
             f"{folder} is quantized by {foreign}, which is not supported; known are {known}"
             "(int4, int8), block-wise fp8, and MLX's own"
         )
+
+
+def describe_meta(matching: Matching, files: int) -> str:
+    packed = any(t.dtype == "F8_E4M3" for s in matching.sources.values() for t in s.tensors)
+    return f"Meta's layout, {files} file{'s' * (files != 1)}{', experts in FP8' if packed else ''}"
 
 
 def describe(config: Config, matching: Matching) -> str:

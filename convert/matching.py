@@ -57,7 +57,7 @@ class Matching:
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
                 raise CheckpointError(
                     f"{folder}: tensor {problem}: {names[0]}{more}; the weights are not those "
-                    f"config.json describes, see: mlx-llama4 inspect {folder}"
+                    f"its config describes, see: mlx-llama4 inspect {folder}"
                 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mlx_llama4.convert.checkpoint import StoredTensor
-from mlx_llama4.convert.formats import Source
+from mlx_llama4.convert.formats import Source, check_format
 from mlx_llama4.convert.recipes import Recipe, check_rules
 from mlx_llama4.convert.shards import OutputTensor
 from mlx_llama4.convert.sources import OneByOne, WeightSource, num_rows, row_bytes
@@ -87,9 +87,10 @@ class Plan:
 
 
 def make_plan(source: Source, recipe: Recipe) -> Plan:
-    """Raises CheckpointError for tensors that are missing, unknown, or of a wrong shape,
-    InputError for rules that match nothing.
+    """Raises CheckpointError for an unknown format and for tensors that are missing, unknown, or of
+    a wrong shape, InputError for rules that match nothing.
     """
+    check_format(source.folder, source.config.foreign_quantization)
     matching = source.matching
     matching.check(source.folder)
     check_rules(recipe, matching.specs)

@@ -1,11 +1,12 @@
 """What a model folder needs beside config and weights, and where it comes from."""
 
+from collections.abc import Mapping
+
 from mlx_llama4.convert.formats import Source
 from mlx_llama4.convert.write import FolderWriter
 
 SIDE_FILES = (
     "tokenizer.json",
-    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "generation_config.json",
@@ -19,8 +20,12 @@ SIDE_FILES = (
 )
 
 
-def copy_side_files(source: Source, writer: FolderWriter) -> None:
+def copy_side_files(source: Source, writer: FolderWriter, files: Mapping[str, str]) -> None:
+    """files: name → text of those that are not to be copied but made."""
+    made = {**source.files, **files}
+    for name, text in made.items():
+        writer.write_text(name, text)
     for pattern in SIDE_FILES:
         for path in sorted(source.folder.glob(pattern)):
-            if path.is_file():
+            if path.is_file() and path.name not in made:
                 writer.copy(path)

@@ -7,10 +7,11 @@ once, with one slice in each place.
 import json
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import mlx.core as mx
 import numpy as np
@@ -93,8 +94,11 @@ def run(
     shards: Shards,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     settings: Settings = Settings(),
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> Report:
-    """As `convert`, for a plan that is made. on_progress hears of each slice."""
+    """As `convert`, for a plan that is made. on_progress hears of each slice. files: name → text
+    of files to write beside those of the source.
+    """
     start = time.perf_counter()
     out = resolve_destination(out)
     check_destination(out, plan.output_bytes)
@@ -109,7 +113,7 @@ def run(
         options=options,
     ) as writer:
         # First what is small, so that what cannot be copied is known in time.
-        copy_side_files(source, writer)
+        copy_side_files(source, writer, files)
         text = json.dumps(mlx_config(source, plan), indent=4)
         writer.write_text("config.json", text + "\n")
         conversion = _Conversion(source, plan, writer, shards, on_progress)

@@ -5,12 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_llama4.config import Config, load_config
-from mlx_llama4.convert.checkpoint import open_checkpoint
-from mlx_llama4.convert.formats import describe
-from mlx_llama4.convert.matching import Matching, match_tensors
+from mlx_llama4.config import Config
+from mlx_llama4.convert.formats import open_source
+from mlx_llama4.convert.matching import Matching
 from mlx_llama4.convert.sources import WeightSource
-from mlx_llama4.tensors import without_absent_vision
 
 RELEASES = {(48, 5120, 16): "Llama 4 Scout", (48, 5120, 128): "Llama 4 Maverick"}
 
@@ -54,20 +52,17 @@ class Inspection:
 
 def inspect_folder(folder: Path) -> Inspection:
     """Raises CheckpointError or ConfigError if the folder cannot be made out at all."""
-    config = load_config(folder)
-    checkpoint = open_checkpoint(folder)
-    config = without_absent_vision(config, checkpoint.tensors)
-    matching = match_tensors(checkpoint, config)
+    source = open_source(folder)
     return Inspection(
         folder=str(folder),
-        variant=_variant(config),
-        architecture=_architecture(config),
-        layout=describe(config, matching),
-        quantization=_quantization(config),
-        parts=_parts(config, matching),
-        problems=matching.problems,
-        tensors=len(checkpoint.tensors),
-        files=len(checkpoint.files),
+        variant=_variant(source.config),
+        architecture=_architecture(source.config),
+        layout=source.layout,
+        quantization=_quantization(source.config),
+        parts=_parts(source.matching),
+        problems=source.matching.problems,
+        tensors=len(source.checkpoint.tensors),
+        files=len(source.checkpoint.files),
     )
 
 
@@ -100,7 +95,7 @@ def _quantization(config: Config) -> str:
     return f"quantized: {default.bits} bits, groups of {default.group_size}, {default.mode}"
 
 
-def _parts(config: Config, matching: Matching) -> tuple[PartReport, ...]:
+def _parts(matching: Matching) -> tuple[PartReport, ...]:
     parameters: dict[str, int] = defaultdict(int)
     nbytes: dict[str, int] = defaultdict(int)
     stored_as: dict[str, set[str]] = defaultdict(set)

@@ -8,6 +8,7 @@ from mlx import nn
 from mlx_llama4.config import Config, load_config
 from mlx_llama4.convert.checkpoint import Checkpoint, open_checkpoint
 from mlx_llama4.convert.matching import match_tensors, stored_quantization
+from mlx_llama4.convert.meta import is_meta
 from mlx_llama4.convert.names import is_ignored
 from mlx_llama4.errors import CheckpointError
 from mlx_llama4.model.llama4 import Llama4
@@ -29,30 +30,33 @@ def load(folder: Path, dtype: mx.Dtype | None = None) -> tuple[Llama4, Processor
 
 def open_folder(folder: Path) -> tuple[Config, Processor]:
     """All of a model folder but its weights, of which the headers are checked."""
-    config = load_config(folder)
-    checkpoint = open_checkpoint(folder)
-    config = _check(checkpoint, config)
+    _, config = _open(folder)
     return config, Processor.load(folder, config)
 
 
 def load_model(folder: Path, dtype: mx.Dtype | None = None) -> Llama4:
     """As `load`, for a folder that need have no tokenizer."""
+    return _load_weights(*_open(folder), dtype)
+
+
+def _open(folder: Path) -> tuple[Checkpoint, Config]:
+    """The tensors, and the config less a vision tower that the folder does not have."""
+    if is_meta(folder):
+        raise _unconverted(folder)
     config = load_config(folder)
     checkpoint = open_checkpoint(folder)
-    return _load_weights(checkpoint, _check(checkpoint, config), dtype)
-
-
-def _check(checkpoint: Checkpoint, config: Config) -> Config:
-    """The config, less a vision tower that the folder does not have."""
-    folder = checkpoint.folder
     config = without_absent_vision(config, checkpoint.tensors)
     matching = match_tensors(checkpoint, config)
     if config.foreign_quantization or not matching.is_mlx:
-        raise CheckpointError(
-            f"{folder} is not converted yet; run: mlx-llama4 convert {folder} OUTPUT_FOLDER"
-        )
+        raise _unconverted(folder)
     matching.check(folder)
-    return config
+    return checkpoint, config
+
+
+def _unconverted(folder: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} is not converted yet; run: mlx-llama4 convert {folder} OUTPUT_FOLDER"
+    )
 
 
 def _load_weights(checkpoint: Checkpoint, config: Config, dtype: mx.Dtype | None) -> Llama4:

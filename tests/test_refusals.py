@@ -110,8 +110,21 @@ def test_options(demo_folder: Path, tmp_path: Path) -> None:
     assert "top-p 3.0" in refused("ask", "x", "-m", demo_folder, "--top-p", 3)
     assert "temperature -1.0" in refused("ask", "x", "-m", demo_folder, "--temperature", -1)
     out = tmp_path / "out"
-    assert "--bits 3" in refused("convert", CHECKPOINT, out, "--bits", 3)
-    assert "--group-size 7" in refused("convert", CHECKPOINT, out, "--group-size", 7)
+    for said, options in {
+        "7 bits are not supported": ("--bits", 7),
+        "groups of 7 are not supported": ("--group-size", 7),
+        "mxfp4 has 4 bits in groups of 32": ("--mode", "mxfp4", "--bits", 8),
+        "recipe 'mixed-6-3' is unknown": ("--recipe", "mixed-6-3"),
+        "leave out --bits and --mode": ("--recipe", "mixed-3-6", "--bits", 4),
+        "'x' is not of the form PATTERN=BITS": ("--rule", "x"),
+        "--rule 'x' matches no module": ("--rule", "x=4"),
+        "--target-size chooses the bits": ("--target-size", "2MB", "--bits", 4),
+        "--target-size 1 MB is too small": ("--target-size", "1MB"),
+        "'much' is not a size": ("--target-size", "much"),
+        "'5 apples' is not a size": ("--shard-size", "5 apples"),
+    }.items():
+        assert said in refused("convert", CHECKPOINT, out, *options)
+    assert not list(tmp_path.iterdir())
     seed = ("--temperature", 1, "--seed", 2**64)
     assert f"seed {2**64}" in refused("ask", "x", "-m", demo_folder, *seed)
     assert run("ask", "x").returncode == 2

@@ -122,23 +122,26 @@ def convert(
     from mlx_llama4.convert.local import LocalShards
     from mlx_llama4.convert.plan import make_plan
     from mlx_llama4.convert.stream import Settings, run
+    from mlx_llama4.convert.write import check_destination, resolve_destination
     from mlx_llama4.memory import parse_bytes
 
     settings = Settings(parse_bytes(shard_size), restart, verify)
     target_bytes = None if target_size is None else parse_bytes(target_size)
     opened = open_source(source)
-    terminal.note(f"{source}: {opened.layout}")
     chosen = _recipe(opened, bits, group_size, mode, dtype, recipe, rule or [], search)
     if target_bytes is not None:
         if bits is not None or recipe is not None or mode not in (None, Mode.affine):
             raise InputError("--target-size chooses the bits; leave out --bits, --recipe, --mode")
         chosen = _fitted(opened, chosen, target_bytes)
     plan = make_plan(opened, chosen)
-    if not (source / "tokenizer.json").is_file():
-        raise CheckpointError(f"{source} has no tokenizer.json; download it too")
+    files = _tokenizer_files(source)
     if dry_run:
+        terminal.line(f"{source}: {opened.layout}")
         _print_plan(plan, out)
         return
+    out = resolve_destination(out)
+    check_destination(out, plan.output_bytes)
+    terminal.note(f"{source}: {opened.layout}")
     try:
         with byte_progress() as update:
             report = run(
@@ -148,11 +151,23 @@ def convert(
                 LocalShards(),
                 lambda now: update(now.doing, now.done, now.total, now.resumed),
                 settings,
+                files,
             )
     except KeyboardInterrupt:
         terminal.note("what is done is kept; the same command goes on from there")
         raise
     _print_report(report, out)
+
+
+def _tokenizer_files(source: Path) -> dict[str, str]:
+    """What is made of Meta's tokenizer.model; nothing where there is a tokenizer.json to copy."""
+    if (source / "tokenizer.json").is_file():
+        return {}
+    if not (source / "tokenizer.model").is_file():
+        raise CheckpointError(f"{source} has no tokenizer.json; download it too")
+    from mlx_llama4.prompt.tiktoken_file import tokenizer_files
+
+    return tokenizer_files(source / "tokenizer.model")
 
 
 def _recipe(
