@@ -123,6 +123,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         has_config = (folder / "config.json").is_file()
     except OSError as failure:
         raise CheckpointError(f"cannot read {folder}: {failure.strerror}") from None
+    if not has_config and (folder / "params.json").is_file():
+        raise CheckpointError(
+            f"{folder} is in Meta's layout and not converted yet; "
+            f"run: mlx-llama4 convert {folder} OUTPUT_FOLDER"
+        )
     if not has_config:
         raise CheckpointError(
             f"{folder} has no config.json, so it is not a model folder; "

@@ -8,7 +8,6 @@ from mlx import nn
 from mlx_llama4.config import Config, load_config
 from mlx_llama4.convert.checkpoint import Checkpoint, open_checkpoint
 from mlx_llama4.convert.matching import match_tensors, stored_quantization
-from mlx_llama4.convert.meta import is_meta
 from mlx_llama4.convert.names import is_ignored
 from mlx_llama4.errors import CheckpointError
 from mlx_llama4.model.llama4 import Llama4
@@ -41,22 +40,16 @@ def load_model(folder: Path, dtype: mx.Dtype | None = None) -> Llama4:
 
 def _open(folder: Path) -> tuple[Checkpoint, Config]:
     """The tensors, and the config less a vision tower that the folder does not have."""
-    if is_meta(folder):
-        raise _unconverted(folder)
     config = load_config(folder)
     checkpoint = open_checkpoint(folder)
     config = without_absent_vision(config, checkpoint.tensors)
     matching = match_tensors(checkpoint, config)
     if config.foreign_quantization or not matching.is_mlx:
-        raise _unconverted(folder)
+        raise CheckpointError(
+            f"{folder} is not converted yet; run: mlx-llama4 convert {folder} OUTPUT_FOLDER"
+        )
     matching.check(folder)
     return checkpoint, config
-
-
-def _unconverted(folder: Path) -> CheckpointError:
-    return CheckpointError(
-        f"{folder} is not converted yet; run: mlx-llama4 convert {folder} OUTPUT_FOLDER"
-    )
 
 
 def _load_weights(checkpoint: Checkpoint, config: Config, dtype: mx.Dtype | None) -> Llama4:
