@@ -6,6 +6,7 @@ import sys
 import typer
 
 from benchmarks.convert import convert
+from benchmarks.quality import quality
 
 app = typer.Typer(
     name="python -m benchmarks",
@@ -15,7 +16,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for subject in (convert,):
+for subject in (convert, quality):
     app.command()(subject)
 
 
