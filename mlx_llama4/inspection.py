@@ -8,6 +8,7 @@ from typing import Any
 from mlx_llama4.config import Config, load_config
 from mlx_llama4.convert.checkpoint import Checkpoint, open_checkpoint
 from mlx_llama4.convert.matching import Matching, match_tensors, stored_quantization
+from mlx_llama4.convert.remote import open_remote
 from mlx_llama4.tensors import without_absent_vision
 
 RELEASES = {(48, 5120, 16): "Llama 4 Scout", (48, 5120, 128): "Llama 4 Maverick"}
@@ -52,12 +53,24 @@ class Inspection:
 
 def inspect_folder(folder: Path) -> Inspection:
     """Raises CheckpointError or ConfigError if the folder cannot be made out at all."""
-    config = load_config(folder)
-    checkpoint = open_checkpoint(folder)
+    load_config(folder)  # for its errors, which are clearer where this is no model folder
+    return _inspect(str(folder), open_checkpoint(folder))
+
+
+def inspect_repository(repository: str, revision: str | None = None) -> Inspection:
+    """As `inspect_folder`, of a repository of the hub. Fetches headers, no weights.
+
+    Raises HubError or RunError too.
+    """
+    return _inspect(repository, open_remote(repository, revision).checkpoint)
+
+
+def _inspect(name: str, checkpoint: Checkpoint) -> Inspection:
+    config = load_config(checkpoint.folder)
     config = without_absent_vision(config, checkpoint.tensors)
     matching = match_tensors(checkpoint, config)
     return Inspection(
-        folder=str(folder),
+        folder=name,
         variant=_variant(config),
         architecture=_architecture(config),
         layout=_layout(matching),

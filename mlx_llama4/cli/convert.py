@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli import options, terminal
 from mlx_llama4.errors import CheckpointError, InputError
 
 
@@ -18,10 +18,15 @@ class Dtype(StrEnum):
 
 @terminal.reports_errors
 def convert(
-    source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Folder of a Hugging Face checkpoint.")
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A checkpoint: its folder, or OWNER/NAME on the Hugging Face hub.",
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
+    revision: options.Revision = None,
     bits: Annotated[
         int | None,
         typer.Option(
@@ -55,18 +60,20 @@ def convert(
     from mlx_llama4.convert.recipes import Recipe
     from mlx_llama4.convert.stream import convert as run_conversion
     from mlx_llama4.convert.stream import default_dtype
+    from mlx_llama4.hub import find_folder
     from mlx_llama4.memory import human_bytes
     from mlx_llama4.quantization import Quantization
 
     if bits is None and dtype is None:
         bits = 4
+    source = find_folder(model, revision, "convert")
     recipe = Recipe(
         dtype=dtype.value if dtype else default_dtype(source),
         quantization=Quantization(group_size, bits) if bits else None,
     )
     if not (source / "tokenizer.json").is_file():
         raise CheckpointError(f"{source} has no tokenizer.json; download it too")
-    with terminal.byte_progress(f"Converting {source.name}") as on_progress:
+    with terminal.byte_progress(f"Converting {Path(model).name}") as on_progress:
         report = run_conversion(source, out, recipe, on_progress)
     terminal.note(
         f"{out}: {human_bytes(report.output_bytes)} from {human_bytes(report.source_bytes)} "
