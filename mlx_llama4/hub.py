@@ -46,11 +46,14 @@ def find_folder(name: str | Path, revision: str | None = None, purpose: Purpose 
 
 def is_repository(name: str | Path) -> bool:
     """Can only a repository of the hub be meant? So it is if no such path exists."""
-    text = str(name)
-    is_one = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text, re.ASCII) and not re.search(
-        r"--|\.\.|[.-]$|\.git$", text
-    )
-    return bool(is_one) and not _exists(Path(name))
+    return is_repository_name(str(name)) and not _exists(Path(name))
+
+
+def is_repository_name(name: str) -> bool:
+    """OWNER/NAME, as the hub allows them."""
+    if re.search(r"--|\.\.|[.-]/|[.-]$|\.git$", name):
+        return False
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]{0,95}", name, re.ASCII))
 
 
 def download_side_files(repository: str, revision: str | None) -> Path:
@@ -131,7 +134,7 @@ def _refusal(repository: str, status: int) -> InputError | RunError:
     if status == 403:
         return HubError(f"your token does not allow this for {repository}; see: hf auth login")
     if status == 404:
-        return HubError(f"{repository} lacks a file that its index names; report it there")
+        return HubError(f"{repository} lacks a file that it should have; report it there")
     return RunError(f"the hub answers with error {status} for {repository}; try again later")
 
 

@@ -14,18 +14,27 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
+import pytest
+
+from tests import tiny
+
+NAME = "owner/tiny"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_of_the_tests"
 
 
 @dataclass
 class Hub:
-    """repositories: id → folder. gated: ids that only TOKEN opens. requests: "GET /path", each."""
+    """repositories: id → folder. gated: ids that only TOKEN opens. requests: "GET /path", each,
+    and the range if only that was asked for. ranges: are they given? role: what TOKEN may do.
+    """
 
     repositories: dict[str, Path] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     requests: list[str] = field(default_factory=list)
     ranges: bool = True
+    role: str = "write"
     endpoint: str = ""
 
     def fetched(self, name: str) -> int:
@@ -47,6 +56,44 @@ def running_hub() -> Iterator[Hub]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The hub that huggingface_hub asks, with a cache of its own and no token."""
+    from huggingface_hub import constants
+
+    with running_hub() as hub:
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.chdir(tmp_path)
+        hub.repositories[NAME] = tiny_repository(tmp_path / "repository")
+        yield hub
+
+
+def tiny_repository(folder: Path, layout: str = "mlx") -> Path:
+    """A few tensors under a real config, in three shards, and files that nobody needs."""
+    experts = "feed_forward.experts." + ("gate_proj.weight" if layout == "mlx" else "gate_up_proj")
+    names = (f"language_model.model.layers.0.{experts}", "a", "b", "c")
+    weights = {name: np.full((4, 3), index, np.float32) for index, name in enumerate(names)}
+    tiny.write_checkpoint(folder, tiny.config("scout"), weights, shards=3)
+    for name in ("tokenizer.json", "LICENSE"):
+        (folder / name).write_text("{}")
+    for name in (
+        "pytorch_model.bin",
+        "consolidated.00.pth",
+        "model.gguf",
+        "onnx/model.safetensors",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("much")
+    return folder
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -97,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _whoami(self) -> None:
         if not self._is_known():
             return self._error(401, "")
-        token = {"accessToken": {"role": "write"}}
+        token = {"accessToken": {"role": self.hub.role}}
         return self._json({"name": "me", "orgs": [{"name": "team"}], "auth": token})
 
     def _file(self, path: Path) -> None:

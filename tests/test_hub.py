@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,47 +14,7 @@ from mlx_llama4.convert.remote import FIRST_BYTES, open_remote
 from mlx_llama4.errors import CheckpointError, ConfigError, HubError, Llama4Error, RunError
 from mlx_llama4.hub import find_folder, is_repository
 from tests import tiny
-from tests.hub_server import COMMIT, TOKEN, Hub, running_hub
-
-NAME = "owner/tiny"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The hub that huggingface_hub asks, with a cache of its own and no token."""
-    from huggingface_hub import constants
-
-    with running_hub() as hub:
-        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.chdir(tmp_path)
-        hub.repositories[NAME] = _checkpoint(tmp_path / "repository")
-        yield hub
-
-
-def _checkpoint(folder: Path, layout: str = "mlx") -> Path:
-    """A few tensors under a real config, in three shards, and files that nobody needs."""
-    experts = "feed_forward.experts." + ("gate_proj.weight" if layout == "mlx" else "gate_up_proj")
-    names = (f"language_model.model.layers.0.{experts}", "a", "b", "c")
-    weights = {name: np.full((4, 3), index, np.float32) for index, name in enumerate(names)}
-    tiny.write_checkpoint(folder, tiny.config("scout"), weights, shards=3)
-    for name in ("tokenizer.json", "LICENSE"):
-        (folder / name).write_text("{}")
-    for name in (
-        "pytorch_model.bin",
-        "consolidated.00.pth",
-        "model.gguf",
-        "onnx/model.safetensors",
-    ):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("much")
-    return folder
+from tests.hub_server import COMMIT, NAME, TOKEN, Hub, tiny_repository
 
 
 def refused(name: str, kind: type[Llama4Error], revision: str | None = None, **options) -> str:
@@ -160,7 +119,7 @@ def test_hub_that_cannot_be_reached(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_refused_before_the_weights_come(hub: Hub, tmp_path: Path) -> None:
-    hub.repositories["owner/source"] = _checkpoint(tmp_path / "source", "hf")
+    hub.repositories["owner/source"] = tiny_repository(tmp_path / "source", "hf")
     message = refused("owner/source", CheckpointError)
     assert "mlx-llama4 convert owner/source" in message
     other = shutil.copytree(hub.repositories[NAME], tmp_path / "other")
