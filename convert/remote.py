@@ -108,7 +108,7 @@ def open_remote(
     folder = download_side_files(repository, revision)
     place = downloads or folder
     if downloads is not None:
-        # A killed run's; nothing can go on with them.
+        # What a killed run left; huggingface_hub 2 never goes on with it, nor deletes it.
         for path in downloads.glob(".cache/**/*.incomplete"):
             path.unlink(missing_ok=True)
     sizes: dict[Path, int] = {}
