@@ -24,7 +24,8 @@ ITEM_BYTES = {
     "U32": 4, "I32": 4, "F32": 4,
     "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
-# The safetensors format allows headers up to this size.
+# A file begins with the length of its header, in so many bytes; that may be up to the maximum.
+LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 
 
@@ -86,13 +87,18 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Raises CheckpointError for missing, truncated or damaged shards, naming the file.
     """
+    return assemble(folder, map(read_header, shard_files(folder)))
+
+
+def assemble(folder: Path, headers: Iterable[list[StoredTensor]]) -> Checkpoint:
+    """The checkpoint of these shards' headers, checked against each other and the index."""
     tensors: dict[str, StoredTensor] = {}
-    for file in shard_files(folder):
-        for tensor in read_header(file):
+    for header in headers:
+        for tensor in header:
             if tensor.name in tensors:
                 first = tensors[tensor.name].file.name
                 raise CheckpointError(
-                    f"{folder}: tensor {tensor.name} is in both {first} and {file.name}; "
+                    f"{folder}: tensor {tensor.name} is in both {first} and {tensor.file.name}; "
                     "the folder mixes two checkpoints"
                 )
             tensors[tensor.name] = tensor
@@ -102,12 +108,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 def shard_files(folder: Path) -> list[Path]:
     """The safetensors files that make up the checkpoint, all of them there."""
-    index = folder / INDEX_NAME
-    if index.is_file():
-        names = sorted(set(_weight_map(index).values()))
-    else:
-        names = sorted(path.name for path in folder.glob("model*.safetensors"))
-        names = _complete_numbering(names)
+    names = indexed_shards(folder)
+    if not names:
+        names = _complete_numbering([path.name for path in folder.glob("model*.safetensors")])
     if not names:
         raise CheckpointError(
             f"{folder} holds no model*.safetensors files; download the weights too"
@@ -121,6 +124,12 @@ def shard_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def indexed_shards(folder: Path) -> list[str]:
+    """Names of the files that the index lists; none without an index."""
+    index = folder / INDEX_NAME
+    return sorted(set(_weight_map(index).values())) if index.is_file() else []
+
+
 def read_header(file: Path) -> list[StoredTensor]:
     """The tensors of one safetensors file.
 
@@ -129,22 +138,37 @@ def read_header(file: Path) -> list[StoredTensor]:
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-                raise CheckpointError(
-                    f"{file} is truncated or no safetensors file ({size:,} bytes); "
-                    "download it again"
-                )
-            header = json.loads(stream.read(length))
+            length = header_length(file, size, stream.read(LENGTH_BYTES))
+            header = stream.read(length)
     except OSError as failure:
         raise CheckpointError(f"cannot read {file}: {failure.strerror or failure}") from None
+    return parse_header(file, size, header)
+
+
+def header_length(file: Path, size: int, start: bytes) -> int:
+    """Length of the JSON header. start: the first bytes of the file of `size` bytes."""
+    length = int.from_bytes(start[:LENGTH_BYTES], "little")
+    if size < LENGTH_BYTES or length > min(size - LENGTH_BYTES, MAX_HEADER_BYTES):
+        raise CheckpointError(
+            f"{file} is truncated or no safetensors file ({size:,} bytes); download it again"
+        )
+    return length
+
+
+def parse_header(file: Path, size: int, data: bytes) -> list[StoredTensor]:
+    """The tensors that the JSON header `data` of a file of `size` bytes describes.
+
+    The file itself need not be there.
+    """
+    try:
+        header = json.loads(data)
     except (ValueError, RecursionError):
         raise CheckpointError(f"{file} has a damaged header; download it again") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{file} has a damaged header; download it again")
     header.pop("__metadata__", None)
-    tensors = [_tensor(file, name, entry, 8 + length) for name, entry in header.items()]
-    end = 8 + length
+    end = LENGTH_BYTES + len(data)
+    tensors = [_tensor(file, name, entry, end) for name, entry in header.items()]
     for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
         if tensor.offset < end:
             raise CheckpointError(f"{file}: {tensor.name} overlaps another; download it again")

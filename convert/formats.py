@@ -62,13 +62,13 @@ class Source:
         return "float16" if nbytes and nbytes.most_common(1)[0][0] == "F16" else "bfloat16"
 
 
-def open_source(folder: Path) -> Source:
-    """Reads config.json and headers only.
+def open_source(folder: Path, checkpoint: Checkpoint | None = None) -> Source:
+    """Reads config.json and headers only. checkpoint: the headers, if they are known already.
 
     Raises ConfigError or CheckpointError for a folder that is no checkpoint. What is wrong with
     single tensors is in `matching`.
     """
-    if is_meta(folder):
+    if checkpoint is None and is_meta(folder):
         raw, checkpoint, config, matching = open_meta(folder)
         files = {name: json.dumps(text, indent=2) for name, text in json_files(config).items()}
         layout = describe_meta(matching, len(checkpoint.files))
@@ -78,7 +78,7 @@ def open_source(folder: Path) -> Source:
         config = parse_config(raw)
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from None
-    checkpoint = open_checkpoint(folder)
+    checkpoint = checkpoint or open_checkpoint(folder)
     config = without_absent_vision(config, checkpoint.tensors)
     matching = match_tensors(checkpoint, config)
     return Source(folder, raw, config, checkpoint, matching, describe(config, matching))

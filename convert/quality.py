@@ -10,7 +10,7 @@ from mlx_llama4.convert.formats import Source
 from mlx_llama4.convert.journal import Entry
 from mlx_llama4.convert.pack import ErrorSums, relative_error
 from mlx_llama4.convert.plan import Plan
-from mlx_llama4.quantization import Quantization
+from mlx_llama4.convert.recipes import describe, packing_name
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def measured_quality(plan: Plan, entries: Iterable[Entry]) -> Quality:
     for name, spec in plan.specs.items():
         parameters[spec.part] += spec.size
         nbytes[spec.part] += sum(part.nbytes for part in plan.parts[name].values())
-        stored_as[spec.part].add(packing_name(plan.packings[name], plan.recipe.dtype))
+        packing = plan.packings[name]
+        stored_as[spec.part].add(packing_name(packing) if packing else plan.recipe.dtype)
         if name in by_tensor:
             by_part[spec.part] = _added(by_part.get(spec.part), by_tensor[name])
     parts = tuple(
@@ -70,15 +71,6 @@ def planned_quality(plan: Plan) -> Quality:
     return measured_quality(plan, ())
 
 
-def packing_name(packing: Quantization | None, dtype: str) -> str:
-    """For people: "4 bits, groups of 64"."""
-    if packing is None:
-        return dtype
-    if packing.mode != "affine":
-        return packing.mode
-    return f"{packing.bits} bits, groups of {packing.group_size}"
-
-
 def conversion_json(source: Source, plan: Plan, quality: Quality) -> dict[str, Any]:
     """What conversion.json says. Nothing of when or how fast: the same conversion gives the same
     bytes.
@@ -87,7 +79,7 @@ def conversion_json(source: Source, plan: Plan, quality: Quality) -> dict[str, A
         "made_by": f"mlx-llama4 {mlx_llama4.__version__}",
         "source": source.layout,
         "dtype": plan.recipe.dtype,
-        "search": plan.recipe.search,
+        "recipe": describe(plan.recipe),
         "bytes": plan.output_bytes,
         "parts": {
             part.part: {

@@ -91,6 +91,32 @@ class Recipe:
         return self.quantization if is_low or self.high is None else self.high
 
 
+def describe(recipe: Recipe) -> str:
+    """For people."""
+    if recipe.keeps:
+        words = "as the source is packed"
+    elif recipe.chosen:
+        words = "bits chosen by module to fit a size"
+    elif recipe.quantization is None:
+        words = f"{recipe.dtype}, nothing packed"
+    elif recipe.high is not None:
+        low, high = packing_name(recipe.quantization), packing_name(recipe.high)
+        words = f"routed experts in {low}, the rest in {high}"
+    else:
+        words = packing_name(recipe.quantization)
+    rules = "".join(f"; {rule.pattern}: {packing_name(rule.quantization)}" for rule in recipe.rules)
+    return f"{words}{rules}{'; scales searched' if recipe.search else ''}"
+
+
+def packing_name(packing: Quantization | None) -> str:
+    """For people: "4 bits, groups of 64"."""
+    if packing is None:
+        return "16 bits"
+    if packing.mode != "affine":
+        return packing.mode
+    return f"{packing.bits} bits, groups of {packing.group_size}"
+
+
 def packing(bits: int | None, group_size: int | None, mode: str | None) -> Quantization:
     """What the options --bits, --group-size and --mode say together. Raises InputError."""
     if mode not in (None, *QUANTIZATION_MODES):
@@ -110,6 +136,37 @@ def packing(bits: int | None, group_size: int | None, mode: str | None) -> Quant
         sizes = _listed(AFFINE_GROUP_SIZES)
         raise InputError(f"groups of {group_size} are not supported; use {sizes}")
     return Quantization(group_size, bits)
+
+
+def choose_recipe(
+    *,
+    dtype: str | None,
+    bits: int | None,
+    group_size: int | None,
+    mode: str | None,
+    mixed: str | None,
+    rules: tuple[Rule, ...],
+    search: bool,
+    source_dtype: str,
+    source_is_packed: bool,
+) -> Recipe:
+    """What the options of `convert` ask for; None: not given. Raises InputError.
+
+    Without any, a packed source stays as it is packed and others get 4 bits; `dtype` alone unpacks
+    everything.
+    """
+    kind = dtype or source_dtype
+    if mixed is not None:
+        if bits is not None or mode not in (None, "affine"):
+            raise InputError("--recipe says the bits; leave out --bits and --mode")
+        low, high = (packing(one, group_size, None) for one in parse_mixed(mixed))
+        return Recipe(kind, low, high, rules=rules, search=search)
+    packs = (bits, mode, group_size) != (None, None, None)
+    if bits == UNPACKED_BITS or (dtype is not None and not packs):
+        return Recipe(kind, None, rules=rules, search=search)
+    if not packs and source_is_packed:
+        return Recipe(kind, None, keeps=True, rules=rules, search=search)
+    return Recipe(kind, packing(bits, group_size, mode), rules=rules, search=search)
 
 
 def parse_rule(text: str) -> Rule:

@@ -7,6 +7,7 @@
         ├── CheckpointError     the weights beside it
         ├── PromptError         messages and their tokens
         ├── ImageError          pictures
+        ├── HubError            a repository of the Hugging Face hub
         └── OutputError         the place to write to
 
 The library raises them; the command line turns them into that line and exit code.
@@ -41,6 +42,10 @@ class PromptError(InputError):
 
 class ImageError(InputError):
     """A picture cannot be read."""
+
+
+class HubError(InputError):
+    """A repository of the hub is not there, may not be used, or is not given right."""
 
 
 class OutputError(InputError):

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mlx_llama4.config import Config
-from mlx_llama4.convert.formats import open_source
+from mlx_llama4.convert.formats import Source, open_source
 from mlx_llama4.convert.matching import Matching
+from mlx_llama4.convert.remote import open_remote
 from mlx_llama4.convert.sources import WeightSource
 
 RELEASES = {(48, 5120, 16): "Llama 4 Scout", (48, 5120, 128): "Llama 4 Maverick"}
@@ -52,9 +53,21 @@ class Inspection:
 
 def inspect_folder(folder: Path) -> Inspection:
     """Raises CheckpointError or ConfigError if the folder cannot be made out at all."""
-    source = open_source(folder)
+    return _inspect(str(folder), open_source(folder))
+
+
+def inspect_repository(repository: str, revision: str | None = None) -> Inspection:
+    """As `inspect_folder`, of a repository of the hub. Fetches headers, no weights.
+
+    Raises HubError or RunError too.
+    """
+    checkpoint = open_remote(repository, revision).checkpoint
+    return _inspect(repository, open_source(checkpoint.folder, checkpoint))
+
+
+def _inspect(name: str, source: Source) -> Inspection:
     return Inspection(
-        folder=str(folder),
+        folder=name,
         variant=_variant(source.config),
         architecture=_architecture(source.config),
         layout=source.layout,

@@ -20,9 +20,9 @@ def run(*arguments: object, text: str | None = None, **extra: str) -> subprocess
     )
 
 
-def refused(*arguments: object, code: int = 2, text: str | None = None) -> str:
+def refused(*arguments: object, code: int = 2, text: str | None = None, **extra: str) -> str:
     """The one line that a command says when it cannot do what is asked."""
-    result = run(*arguments, text=text)
+    result = run(*arguments, text=text, **extra)
     assert result.returncode == code, result
     assert result.stdout == ""
     lines = result.stderr.splitlines()

@@ -24,6 +24,7 @@ from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.quantization import Quantization
 from tests import tiny
 from tests.golden.cases import MODELS
+from tests.hub_server import hub  # noqa: F401  (a fixture)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

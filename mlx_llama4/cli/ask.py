@@ -29,6 +29,7 @@ def ask(
     ] = None,
     *,
     model: options.Model,
+    revision: options.Revision = None,
     image: Annotated[
         list[Path] | None,
         typer.Option(
@@ -55,14 +56,17 @@ def ask(
     Example:
       mlx-llama4 ask "What is this?" --model scout-4bit --image photo.jpg
     """
+    from mlx_llama4.hub import find_folder
+
     terminal.import_mlx()
     text = terminal.as_typed(_read_standard_input() if question in (None, "-") else question)
     if not text.strip() and not image:
         raise PromptError("the question is empty")
     sampling = options.Sampling(temperature, top_p, top_k, seed)
-    chat_options = options.chat_options(model, system, max_tokens, sampling)
-    images = _check(model, text, image or [], chat_options)
-    chat = options.load_chat(model, chat_options)
+    folder = find_folder(model, revision)
+    chat_options = options.chat_options(folder, system, max_tokens, sampling)
+    images = _check(folder, text, image or [], chat_options)
+    chat = options.load_chat(folder, chat_options)
     if as_json:
         _answer_json(chat, text, images)
     else:
@@ -70,14 +74,14 @@ def ask(
 
 
 def _check(
-    model: Path, text: str, paths: list[Path], chat_options: "ChatOptions"
+    folder: Path, text: str, paths: list[Path], chat_options: "ChatOptions"
 ) -> list["TiledImage"]:
     """The pictures. Refuses all that can be refused before the weights are read."""
     from mlx_llama4.chat import opening_messages, user_message
     from mlx_llama4.load import open_folder
     from mlx_llama4.prompt.processor import check_length
 
-    config, processor = open_folder(model)
+    config, processor = open_folder(folder)
     images = [processor.tile(path) for path in paths]
     messages = [*opening_messages(chat_options), user_message(text, images)]
     check_length(processor.encode(messages), config)

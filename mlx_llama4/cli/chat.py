@@ -25,6 +25,7 @@ Ctrl-C stops an answer and keeps what is there."""
 @terminal.reports_errors
 def chat(
     model: options.Model,
+    revision: options.Revision = None,
     system: options.System = None,
     max_tokens: options.MaxTokens = 4096,
     temperature: options.Temperature = None,
@@ -38,10 +39,13 @@ def chat(
     Example:
       mlx-llama4 chat --model scout-4bit
     """
+    from mlx_llama4.hub import find_folder
+
     terminal.import_mlx()
     sampling = options.Sampling(temperature, top_p, top_k, seed)
-    chat_options = options.chat_options(model, system, max_tokens, sampling)
-    conversation = options.load_chat(model, chat_options)
+    folder = find_folder(model, revision)
+    chat_options = options.chat_options(folder, system, max_tokens, sampling)
+    conversation = options.load_chat(folder, chat_options)
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  gives input() editing and history
     if sys.stdin.isatty():

@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli.convert_report import print_plan, print_report
 from mlx_llama4.cli.progress import byte_progress
 from mlx_llama4.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from mlx_llama4.convert.formats import Source
     from mlx_llama4.convert.plan import Plan
-    from mlx_llama4.convert.quality import Quality
     from mlx_llama4.convert.recipes import Recipe
-    from mlx_llama4.convert.stream import Report
+    from mlx_llama4.convert.remote_shards import RemoteShards
+    from mlx_llama4.convert.stream import Settings
 
 
 class Dtype(StrEnum):
@@ -33,10 +34,15 @@ class Mode(StrEnum):
 
 @terminal.reports_errors
 def convert(
-    source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Folder of a Llama 4 checkpoint.")
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A checkpoint: its folder, or OWNER/NAME on the Hugging Face hub.",
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
+    revision: options.Revision = None,
     bits: Annotated[
         int | None,
         typer.Option(
@@ -106,6 +112,24 @@ def convert(
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away what an interrupted run has done.")
     ] = False,
+    while_downloading: Annotated[
+        bool,
+        typer.Option(
+            "--while-downloading",
+            help="Fetch shard by shard, dropping each when done with: never all on the disk.",
+        ),
+    ] = False,
+    keep_source: Annotated[
+        bool, typer.Option("--keep-source", help="With --while-downloading: drop none.")
+    ] = False,
+    upload: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="Afterwards, put the result into this repository of the hub.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Convert a checkpoint to MLX, in little memory.
 
@@ -116,86 +140,71 @@ def convert(
       mlx-llama4 convert Llama-4-Scout-17B-16E-Instruct scout-4bit
       mlx-llama4 convert scout scout-mixed --recipe mixed-3-6
       mlx-llama4 convert scout scout-60 --target-size 60GB --dry-run
+      mlx-llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct scout-4bit --while-downloading
     """
     terminal.import_mlx()
-    from mlx_llama4.convert.formats import open_source
-    from mlx_llama4.convert.local import LocalShards
     from mlx_llama4.convert.plan import make_plan
-    from mlx_llama4.convert.stream import Settings, run
-    from mlx_llama4.convert.write import check_destination, resolve_destination
+    from mlx_llama4.convert.recipes import choose_recipe, parse_rule
+    from mlx_llama4.convert.stream import Settings
+    from mlx_llama4.convert.write import resolve_destination
     from mlx_llama4.memory import parse_bytes
 
+    if keep_source and not while_downloading:
+        raise InputError("--keep-source goes with --while-downloading; leave it out")
     settings = Settings(parse_bytes(shard_size), restart, verify)
     target_bytes = None if target_size is None else parse_bytes(target_size)
-    opened = open_source(source)
-    chosen = _recipe(opened, bits, group_size, mode, dtype, recipe, rule or [], search)
+    rules = tuple(map(parse_rule, rule or ()))
+    out = resolve_destination(out)
+    source, shards = _open(model, revision, out, while_downloading, keep_source)
+    chosen = choose_recipe(
+        dtype=dtype.value if dtype else None,
+        bits=bits,
+        group_size=group_size,
+        mode=mode.value if mode else None,
+        mixed=recipe,
+        rules=rules,
+        search=search,
+        source_dtype=source.dtype,
+        source_is_packed=source.is_packed,
+    )
     if target_bytes is not None:
         if bits is not None or recipe is not None or mode not in (None, Mode.affine):
             raise InputError("--target-size chooses the bits; leave out --bits, --recipe, --mode")
-        chosen = _fitted(opened, chosen, target_bytes)
-    plan = make_plan(opened, chosen)
-    files = _tokenizer_files(source)
+        if while_downloading:
+            raise InputError("--target-size looks at all weights first; leave --while-downloading")
+        chosen = _fitted(source, chosen, target_bytes)
+    plan = make_plan(source, chosen)
     if dry_run:
-        terminal.line(f"{source}: {opened.layout}")
-        _print_plan(plan, out)
+        terminal.line(f"{model}: {source.layout}")
+        print_plan(plan, out, shards.room_bytes if shards else 0)
         return
-    out = resolve_destination(out)
-    check_destination(out, plan.output_bytes)
-    terminal.note(f"{source}: {opened.layout}")
-    try:
-        with byte_progress() as update:
-            report = run(
-                opened,
-                plan,
-                out,
-                LocalShards(),
-                lambda now: update(now.doing, now.done, now.total, now.resumed),
-                settings,
-                files,
-            )
-    except KeyboardInterrupt:
-        terminal.note("what is done is kept; the same command goes on from there")
-        raise
-    _print_report(report, out)
+    if upload is not None:
+        from mlx_llama4.upload import check_upload
+
+        check_upload(upload, source.folder)
+    _run(model, source, plan, out, shards, settings, upload)
+    if upload is not None:
+        _upload(out, upload)
 
 
-def _tokenizer_files(source: Path) -> dict[str, str]:
-    """What is made of Meta's tokenizer.model; nothing where there is a tokenizer.json to copy."""
-    if (source / "tokenizer.json").is_file():
-        return {}
-    if not (source / "tokenizer.model").is_file():
-        raise CheckpointError(f"{source} has no tokenizer.json; download it too")
-    from mlx_llama4.prompt.tiktoken_file import tokenizer_files
+def _open(
+    model: str, revision: str | None, out: Path, while_downloading: bool, keep_source: bool
+) -> "tuple[Source, RemoteShards | None]":
+    """The source, and its shards if they are still to be fetched."""
+    from mlx_llama4.convert.formats import open_source
+    from mlx_llama4.hub import find_folder, is_repository
 
-    return tokenizer_files(source / "tokenizer.model")
+    if not while_downloading:
+        return open_source(find_folder(model, revision, "convert")), None
+    if not is_repository(model):
+        raise InputError(f"--while-downloading: {model} is no repository of the hub but a folder")
+    from mlx_llama4.convert.remote import open_remote
+    from mlx_llama4.convert.remote_shards import RemoteShards
 
-
-def _recipe(
-    source: "Source",
-    bits: int | None,
-    group_size: int | None,
-    mode: Mode | None,
-    dtype: Dtype | None,
-    named: str | None,
-    rules: list[str],
-    search: bool,
-) -> "Recipe":
-    from mlx_llama4.convert import recipes
-
-    kind = dtype.value if dtype else source.dtype
-    parsed = tuple(map(recipes.parse_rule, rules))
-    packs = (bits, mode, group_size) != (None, None, None)
-    if named is not None:
-        if bits is not None or mode not in (None, Mode.affine):
-            raise InputError("--recipe says the bits; leave out --bits and --mode")
-        low, high = (recipes.packing(one, group_size, None) for one in recipes.parse_mixed(named))
-        return recipes.Recipe(kind, low, high, rules=parsed, search=search)
-    if bits == recipes.UNPACKED_BITS or (dtype is not None and not packs):
-        return recipes.Recipe(kind, None, rules=parsed, search=search)
-    if not packs and source.is_packed:
-        return recipes.Recipe(kind, None, keeps=True, rules=parsed, search=search)
-    packing = recipes.packing(bits, group_size, mode.value if mode else None)
-    return recipes.Recipe(kind, packing, rules=parsed, search=search)
+    remote = open_remote(model, revision, out.with_name(f"{out.name}.downloads"))
+    return open_source(remote.checkpoint.folder, remote.checkpoint), RemoteShards(
+        remote, keep_source
+    )
 
 
 def _fitted(source: "Source", recipe: "Recipe", target_bytes: int) -> "Recipe":
@@ -210,44 +219,76 @@ def _fitted(source: "Source", recipe: "Recipe", target_bytes: int) -> "Recipe":
         return fit_to_size(source, recipe, target_bytes)
 
 
-def _print_plan(plan: "Plan", out: Path) -> None:
+def _run(
+    model: str,
+    source: "Source",
+    plan: "Plan",
+    out: Path,
+    shards: "RemoteShards | None",
+    settings: "Settings",
+    upload: str | None,
+) -> None:
+    from mlx_llama4.convert.local import LocalShards
+    from mlx_llama4.convert.stream import run
+    from mlx_llama4.convert.write import check_destination
+
+    files = _tokenizer_files(source.folder) | _card(model, plan, out, upload)
+    check_destination(out, plan.output_bytes + (shards.room_bytes if shards else 0))
+    terminal.note(f"{model}: {source.layout}")
+    try:
+        with byte_progress() as update:
+            report = run(
+                source,
+                plan,
+                out,
+                shards or LocalShards(),
+                lambda now: update(now.doing, now.done, now.total, now.resumed),
+                settings,
+                files,
+            )
+    except KeyboardInterrupt:
+        terminal.note("what is done is kept; the same command goes on from there")
+        raise
+    finally:
+        if shards is not None:
+            shards.remote.close()
+    if shards is not None and not shards.keep:
+        shards.remote.discard()
+    print_report(report, out)
+
+
+def _tokenizer_files(source: Path) -> dict[str, str]:
+    """What is made of Meta's tokenizer.model; nothing where there is a tokenizer.json to copy."""
+    if (source / "tokenizer.json").is_file():
+        return {}
+    if not (source / "tokenizer.model").is_file():
+        raise CheckpointError(f"{source} has no tokenizer.json; download it too")
+    from mlx_llama4.prompt.tiktoken_file import tokenizer_files
+
+    return tokenizer_files(source / "tokenizer.model")
+
+
+def _card(model: str, plan: "Plan", out: Path, upload: str | None) -> dict[str, str]:
+    """README.md and NOTICE, which the licence asks of whoever passes the folder on."""
+    from mlx_llama4.convert.card import NOTICE, NOTICE_NAME, Conversion, model_card
     from mlx_llama4.convert.quality import planned_quality
-    from mlx_llama4.convert.write import free_bytes
-    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.convert.recipes import describe
+    from mlx_llama4.hub import is_repository
 
-    _print_quality(planned_quality(plan))
-    free = free_bytes(out)
-    terminal.line(
-        f"  {len(plan.jobs):,} slices, {human_bytes(plan.source_bytes)} to read, "
-        f"{human_bytes(plan.output_bytes)} to write ({human_bytes(free)} free), "
-        f"{human_bytes(plan.peak_bytes)} of memory at most"
+    parts = planned_quality(plan).parts
+    made = Conversion(
+        name=upload.split("/")[-1] if upload else out.name,
+        source=model if is_repository(model) else Path(model).resolve().name,
+        recipe=describe(plan.recipe),
+        stored_as={part.part: "; ".join(part.stored_as) for part in parts},
+        is_quantized=any(plan.packings.values()),
+        has_vision=any(part.part == "vision tower" for part in parts),
     )
-    if free < plan.output_bytes:
-        terminal.line(f"  {human_bytes(plan.output_bytes - free)} too little disk")
+    return {"README.md": model_card(made, upload), NOTICE_NAME: NOTICE}
 
 
-def _print_report(report: "Report", out: Path) -> None:
-    from mlx_llama4.memory import human_bytes
+def _upload(out: Path, repository: str) -> None:
+    from mlx_llama4.upload import upload
 
-    _print_quality(report.quality)
-    resumed = ""
-    if report.resumed_bytes:
-        resumed = f" ({human_bytes(report.resumed_bytes)} by an earlier run)"
-    terminal.note(
-        f"{out}: {human_bytes(report.output_bytes)} from {human_bytes(report.source_bytes)}"
-        f"{resumed} in {report.seconds:.0f} s"
-    )
-    if not report.has_vision:
-        terminal.note("The checkpoint has no vision tower: the result takes text only.")
-
-
-def _print_quality(quality: "Quality") -> None:
-    from mlx_llama4.memory import human_bytes
-
-    rows = [("part", "stored as", "bytes", "bits a weight", "relative error")]
-    for part in quality.parts:
-        error = "" if part.error is None else f"{part.error:.2%}"
-        stored = "; ".join(part.stored_as)
-        bits = f"{part.bits_per_weight:.2f}"
-        rows.append((part.part, stored, human_bytes(part.nbytes), bits, error))
-    terminal.table(rows, right=(2, 3, 4))
+    terminal.note(f"Uploading {out} to {repository}, which only you can see until you publish it")
+    terminal.note(f"uploaded: {upload(out, repository)}")

@@ -1,12 +1,11 @@
 """`mlx-llama4 inspect`: what a model folder is, and whether all of it is there."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli import options, terminal
 
 if TYPE_CHECKING:
     from mlx_llama4.inspection import Inspection
@@ -16,9 +15,15 @@ SHOWN_NAMES = 10
 
 @terminal.reports_errors
 def inspect(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A checkpoint, converted or not.")
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A checkpoint, converted or not: its folder, or OWNER/NAME on the Hugging Face "
+            "hub, of which only headers are read.",
+        ),
     ],
+    revision: options.Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what a folder holds: variant, parameters, quantization, and tensors that are missing.
@@ -29,9 +34,13 @@ def inspect(
     Example:
       mlx-llama4 inspect scout-4bit
     """
-    from mlx_llama4.inspection import inspect_folder
+    from mlx_llama4.hub import find_folder, is_repository
+    from mlx_llama4.inspection import inspect_folder, inspect_repository
 
-    found = inspect_folder(folder)
+    if is_repository(model):
+        found = inspect_repository(model, revision)
+    else:
+        found = inspect_folder(find_folder(model, revision))
     if as_json:
         terminal.line(json.dumps(found.as_dict(), indent=2))
     else:

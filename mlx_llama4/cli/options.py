@@ -12,13 +12,21 @@ if TYPE_CHECKING:
     from mlx_llama4.chat import Chat, ChatOptions
 
 Model = Annotated[
-    Path,
+    str,
     typer.Option(
         "--model",
         "-m",
-        metavar="FOLDER",
+        metavar="MODEL",
         envvar="MLX_LLAMA4_MODEL",
-        help="A converted model.",
+        help="A converted model: its folder, or OWNER/NAME on the Hugging Face hub.",
+        show_default=False,
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="R",
+        help="Branch, tag or commit, where the model is on the hub.",
         show_default=False,
     ),
 ]

@@ -1,0 +1,58 @@
+"""What `convert` prints: the plan before, the result after."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlx_llama4.cli import terminal
+
+if TYPE_CHECKING:
+    from mlx_llama4.convert.plan import Plan
+    from mlx_llama4.convert.quality import Quality
+    from mlx_llama4.convert.stream import Report
+
+
+def print_plan(plan: "Plan", out: Path, shard_bytes: int) -> None:
+    """shard_bytes: disk that shards of the source take besides."""
+    from mlx_llama4.convert.quality import planned_quality
+    from mlx_llama4.convert.recipes import describe
+    from mlx_llama4.convert.write import free_bytes
+    from mlx_llama4.memory import human_bytes
+
+    terminal.line(f"  {describe(plan.recipe)}")
+    _print_quality(planned_quality(plan))
+    free, needed = free_bytes(out), plan.output_bytes + shard_bytes
+    shards = f" and {human_bytes(shard_bytes)} for shards on their way" if shard_bytes else ""
+    terminal.line(
+        f"  {len(plan.jobs):,} slices, {human_bytes(plan.source_bytes)} to read, "
+        f"{human_bytes(plan.output_bytes)} to write{shards} ({human_bytes(free)} free), "
+        f"about {human_bytes(plan.peak_bytes)} of memory at most"
+    )
+    if free < needed:
+        terminal.line(f"  {human_bytes(needed - free)} too little disk")
+
+
+def print_report(report: "Report", out: Path) -> None:
+    from mlx_llama4.memory import human_bytes
+
+    _print_quality(report.quality)
+    resumed = ""
+    if report.resumed_bytes:
+        resumed = f" ({human_bytes(report.resumed_bytes)} by an earlier run)"
+    terminal.note(
+        f"{out}: {human_bytes(report.output_bytes)} from {human_bytes(report.source_bytes)}"
+        f"{resumed} in {report.seconds:.0f} s"
+    )
+    if not report.has_vision:
+        terminal.note("The checkpoint has no vision tower: the result takes text only.")
+
+
+def _print_quality(quality: "Quality") -> None:
+    from mlx_llama4.memory import human_bytes
+
+    rows = [("part", "stored as", "bytes", "bits a weight", "relative error")]
+    for part in quality.parts:
+        error = "" if part.error is None else f"{part.error:.2%}"
+        stored = "; ".join(part.stored_as)
+        bits = f"{part.bits_per_weight:.2f}"
+        rows.append((part.part, stored, human_bytes(part.nbytes), bits, error))
+    terminal.table(rows, right=(2, 3, 4))
