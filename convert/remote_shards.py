@@ -38,5 +38,6 @@ class RemoteShards:
         return f"{self.remote.repository}@{self.remote.checkpoint.folder.name}:{file.name}"
 
     def _following(self, file: Path) -> Path | None:
-        index = self._order.index(file) + 1
-        return self._order[index] if index < len(self._order) else None
+        """The next that is needed for the first time; none that is done with already."""
+        later = self._order[self._order.index(file) + 1 :]
+        return next((one for one in later if self._uses[one]), None)
