@@ -48,11 +48,6 @@ class RemoteCheckpoint:
     on_bytes: Callable[[int], None] = lambda count: None
     _running: dict[Path, "_Download"] = field(default_factory=dict)
 
-    @property
-    def room_bytes(self) -> int:
-        """Disk that is needed at any time: for a shard, and for the next one on its way."""
-        return sum(sorted(self.sizes.values())[-2:])
-
     def ensure(self, file: Path, following: Path | None = None) -> None:
         """Wait until a shard is here. `following` then begins to come in the background.
 

@@ -15,10 +15,26 @@ class RemoteShards:
         self._uses: Counter[Path] = Counter()  # by jobs that are left
         self._order: list[Path] = []
 
-    @property
-    def room_bytes(self) -> int:
-        """Disk that shards take at most at any time."""
-        return sum(self.remote.sizes.values()) if self.keep else self.remote.room_bytes
+    def room_bytes(self, files: list[list[Path]]) -> int:
+        """Disk that shards take at most at any time, for jobs that need these files.
+
+        There are those in use, from their first job to their last, the next one on its way, and
+        one whose last slices are becoming durable.
+        """
+        sizes = self.remote.sizes
+        if self.keep:
+            return sum(sizes.values())
+        last = {file: index for index, needed in enumerate(files) for file in needed}
+        order = list(dict.fromkeys(file for needed in files for file in needed))
+        most, came = 0, 0
+        for index, needed in enumerate(files):
+            came = max([came, *(order.index(file) + 1 for file in needed)])
+            used = [file for file in order[:came] if last[file] >= index]
+            dropped = [file for file in order[:came] if last[file] < index]
+            waiting = max(dropped, key=lambda file: last[file], default=None)
+            there = [*used, *order[came : came + 1], *([waiting] if waiting else [])]
+            most = max(most, sum(sizes.get(file, 0) for file in there))
+        return most
 
     def expect(self, files: list[list[Path]]) -> None:
         self._uses = Counter(file for needed in files for file in needed)

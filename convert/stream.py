@@ -169,7 +169,7 @@ class _Conversion:
     def run(self) -> None:
         """All jobs that are left. Leaves no thread behind, however it ends."""
         left = [index for index in range(len(self.plan.jobs)) if index not in self.entries]
-        self.shards.expect([self._files(self.plan.jobs[index]) for index in left])
+        self.shards.expect([self.plan.jobs[index].files for index in left])
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as saver:
             reading = reader.submit(self._read, left[0]) if left else None
             saving: Future[None] | None = None
@@ -202,7 +202,7 @@ class _Conversion:
 
     def _read(self, index: int) -> list[np.ndarray]:
         job = self.plan.jobs[index]
-        for file in self._files(job):
+        for file in job.files:
             self.shards.ensure(file)
         dtype = self.plan.recipe.dtype
         return job.source.read(self.checkpoint, job.start, job.stop, dtype)
@@ -221,7 +221,7 @@ class _Conversion:
 
     def _release(self, durable: list[Entry]) -> None:
         for entry in durable:
-            self.shards.done(self._files(self.plan.jobs[entry.job]))
+            self.shards.done(self.plan.jobs[entry.job].files)
 
     def _is_intact(self, job: Job, entry: Entry) -> bool:
         rows = job.stop - job.start
@@ -233,8 +233,5 @@ class _Conversion:
     def _outputs(self, job: Job) -> list[str]:
         return [part for name in job.source.targets for part in self.plan.parts[name]]
 
-    def _files(self, job: Job) -> list[Path]:
-        return sorted({tensor.file for tensor in job.tensors})
-
     def _stamp(self, job: Job) -> str:
-        return " ".join(self.shards.stamp(file) for file in self._files(job))
+        return " ".join(self.shards.stamp(file) for file in job.files)

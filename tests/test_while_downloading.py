@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import mlx_llama4.convert.write as write_module
+from mlx_llama4.convert.checkpoint import Checkpoint
 from mlx_llama4.convert.formats import open_source
 from mlx_llama4.convert.plan import make_plan
-from mlx_llama4.convert.remote import open_remote
+from mlx_llama4.convert.remote import RemoteCheckpoint, open_remote
 from mlx_llama4.convert.remote_shards import RemoteShards
 from mlx_llama4.convert.stream import Progress, Report, convert, run
 from mlx_llama4.demo.questions import CHECKPOINT
@@ -69,21 +70,45 @@ def fetched(hub: Hub) -> list[int]:
     return [hub.fetched(name) for name in names]
 
 
-def test_same_model_and_never_more_than_three_shards(
+def test_same_model_and_never_more_disk_than_said(
     hub: Hub, layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one in use, the next on its way, and one whose last slices are becoming durable."""
     monkeypatch.setattr(write_module, "COMMIT_BYTES", 1)
+    remote = open_remote(NAME, downloads=tmp_path / "downloads")
+    source = open_source(remote.checkpoint.folder, remote.checkpoint)
+    plan = make_plan(source, FOUR_BITS)
+    shards = RemoteShards(remote)
+    room = shards.room_bytes([job.files for job in plan.jobs])
+    # The first shard has the head, which comes last, so that it is there all the time.
+    assert room < sum(remote.sizes.values()) + max(remote.sizes.values())
     there: list[int] = []
-    convert_remotely(
-        tmp_path / "out",
-        on_progress=lambda now: there.append(len(shards_in(tmp_path / "downloads"))),
-    )
+
+    def look(now: Progress) -> None:
+        paths = (tmp_path / "downloads").glob("*.safetensors")
+        there.append(sum(path.stat().st_size for path in paths))
+
+    run(source, plan, tmp_path / "out", shards, look)
     convert(layers, tmp_path / "local", FOUR_BITS)
     assert files(tmp_path / "out") == files(tmp_path / "local")
-    # The head comes last but one in the source's order and last in ours: its shard stays.
-    assert max(there) <= 3 and fetched(hub) == [1] * SHARDS
+    assert 0 < max(there) <= room and fetched(hub) == [1] * SHARDS
     assert shards_in(tmp_path / "downloads") == []
+
+
+@pytest.mark.parametrize(
+    ("jobs", "expected"),
+    [
+        ("a a b b c c d", 3),  # one in use, one on its way, one becoming durable
+        ("a b", 2),
+        ("a b c d e a", 4),  # a is needed until the end
+        ("a", 1),
+    ],
+)
+def test_room(jobs: str, expected: int) -> None:
+    sizes = {Path(name): 1 for name in jobs.split()}
+    remote = RemoteCheckpoint("x", Checkpoint(Path(), {}), Path(), sizes)
+    needed = [[Path(name)] for name in jobs.split()]
+    assert RemoteShards(remote).room_bytes(needed) == expected
+    assert RemoteShards(remote, keep=True).room_bytes(needed) == len(sizes)
 
 
 def test_source_can_be_kept(hub: Hub, layers: Path, tmp_path: Path) -> None:

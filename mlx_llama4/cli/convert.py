@@ -176,7 +176,7 @@ def convert(
     plan = make_plan(source, chosen)
     if dry_run:
         terminal.line(f"{model}: {source.layout}")
-        print_plan(plan, out, shards.room_bytes if shards else 0)
+        print_plan(plan, out, _shard_bytes(plan, shards))
         return
     if upload is not None:
         from mlx_llama4.upload import check_upload
@@ -233,7 +233,7 @@ def _run(
     from mlx_llama4.convert.write import check_destination
 
     files = _tokenizer_files(source.folder) | _card(model, plan, out, upload)
-    check_destination(out, plan.output_bytes + (shards.room_bytes if shards else 0))
+    check_destination(out, plan.output_bytes + _shard_bytes(plan, shards))
     terminal.note(f"{model}: {source.layout}")
     try:
         with byte_progress() as update:
@@ -255,6 +255,11 @@ def _run(
     if shards is not None and not shards.keep:
         shards.remote.discard()
     print_report(report, out)
+
+
+def _shard_bytes(plan: "Plan", shards: "RemoteShards | None") -> int:
+    """Disk that the source takes while it is converted, beyond what is there already."""
+    return shards.room_bytes([job.files for job in plan.jobs]) if shards else 0
 
 
 def _tokenizer_files(source: Path) -> dict[str, str]:
