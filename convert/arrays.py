@@ -30,7 +30,7 @@ LARGEST = {
     ("F32", "float32"): 0x7F7FFFFF,
     ("F32", "float16"): 0x477FEFFF,
 }
-LARGEST_FLOAT16 = 65504.0
+LARGEST_VALUE = {"bfloat16": 3.3895e38, "float16": 65504.0, "float32": 3.4028e38}
 
 
 def fits(data: np.ndarray, source: str, target: str) -> bool:
@@ -48,6 +48,18 @@ def check_fit(data: np.ndarray, tensor: StoredTensor, dtype: str) -> None:
     """Raises RunError if a value of the float tensor that `data` is of is not finite in `dtype`."""
     if not fits(data, tensor.dtype, dtype):
         raise misfit(tensor, dtype)
+
+
+def check_products(data: np.ndarray, scale: StoredTensor, largest: float, dtype: str) -> None:
+    """Raises RunError if a number of up to `largest` times one of the scales that `data` is of,
+    finite ones, could be too large for `dtype`.
+    """
+    if scale.dtype == "BF16":
+        values = (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    else:
+        values = data.view(np.float32 if scale.dtype == "F32" else np.float16)
+    if float(np.abs(values).max()) * largest > LARGEST_VALUE[dtype]:
+        raise misfit(scale, dtype)
 
 
 def misfit(tensor: StoredTensor, dtype: str) -> RunError:

@@ -4,7 +4,6 @@ Reads headers only, then single tensors or slices of them; never a whole file. C
 that every shard is there and as long as its header says, so that nothing fails half-way.
 """
 
-import json
 import math
 import operator
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mlx_llama4.errors import CheckpointError, RunError
-from mlx_llama4.json_file import read_json
+from mlx_llama4.json_file import parse_json, read_json
 
 INDEX_NAME = "model.safetensors.index.json"
 ITEM_BYTES = {
@@ -161,9 +160,11 @@ def parse_header(file: Path, size: int, data: bytes) -> list[StoredTensor]:
     The file itself need not be there.
     """
     try:
-        header = json.loads(data)
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{file} has a damaged header; download it again") from None
+        header = parse_json(data)
+    except (ValueError, RecursionError) as failure:
+        raise CheckpointError(
+            f"{file} has a damaged header ({failure}); download it again"
+        ) from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{file} has a damaged header; download it again")
     header.pop("__metadata__", None)
@@ -188,6 +189,9 @@ def _tensor(file: Path, name: str, entry: dict, data_start: int) -> StoredTensor
         raise CheckpointError(
             f"{file}: the entry of {name} is damaged; download it again"
         ) from None
+    if not name.isprintable():
+        # It would be printed, in messages of one line; no real name has any such character.
+        raise CheckpointError(f"{file} has a damaged header (name {name!r}); download it again")
     if dtype not in ITEM_BYTES:
         raise CheckpointError(f"{file}: {name} has data type {dtype!r}, which is unknown")
     tensor = StoredTensor(name, dtype, shape, file, data_start + start)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlx_llama4.convert.arrays import as_array, check_fit
+from mlx_llama4.convert.arrays import as_array, check_fit, check_products
 from mlx_llama4.convert.checkpoint import Checkpoint, StoredTensor
 from mlx_llama4.convert.sources import PackedRows, Shape
 from mlx_llama4.quantization import Quantization
@@ -45,7 +45,10 @@ class PackedIntegers:
     @cached_property
     def bits(self) -> int:
         """0 if the packed shape is that of no known width."""
-        fitting = [bits for bits in BITS if self._packed_shape(bits) == self.packed.shape]
+        if len(self.shape) != 2:
+            return 0
+        out, width = self.shape
+        fitting = [bits for bits in BITS if self.packed.shape == (out, -(-width * bits // 32))]
         return fitting[0] if fitting else 0
 
     @property
@@ -59,9 +62,11 @@ class PackedIntegers:
     @cached_property
     def quantization(self) -> Quantization | None:
         """MLX's packing on the same grid; None for shapes or groups that it does not know."""
+        if not self.bits or len(self.scale.shape) > 2:
+            return None
         out, width = self.shape
         rows, groups = self._scale_shape
-        if not self.bits or rows not in (1, out) or width % groups:
+        if rows not in (1, out) or not groups or width % groups:
             return None
         if self.zero_point is not None and self.zero_point.shape != (
             -(-out * self.bits // 32),
@@ -76,13 +81,11 @@ class PackedIntegers:
         shape = self.scale.shape
         return shape if len(shape) == 2 else (shape[0] if shape else 1, 1)
 
-    def _packed_shape(self, bits: int) -> Shape:
-        return (self.shape[0], -(-self.shape[1] * bits // 32))
-
     def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
         by_row = self._scale_shape[0] > 1
         scale = checkpoint.read(self.scale, *((start, stop) if by_row else (0, 1)))
         check_fit(scale, self.scale, dtype)
+        check_products(scale, self.scale, 2**self.bits, dtype)
         data = [checkpoint.read(self.packed, start, stop), scale]
         if self.zero_point is not None:
             per_word = 32 // self.bits
@@ -94,12 +97,11 @@ class PackedIntegers:
 
         rows, (_, groups) = stop - start, self._scale_shape
         weight = mx.array(data[0].view(np.uint32).reshape(rows, -1))
-        scales = as_array(data[1], self.scale.dtype, (-1, groups))
+        # The products have more digits than 16 bits hold.
+        scales = as_array(data[1], self.scale.dtype, (-1, groups)).astype(mx.float32)
         if self.zero_point is None:
             biases = -(2 ** (self.bits - 1)) * scales
         else:
-            # The products have more digits than 16 bits hold.
-            scales = scales.astype(mx.float32)
             biases = -scales * self._zero_points(data[2], start, stop)
         size = self.shape[1] // self.quantization.group_size
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlx_llama4.convert.arrays import BLOCK_ITEMS, LARGEST_FLOAT16, as_array, check_fit, misfit
+from mlx_llama4.convert.arrays import BLOCK_ITEMS, as_array, check_fit, check_products, misfit
 from mlx_llama4.convert.checkpoint import Checkpoint, StoredTensor
 from mlx_llama4.convert.sources import Shape
 
@@ -56,11 +56,10 @@ class Float8:
     def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
         data = checkpoint.read(self.weight, start, stop)
         scale = checkpoint.read(self.scale, *self._scale_rows(start, stop))
-        if _has_nan(data):
+        if has_nan(data):
             raise misfit(self.weight, dtype)
         check_fit(scale, self.scale, dtype)
-        if dtype == "float16" and _largest(scale, self.scale.dtype) > LARGEST_FLOAT16:
-            raise misfit(self.weight, dtype)
+        check_products(scale, self.scale, LARGEST_E4M3, dtype)
         return [data, scale]
 
     def decode(self, data: list[np.ndarray], start: int, stop: int) -> "list[mx.array]":
@@ -86,15 +85,7 @@ class Float8:
         return (start // size, -(-stop // size))
 
 
-def _has_nan(codes: np.ndarray) -> bool:
+def has_nan(codes: np.ndarray) -> bool:
+    """codes: e4m3, uint8"""
     blocks = (codes[start : start + BLOCK_ITEMS] for start in range(0, len(codes), BLOCK_ITEMS))
     return any(((block & NAN_E4M3) == NAN_E4M3).any() for block in blocks)
-
-
-def _largest(scale: np.ndarray, dtype: str) -> float:
-    """The largest value that codes times these scales can be."""
-    if dtype == "BF16":
-        values = (scale.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    else:
-        values = scale.view(np.float32 if dtype == "F32" else np.float16)
-    return float(np.abs(values).max()) * LARGEST_E4M3

@@ -19,6 +19,10 @@ class Shards(Protocol):
         """What a job made of these files is on the disk for good. Called by the writing thread."""
         ...
 
+    def stop(self) -> None:
+        """The conversion ends early: let no `ensure` wait any longer."""
+        ...
+
     def stamp(self, file: Path) -> str:
         """What tells this file from another of the same name, whether it is there or not."""
         ...
@@ -37,6 +41,9 @@ class LocalShards:
         pass
 
     def done(self, files: list[Path]) -> None:
+        pass
+
+    def stop(self) -> None:
         pass
 
     def stamp(self, file: Path) -> str:

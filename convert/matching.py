@@ -146,10 +146,12 @@ class _Finder:
     def _integers(self, name: str, target: str, shape: tuple[int, ...]) -> WeightSource | None:
         packed = self._take(f"{name}_packed", "I32")
         scale = self._take(f"{name}_scale", *FLOAT_DTYPES)
+        foreign = self.config.foreign_quantization
+        wants_zero_point = foreign is not None and foreign.has_zero_points
         zero_point = None
-        if f"{name}_zero_point" in self.stored:
+        if wants_zero_point or f"{name}_zero_point" in self.stored:
             zero_point = self._take(f"{name}_zero_point", "I32")
-        if packed is None or scale is None:
+        if packed is None or scale is None or (wants_zero_point and zero_point is None):
             return None
         return PackedIntegers(target, packed, scale, zero_point, shape)
 
@@ -193,6 +195,8 @@ def _misshapen(source: WeightSource, wanted: list[tuple[int, ...]]) -> list[Stor
         return [
             tensor for expert in source.experts for tensor in _misshapen(expert, [wanted[0][1:]])
         ]
+    if isinstance(source, PackedIntegers) and source.bits:
+        return list(source.tensors[1:])
     if isinstance(source, MlxPacked | Plain) or source.tensors[0].shape != wanted[0]:
         return [source.tensors[0]]
     return [source.tensors[1]]  # the scales do not go with the weight

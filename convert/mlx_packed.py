@@ -1,17 +1,17 @@
 """Tensors that MLX has packed: ours, mlx-lm's, mlx-vlm's."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlx_llama4.convert.arrays import as_array, check_fit
+from mlx_llama4.convert.arrays import as_array, check_fit, misfit
 from mlx_llama4.convert.checkpoint import Checkpoint, StoredTensor
+from mlx_llama4.convert.fp8 import has_nan
 from mlx_llama4.convert.sources import PackedRows, Shape
 from mlx_llama4.quantization import Quantization
 
-if TYPE_CHECKING:
-    pass
+# In the modes other than affine scales are powers of two (e8m0) or e4m3; neither has infinity.
+NAN_E8M0 = 0xFF
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class MlxPacked:
 
     @property
     def shapes(self) -> list[Shape] | None:
+        if not self.weight.shape:
+            return None
         *outer, words = self.weight.shape
         width = words * 32 // self.quantization.bits
         groups = (*outer, width // self.quantization.group_size)
@@ -52,6 +54,10 @@ class MlxPacked:
         for tensor, part in zip(self.tensors[1:], data[1:], strict=True):
             if tensor.dtype != "U8":
                 check_fit(part, tensor, dtype)
+            elif has_nan(part) if self.quantization.mode == "nvfp4" else (part == NAN_E8M0).any():
+                raise misfit(tensor, dtype)
+        if self.quantization.mode == "mxfp8" and has_nan(data[0]):
+            raise misfit(self.weight, dtype)
         return data
 
     def decode(self, data: list[np.ndarray], start: int, stop: int) -> "list[PackedRows]":

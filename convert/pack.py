@@ -8,6 +8,7 @@ import numpy as np
 from mlx_llama4.convert.plan import Job, Plan
 from mlx_llama4.convert.search import search_affine
 from mlx_llama4.convert.sources import PackedRows
+from mlx_llama4.errors import RunError
 from mlx_llama4.quantization import Quantization
 
 # Errors are measured on every n-th row. That a slice has millions of values makes the figure
@@ -21,14 +22,18 @@ ErrorSums = tuple[float, float]
 
 @dataclass(frozen=True)
 class PackedSlice:
-    """parts: output tensor → its rows' bytes. errors: by model tensor, where it was rounded."""
+    """parts: output tensor → its rows' bytes. errors: by model tensor, where it was rounded, or
+    the scales of its grid were, which may have lost nothing.
+    """
 
     parts: dict[str, memoryview]
     errors: dict[str, ErrorSums]
 
 
 def pack(plan: Plan, job: Job, data: list[np.ndarray]) -> PackedSlice:
-    """Decode, lay out and pack the rows of one job."""
+    """Decode, lay out and pack the rows of one job. Raises RunError for values that are so large
+    that no scale holds their range.
+    """
     decoded = job.source.decode(data, job.start, job.stop)
     data.clear()
     parts: dict[str, mx.array] = {}
@@ -37,7 +42,10 @@ def pack(plan: Plan, job: Job, data: list[np.ndarray]) -> PackedSlice:
     for name, rows in zip(job.source.targets, decoded, strict=True):
         packing = plan.packings[name]
         if packing is not None and isinstance(rows, PackedRows) and rows.quantization == packing:
-            parts.update(_named(name, _on_its_grid(rows, dtype)))
+            kept = _on_its_grid(rows, dtype)
+            parts.update(_named(name, kept))
+            if kept.biases is not None and {rows.scales.dtype, rows.biases.dtype} != {dtype}:
+                sums[name] = _error_sums(rows, kept)
             continue
         dense = (rows.dense() if isinstance(rows, PackedRows) else rows).astype(dtype)
         if packing is None:
@@ -48,6 +56,7 @@ def pack(plan: Plan, job: Job, data: list[np.ndarray]) -> PackedSlice:
         sums[name] = _error_sums(dense, packed)
     del decoded
     mx.eval(parts, sums)
+    _check_finite(parts, job)
     errors = {name: (error.item(), norm.item()) for name, (error, norm) in sums.items()}
     return PackedSlice({name: _as_bytes(array) for name, array in parts.items()}, errors)
 
@@ -85,14 +94,33 @@ def _named(name: str, rows: PackedRows) -> dict[str, mx.array]:
     return parts if rows.biases is None else parts | {f"{module}.biases": rows.biases}
 
 
-def _error_sums(dense: mx.array, packed: PackedRows) -> tuple[mx.array, mx.array]:
-    stride = min(MEASURED_STRIDE, max(1, dense.shape[-2] // LEAST_MEASURED_ROWS))
-    every = (..., slice(None, None, stride), slice(None))
-    biases = None if packed.biases is None else packed.biases[every]
-    sample = PackedRows(packed.weight[every], packed.scales[every], biases, packed.quantization)
-    values = dense[every].astype(mx.float32)
-    difference = sample.dense().astype(mx.float32) - values
+def _check_finite(parts: dict[str, mx.array], job: Job) -> None:
+    """MLX spans a grid from the smallest value to the largest, a range that may be infinite."""
+    for name, part in parts.items():
+        if name.endswith((".scales", ".biases")) and not mx.isfinite(part).all().item():
+            stored = job.tensors[0]
+            raise RunError(
+                f"{stored.file}: {stored.name} has values too large to be packed; "
+                "leave it unpacked by a --rule, or download it again"
+            )
+
+
+def _error_sums(exact: mx.array | PackedRows, packed: PackedRows) -> tuple[mx.array, mx.array]:
+    values = _sampled(exact)
+    difference = _sampled(packed) - values
     return (difference * difference).sum(), (values * values).sum()
+
+
+def _sampled(rows: mx.array | PackedRows) -> mx.array:
+    """Every n-th row, float32."""
+    height = (rows.weight if isinstance(rows, PackedRows) else rows).shape[-2]
+    stride = min(MEASURED_STRIDE, max(1, height // LEAST_MEASURED_ROWS))
+    every = (..., slice(None, None, stride), slice(None))
+    if not isinstance(rows, PackedRows):
+        return rows[every].astype(mx.float32)
+    biases = None if rows.biases is None else rows.biases[every]
+    sample = PackedRows(rows.weight[every], rows.scales[every], biases, rows.quantization)
+    return sample.dense()
 
 
 def _as_bytes(array: mx.array) -> memoryview:

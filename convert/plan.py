@@ -30,7 +30,7 @@ class Job:
     start: int
     stop: int
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of the source, about."""
         return row_bytes(self.source) * (self.stop - self.start)

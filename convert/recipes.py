@@ -21,7 +21,8 @@ from mlx_llama4.tensors import Part, TensorSpec
 QUANTIZED_PARTS: frozenset[Part] = frozenset(
     {"embedding", "attention", "routed experts", "shared expert", "dense MLP", "head"}
 )
-# Not even a rule packs these: the router weighs 160 KB and decides which 70 MB are used at all.
+# Not even a rule packs these, though packed ones may be kept: the router weighs 160 KB and
+# decides which 70 MB are used at all.
 UNPACKED_PARTS: frozenset[Part] = frozenset({"router", "norms"})
 
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
@@ -70,8 +71,10 @@ class Recipe:
 
         A row must divide into whole groups.
         """
-        if not name.endswith(".weight") or len(spec.shape) < 2 or spec.part in UNPACKED_PARTS:
+        if not name.endswith(".weight") or len(spec.shape) < 2:
             return None
+        if spec.part in UNPACKED_PARTS:
+            return stored if self.keeps else None
         found = self._wanted(name.removesuffix(".weight"), spec, stored)
         return found if found is None or spec.shape[-1] % found.group_size == 0 else None
 

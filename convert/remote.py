@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # What the first request asks for; the headers of the released models' shards are smaller.
 FIRST_BYTES = 2**16
 HEADERS_AT_ONCE = 8
+LOOK_SECONDS = 0.1
+# A download that is stopped ends with the next bytes; a stalled one with the process.
+CLOSE_SECONDS = 1.0
 
 
 @dataclass
@@ -55,9 +58,12 @@ class RemoteCheckpoint:
         """
         self._start(file)
         if download := self._running.get(file):
-            download.join()
+            while download.is_alive() and not download.stopped.is_set():
+                download.join(LOOK_SECONDS)
+            if download.stopped.is_set():
+                raise RunError(f"the download of {file.name} was stopped")
             if download.error is not None:
-                del self._running[file]
+                self._running.pop(file, None)
                 with hub_errors(self.repository):
                     raise download.error
             if (size := file.stat().st_size) != self.sizes[file]:
@@ -71,12 +77,16 @@ class RemoteCheckpoint:
             self._running.pop(file, None)
             file.unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Stop what is still coming. What is whole stays for the next run."""
-        for download in self._running.values():
+    def stop(self) -> None:
+        """Let go of what is still coming, and of whoever waits for it in `ensure`."""
+        for download in list(self._running.values()):
             download.stopped.set()
-        for download in self._running.values():
-            download.join(timeout=10)
+
+    def close(self) -> None:
+        """`stop`, and wait a little for it. What is whole stays for the next run."""
+        self.stop()
+        for download in list(self._running.values()):
+            download.join(CLOSE_SECONDS)
         self._running.clear()
 
     def discard(self) -> None:

@@ -49,6 +49,9 @@ class RemoteShards:
             if not self._uses[file] and not self.keep:
                 self.remote.release(file)
 
+    def stop(self) -> None:
+        self.remote.stop()
+
     def stamp(self, file: Path) -> str:
         """The commit tells all; a file fetched twice is the same though its times are not."""
         return f"{self.remote.repository}@{self.remote.checkpoint.folder.name}:{file.name}"

@@ -5,7 +5,9 @@ range of rows can be read, decoded and written on its own, so that memory depend
 a slice and never on that of a tensor.
 """
 
+import itertools
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -31,17 +33,22 @@ class PackedRows:
     quantization: Quantization
 
     def dense(self) -> "mx.array":
-        """The rows' values, in the type of the scales (bfloat16 where those have 8 bits)."""
+        """The rows' values, float32: their products have more digits than 16 bits hold."""
         import mlx.core as mx
 
-        return mx.dequantize(
+        if self.biases is None:
+            scales, biases = self.scales, None
+        else:
+            scales, biases = self.scales.astype(mx.float32), self.biases.astype(mx.float32)
+        values = mx.dequantize(
             self.weight,
-            self.scales,
-            self.biases,
+            scales,
+            biases,
             self.quantization.group_size,
             self.quantization.bits,
             mode=self.quantization.mode,
         )
+        return values.astype(mx.float32)
 
 
 class WeightSource(Protocol):
@@ -61,9 +68,9 @@ class WeightSource(Protocol):
     def quantization(self) -> Quantization | None: ...
 
     def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
-        """What rows start … stop - 1 need, as bytes, uint8. Runs beside `decode` in a thread of
-        its own, does there what numpy is good for, and makes no MLX arrays. Raises RunError for
-        values not finite in `dtype`.
+        """What rows start … stop - 1 need of each tensor, as bytes, uint8. Runs beside `decode`
+        in a thread of its own, does there what numpy is good for, and makes no MLX arrays. Raises
+        RunError for values not finite in `dtype`.
         """
         ...
 
@@ -118,14 +125,14 @@ class OneByOne:
     def targets(self) -> tuple[str, ...]:
         return (self.target,)
 
-    @property
+    @cached_property  # as are the tensors: Maverick has 128 experts, each asked for each slice
     def shapes(self) -> list[Shape] | None:
         found = [expert.shapes for expert in self.experts]
         if found[0] is None or any(shapes != found[0] for shapes in found):
             return None
         return [(len(self.experts), *found[0][0])]
 
-    @property
+    @cached_property
     def tensors(self) -> tuple[StoredTensor, ...]:
         return tuple(tensor for expert in self.experts for tensor in expert.tensors)
 
@@ -144,10 +151,12 @@ class OneByOne:
     def decode(
         self, data: list[np.ndarray], start: int, stop: int
     ) -> "list[mx.array | PackedRows]":
-        arrays = len(data) // (stop - start)
+        parts = iter(data)
         rows = [
-            expert.decode(data[index * arrays : (index + 1) * arrays], 0, num_rows(expert))[0]
-            for index, expert in enumerate(self.experts[start:stop])
+            expert.decode(list(itertools.islice(parts, len(expert.tensors))), 0, num_rows(expert))[
+                0
+            ]
+            for expert in self.experts[start:stop]
         ]
         return [_stack(rows)]
 
@@ -165,8 +174,11 @@ def _stack(rows: "list[mx.array | PackedRows]") -> "mx.array | PackedRows":
     import mlx.core as mx
 
     first = rows[0]
-    if isinstance(first, mx.array):
-        return mx.stack(rows)
+    if isinstance(first, mx.array) or any(
+        isinstance(one, mx.array) or one.quantization != first.quantization for one in rows
+    ):
+        dense = [one.dense() if isinstance(one, PackedRows) else one for one in rows]
+        return mx.stack(dense)
     biases = None if first.biases is None else mx.stack([one.biases for one in rows])
     return PackedRows(
         mx.stack([one.weight for one in rows]),

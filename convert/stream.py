@@ -8,7 +8,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -137,7 +137,9 @@ def run(
 
 
 class _Conversion:
-    """The jobs of one run. entries: what is done, by job."""
+    """The jobs of one run. entries: what is done, by job. done, resumed: bytes of the source by all
+    runs and by earlier ones.
+    """
 
     def __init__(
         self,
@@ -153,7 +155,7 @@ class _Conversion:
         self.shards = shards
         self.on_progress = on_progress
         self.entries: dict[int, Entry] = {}
-        self.resumed = 0
+        self.done = self.resumed = 0
 
     def check_done(self) -> None:
         """Of what the journal says is done, keep what still is: same source, right checksums."""
@@ -165,26 +167,34 @@ class _Conversion:
             if entry.stamp == self._stamp(job) and self._is_intact(job, entry):
                 self.entries[index] = entry
                 self.resumed += job.nbytes
+        self.done = self.resumed
 
     def run(self) -> None:
         """All jobs that are left. Leaves no thread behind, however it ends."""
         left = [index for index in range(len(self.plan.jobs)) if index not in self.entries]
         self.shards.expect([self.plan.jobs[index].files for index in left])
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as saver:
-            reading = reader.submit(self._read, left[0]) if left else None
-            saving: Future[None] | None = None
-            for index, following in zip(left, [*left[1:], None], strict=True):
-                data = reading.result()
-                reading = None if following is None else reader.submit(self._read, following)
-                packed = pack(self.plan, self.plan.jobs[index], data)
-                del data
-                if saving is not None:
-                    saving.result()
-                saving = saver.submit(self._save, index, packed)
-                del packed
+            try:
+                self._work(left, reader, saver)
+            except BaseException:
+                self.shards.stop()  # or the pool would wait for a shard on its way
+                raise
+        self._release(self.writer.commit())
+
+    def _work(self, left: list[int], reader: Executor, saver: Executor) -> None:
+        reading = reader.submit(self._read, left[0]) if left else None
+        saving: Future[None] | None = None
+        for index, following in zip(left, [*left[1:], None], strict=True):
+            data = reading.result()
+            reading = None if following is None else reader.submit(self._read, following)
+            packed = pack(self.plan, self.plan.jobs[index], data)
+            del data
             if saving is not None:
                 saving.result()
-        self._release(self.writer.commit())
+            saving = saver.submit(self._save, index, packed)
+            del packed
+        if saving is not None:
+            saving.result()
 
     def verify(self) -> None:
         """Raises RunError if what is on the disk is not what was written."""
@@ -216,8 +226,8 @@ class _Conversion:
         entry = Entry(index, self._stamp(job), checksums, packed.errors)
         self.entries[index] = entry
         self._release(self.writer.record(entry))
-        done = sum(self.plan.jobs[one].nbytes for one in self.entries)
-        self.on_progress(Progress("Converting", done, self.plan.source_bytes, self.resumed))
+        self.done += job.nbytes
+        self.on_progress(Progress("Converting", self.done, self.plan.source_bytes, self.resumed))
 
     def _release(self, durable: list[Entry]) -> None:
         for entry in durable:

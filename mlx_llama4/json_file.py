@@ -9,10 +9,24 @@ from typing import Any
 from mlx_llama4.errors import ConfigError
 
 
+def parse_json(data: bytes) -> Any:
+    """As json.loads, which of a key that comes twice silently takes the last. Raises ValueError."""
+    return json.loads(data, object_pairs_hook=_distinct)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"{key!r} comes twice")
+        result[key] = value
+    return result
+
+
 def read_json(path: Path, error: type[Exception] = ConfigError) -> dict[str, Any]:
     """The object in a JSON file; raises `error` with one line that names the file."""
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except OSError as failure:
         raise error(f"cannot read {path}: {failure.strerror or failure}") from None
     except (ValueError, RecursionError) as failure:

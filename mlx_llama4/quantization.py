@@ -7,7 +7,14 @@ from typing import Any
 from mlx_llama4.errors import ConfigError
 from mlx_llama4.json_file import Keys
 
-QUANTIZATION_MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
+# mode: (group sizes, bits) that MLX has kernels for
+MLX_PACKINGS = {
+    "affine": ((32, 64, 128), (1, 2, 3, 4, 5, 6, 8)),
+    "mxfp4": ((32,), (4,)),
+    "mxfp8": ((32,), (8,)),
+    "nvfp4": ((16,), (4,)),
+}
+QUANTIZATION_MODES = tuple(MLX_PACKINGS)
 
 
 @dataclass(frozen=True)
@@ -37,12 +44,14 @@ class QuantizationConfig:
 class ForeignQuantization:
     """A scheme that is not MLX's own: such weights must be converted before they can run.
 
-    block: rows and columns that share a scale, where blocks do.
+    block: rows and columns that share a scale, where blocks do. has_zero_points: must all packed
+    integers have them?
     """
 
     method: str
     format: str | None
-    block: tuple[int, int] | None
+    block: tuple[int, int] | None = None
+    has_zero_points: bool = False
 
     def __str__(self) -> str:
         return f"{self.method} {self.format}" if self.format else self.method
@@ -61,7 +70,7 @@ def parse_quantization(
         if "quant_method" in table:
             method = str(table["quant_method"] or "unnamed method")
             scheme = str(table["format"]) if table.get("format") else None
-            return None, ForeignQuantization(method, scheme, _block(table))
+            return None, _foreign(method, scheme, table)
         default = _quantized_as(table, "config.json: quantization")
         overrides = {
             path: _quantized_as(entry, f"config.json: quantization of {path}") if entry else None
@@ -72,24 +81,37 @@ def parse_quantization(
     return None, None
 
 
-def _block(table: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The block of `weight_block_size`, or of the first compressed-tensors group that has one."""
+def _foreign(method: str, scheme: str | None, table: Mapping[str, Any]) -> ForeignQuantization:
+    """The block is that of `weight_block_size`, or of the first compressed-tensors group that has
+    one. Zero points are there where all groups are asymmetric.
+    """
     groups = table.get("config_groups")
     groups = groups.values() if isinstance(groups, Mapping) else ()
-    weights = [group.get("weights") for group in groups if isinstance(group, Mapping)]
-    found = [part["block_structure"] for part in weights if part and part.get("block_structure")]
-    block = table.get("weight_block_size") or next(iter(found), None)
-    if block is None:
-        return None
-    where = "config.json: quantization_config"
-    rows, columns = Keys({"block": block}, where).numbers("block", [128, 128])
-    return int(rows), int(columns)
+    found = [group.get("weights") for group in groups if isinstance(group, Mapping)]
+    weights = [part for part in found if isinstance(part, Mapping)]
+    blocks = [part["block_structure"] for part in weights if part.get("block_structure")]
+    block = table.get("weight_block_size") or next(iter(blocks), None)
+    if block is not None:
+        where = "config.json: quantization_config"
+        numbers = Keys({"block": block}, where).numbers("block", [128, 128])
+        if not all(number >= 1 and number == int(number) for number in numbers):
+            raise ConfigError(f"{where}: block is {block!r}, not rows and columns")
+        block = (int(numbers[0]), int(numbers[1]))
+    asymmetric = bool(weights) and all(part.get("symmetric") is False for part in weights)
+    return ForeignQuantization(method, scheme, block, asymmetric)
 
 
 def _quantized_as(table: Mapping[str, Any], where: str) -> Quantization:
     keys = Keys(table, where)
     mode = table.get("mode", "affine")
-    if mode not in QUANTIZATION_MODES:
+    if not isinstance(mode, str) or mode not in MLX_PACKINGS:
         known = ", ".join(QUANTIZATION_MODES)
         raise ConfigError(f"{where}: mode {mode!r} is unknown; known are {known}")
-    return Quantization(keys.integer("group_size"), keys.integer("bits"), mode)
+    found = Quantization(keys.integer("group_size"), keys.integer("bits"), mode)
+    group_sizes, bits = MLX_PACKINGS[mode]
+    if found.group_size not in group_sizes or found.bits not in bits:
+        raise ConfigError(
+            f"{where}: {found.bits} bits in groups of {found.group_size} is no {mode} packing "
+            "that MLX knows"
+        )
+    return found

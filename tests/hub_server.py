@@ -3,10 +3,12 @@
 Repositories are folders. It knows gates, tokens, revisions and ranges, and counts what was asked.
 """
 
+import contextlib
 import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,12 +24,15 @@ from tests import tiny
 NAME = "owner/tiny"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_of_the_tests"
+SLOW_BYTES = 2**17
+STALL_SECONDS = 8
 
 
 @dataclass
 class Hub:
     """repositories: id → folder. gated: ids that only TOKEN opens. requests: "GET /path", each,
-    and the range if only that was asked for. ranges: are they given? role: what TOKEN may do.
+    and the range if only that was asked for. ranges: are they given? role: what TOKEN may do. slow:
+    large files stall after SLOW_BYTES.
     """
 
     repositories: dict[str, Path] = field(default_factory=dict)
@@ -35,6 +40,7 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     ranges: bool = True
     role: str = "write"
+    slow: bool = False
     endpoint: str = ""
 
     def fetched(self, name: str) -> int:
@@ -172,8 +178,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
+        if self.command != "GET":
+            return
+        if self.hub.slow and len(data) > SLOW_BYTES:
+            self.wfile.write(data[:SLOW_BYTES])
+            data = data[SLOW_BYTES:]
+            with contextlib.suppress(OSError):  # nobody waits so long
+                time.sleep(STALL_SECONDS)
+                self.wfile.write(data)
+            return
+        self.wfile.write(data)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -121,7 +121,7 @@ def test_quantization_table() -> None:
     assert table.of("x") == Quantization(64, 4, "affine")
     assert table.of("a.b") == Quantization(32, 8, "affine")
     assert table.of("c.router") is None
-    raw["quantization"]["mode"] = "mxfp4"
+    raw["quantization"] |= {"mode": "mxfp4", "group_size": 32}
     assert parse_config(raw).quantization.of("x").mode == "mxfp4"
 
 

@@ -1,6 +1,10 @@
 """Converting a repository shard by shard, the source never all on the disk."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +21,9 @@ from mlx_llama4.convert.stream import Progress, Report, convert, run
 from mlx_llama4.demo.questions import CHECKPOINT
 from mlx_llama4.errors import Llama4Error
 from tests import tiny
-from tests.commands import refused
+from tests.commands import ENVIRONMENT, refused
 from tests.commands import run as run_command
-from tests.hub_server import Hub
+from tests.hub_server import STALL_SECONDS, Hub
 from tests.test_convert import FOUR_BITS
 from tests.test_convert_failures import files
 from tests.test_hub_commands import environment
@@ -178,4 +182,23 @@ def test_a_shard_that_goes_missing_on_the_way(hub: Hub, layers: Path, tmp_path: 
     with pytest.raises(Llama4Error) as caught:
         convert_remotely(out, on_progress=lose)
     assert "\n" not in str(caught.value) and len(hub.requests) > requests
+    assert not out.exists()
+
+
+def test_ctrl_c_does_not_wait_for_a_stalled_shard(hub: Hub, layers: Path, tmp_path: Path) -> None:
+    hub.slow = True
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "mlx_llama4", "convert", NAME, str(out), "--while-downloading"]
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT | environment(hub, tmp_path), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not any(fetched(hub)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < STALL_SECONDS - 2
+    assert process.returncode == 130 and "Traceback" not in errors, errors
     assert not out.exists()

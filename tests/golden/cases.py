@@ -75,3 +75,21 @@ GREEDY_PROMPT, GREEDY_TOKENS = 45, 24
 
 def text_ids(length: int) -> np.ndarray:
     return tiny.text_ids(length, seed=length)
+
+
+# Folders of golden/quantized, written by make_quantized.py.
+QUANTIZED = (
+    "fp8_channel",
+    "fp8_tensor",
+    "fp8_block",
+    "int4_group32",
+    "int4_group64_zero_points",
+    "int4_group128",
+    "int8_channel",
+)
+QUANTIZED_VOCABULARY = 64
+
+
+def quantized_ids() -> np.ndarray:
+    """Ids [1, 40]: longer than a chunk."""
+    return np.random.RandomState(40).randint(0, QUANTIZED_VOCABULARY, (1, 40))
