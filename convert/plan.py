@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from mlx_llama4.convert.checkpoint import StoredTensor
 from mlx_llama4.convert.formats import Source, check_format
 from mlx_llama4.convert.recipes import Recipe, check_rules
 from mlx_llama4.convert.shards import OutputTensor
@@ -35,14 +36,18 @@ class Job:
         """Bytes of the source, about."""
         return row_bytes(self.source) * (self.stop - self.start)
 
-    @cached_property
-    def files(self) -> list[Path]:
-        """Those it reads from."""
-        tensors = self.source.tensors
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """The stored tensors it reads from."""
         if isinstance(self.source, OneByOne):
             experts = self.source.experts[self.start : self.stop]
-            tensors = tuple(tensor for expert in experts for tensor in expert.tensors)
-        return sorted({tensor.file for tensor in tensors})
+            return tuple(tensor for expert in experts for tensor in expert.tensors)
+        return self.source.tensors
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """Those that hold them."""
+        return sorted({tensor.file for tensor in self.tensors})
 
 
 @dataclass(frozen=True)
