@@ -26,6 +26,7 @@ ITEM_BYTES = {
 # A file begins with the length of its header, in so many bytes; that may be up to the maximum.
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
+MAX_READ_BYTES = 2**30  # macOS refuses more than 2 GB in one call
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Checkpoint:
                 file.seek(tensor.offset + start * row_bytes)
                 view = memoryview(buffer)
                 while view:
-                    if not (count := file.readinto(view)):
+                    if not (count := file.readinto(view[:MAX_READ_BYTES])):
                         raise RunError(f"{tensor.file} became shorter while it was read")
                     view = view[count:]
         except OSError as failure:

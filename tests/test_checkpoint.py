@@ -153,3 +153,13 @@ def test_any_damage_is_noticed_or_harmless(
         return
     size = path.stat().st_size
     assert all(tensor.offset >= 0 and tensor.offset + tensor.nbytes <= size for tensor in tensors)
+
+
+def test_large_tensors_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few bytes a call may give."""
+    values = np.arange(1000, dtype=np.float32).reshape(100, 10)
+    tiny.write_safetensors(tmp_path / "model.safetensors", {"x": values})
+    monkeypatch.setattr("mlx_llama4.convert.checkpoint.MAX_READ_BYTES", 7)
+    checkpoint = open_checkpoint(tmp_path)
+    found = checkpoint.read(checkpoint.tensors["x"], 3, 90)
+    assert np.array_equal(found.view(np.float32).reshape(-1, 10), values[3:90])
