@@ -12,11 +12,12 @@ CHECK := import platform, sys; \
   print('is Python %d.%d' % v if not (3, 11) <= v <= (3, 13) else \
         'is an x86 build' if apple and platform.machine() != 'arm64' else '')
 
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow bench lint format clean
 
 help:
 	@echo "make demo    set up, convert the built-in tiny model, ask it about pictures"
 	@echo "make test    set up, run the tests (a few minutes)"
+	@echo "make bench   set up, measure conversion beside mlx-lm (a minute; see docs/performance.md)"
 	@echo "make lint    ruff: format and lint"
 	@echo "make clean   remove $(VENV)"
 
@@ -28,6 +29,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	@$(BIN)/python -m pytest -m slow
+
+bench: $(STAMP)
+	@$(BIN)/python -m benchmarks convert
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
