@@ -135,7 +135,7 @@ def edited(blob: bytes, random: np.random.RandomState) -> bytes:
     name, other = (names[random.randint(len(names))] for _ in range(2))
     entry = header[name]
     numbers = [-1, 0, 1, 2, 7, 16, 31, 32, 33, 2**31, 2**63, 2**70, -(2**40)]
-    match random.randint(8):
+    match random.randint(9):
         case 0:
             del header[name]
         case 1:
@@ -170,6 +170,12 @@ def edited(blob: bytes, random: np.random.RandomState) -> bytes:
             entry["shape"][random.randint(len(entry["shape"]))] = numbers[
                 random.randint(len(numbers))
             ]
+        case 8:  # smaller, and consistent
+            first, last = entry["data_offsets"]
+            width = (last - first) // math.prod(entry["shape"])
+            shapes = [[], [0], [1], [*entry["shape"][:-1], 0], entry["shape"][1:]]
+            entry["shape"] = shapes[random.randint(len(shapes))]
+            entry["data_offsets"] = [first, first + math.prod(entry["shape"]) * width]
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + blob[start:]
 
