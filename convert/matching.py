@@ -3,7 +3,7 @@
 For folders in Hugging Face's layout, quantized or not, and in MLX's. Reads headers only.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mlx_llama4.config import Config
@@ -196,7 +196,8 @@ def _misshapen(source: WeightSource, wanted: list[tuple[int, ...]]) -> list[Stor
             tensor for expert in source.experts for tensor in _misshapen(expert, [wanted[0][1:]])
         ]
     if isinstance(source, PackedIntegers) and source.bits:
-        return list(source.tensors[1:])
+        without = replace(source, zero_point=None)
+        return [source.zero_point if without.quantization else source.scale]
     if isinstance(source, MlxPacked | Plain) or source.tensors[0].shape != wanted[0]:
         return [source.tensors[0]]
     return [source.tensors[1]]  # the scales do not go with the weight

@@ -132,7 +132,8 @@ def packing(bits: int | None, group_size: int | None, mode: str | None) -> Quant
                 "--bits and --group-size"
             )
         return fixed
-    bits, group_size = bits or 4, group_size or 64
+    bits = 4 if bits is None else bits
+    group_size = 64 if group_size is None else group_size
     if bits not in AFFINE_BITS:
         raise InputError(f"{bits} bits are not supported; use {_listed(AFFINE_BITS)}")
     if group_size not in AFFINE_GROUP_SIZES:

@@ -79,8 +79,9 @@ def choose(ladders: dict[str, list[Choice]], budget: int) -> dict[str, Choice] |
     """One choice a module, of the least total error within `budget` bytes; None if none fits.
 
     ladders: module → choices by rising bytes. Goes up the steps of each ladder's lower convex
-    hull, the one that gains most for a byte first: the optimum for the bytes that are spent,
-    short of the budget by less than one step.
+    hull, the one that gains most for a byte first. Where all are taken up to some gain, that is
+    the optimum for the bytes spent; smaller steps then fill what a large one was too large for,
+    so that the total is off the optimum by less than the gain of that step.
     """
     chosen = {module: ladder[0] for module, ladder in ladders.items()}
     left = budget - sum(choice.nbytes for choice in chosen.values())

@@ -108,6 +108,40 @@ def test_damaged_headers(tmp_path: Path, header: bytes, message: str) -> None:
     assert message in refused(tmp_path)
 
 
+def test_names_that_come_twice(folder: Path) -> None:
+    """json.loads would take the last one, and nothing would be said of the first."""
+    entry = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+    header = f'{{"a": {entry}, "b": {entry}, "a": {entry}}}'.encode()
+    saved = shard(folder, 1).read_bytes()
+    shard(folder, 1).write_bytes(len(header).to_bytes(8, "little") + header + b"abcd")
+    assert "model-00001-of-00003.safetensors has a damaged header ('a' comes twice)" in refused(
+        folder
+    )
+    shard(folder, 1).write_bytes(saved)
+    name = shard(folder, 1).name
+    (folder / INDEX_NAME).write_text(f'{{"weight_map": {{"a": "{name}", "a": "{name}"}}}}')
+    assert "is not valid JSON ('a' comes twice)" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["a\\nb", "a\\u001b[31m", "a\\u0000", "a\\ud800"])
+def test_names_that_cannot_be_printed(tmp_path: Path, name: str) -> None:
+    header = f'{{"{name}": {{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}}}'.encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"abcd")
+    message = refused(tmp_path)
+    assert "has a damaged header (name 'a" in message and message.isprintable()
+
+
+def test_links(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cache of the hub is a folder of links; one that leads nowhere is a missing shard."""
+    elsewhere = tmp_path_factory.mktemp("blobs") / "blob"
+    shard(folder, 2).rename(elsewhere)
+    shard(folder, 2).symlink_to(elsewhere)
+    assert len(open_checkpoint(folder).tensors) == 3
+    elsewhere.unlink()
+    assert "1 of 3 shards missing (model-00002-of-00003.safetensors)" in refused(folder)
+
+
 def test_index_that_does_not_fit(folder: Path) -> None:
     index = json.loads((folder / INDEX_NAME).read_text())
     index["weight_map"]["phantom"] = shard(folder, 1).name
@@ -118,9 +152,12 @@ def test_index_that_does_not_fit(folder: Path) -> None:
 
 
 def test_index_cannot_leave_the_folder(folder: Path) -> None:
-    for name in ("../other.safetensors", "/etc/passwd", "sub/x.safetensors"):
+    for name in ("../other.safetensors", "/etc/passwd", "sub/x.safetensors", ".", 3, None):
         (folder / INDEX_NAME).write_text(json.dumps({"weight_map": {"a": name}}))
         assert "outside its folder" in refused(folder)
+    for name in ("..", "", "a\0b", "\ud800"):
+        (folder / INDEX_NAME).write_text(json.dumps({"weight_map": {"a": name}}))
+        assert "shards missing" in refused(folder)
 
 
 def test_names_that_promise_too_much(tmp_path: Path) -> None:
