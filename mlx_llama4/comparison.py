@@ -23,14 +23,14 @@ HEAD_ROWS = 4096
 @dataclass(frozen=True, eq=False)
 class WindowComparison:
     """By position of a window that counts, float64 [P]. divergences: KL(A‖B) in nats.
-    agreements: 1 where both hold the same next token likeliest. surprises_a, surprises_b: negative
+    agreements: 1 where both hold the same next token likeliest. losses_a, losses_b: negative
     log-likelihoods, in nats, of the tokens that follow in the window: one fewer, [P - 1].
     """
 
     divergences: np.ndarray
     agreements: np.ndarray
-    surprises_a: np.ndarray
-    surprises_b: np.ndarray
+    losses_a: np.ndarray
+    losses_b: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def compare(
 def summarize(windows: Sequence[WindowComparison]) -> Figures:
     divergences = np.concatenate([window.divergences for window in windows])
     agreements = np.concatenate([window.agreements for window in windows])
-    surprises_a = np.concatenate([window.surprises_a for window in windows])
-    surprises_b = np.concatenate([window.surprises_b for window in windows])
+    losses_a = np.concatenate([window.losses_a for window in windows])
+    losses_b = np.concatenate([window.losses_b for window in windows])
     return Figures(
         positions=len(divergences),
         mean_divergence=float(divergences.mean()),
@@ -155,9 +155,9 @@ def summarize(windows: Sequence[WindowComparison]) -> Figures:
         divergence_99th_percentile=float(np.quantile(divergences, 0.99)),
         max_divergence=float(divergences.max()),
         top_1_agreement=float(agreements.mean()),
-        predicted_tokens=len(surprises_a),
-        perplexity_a=math.exp(surprises_a.mean()),
-        perplexity_b=math.exp(surprises_b.mean()),
+        predicted_tokens=len(losses_a),
+        perplexity_a=math.exp(losses_a.mean()),
+        perplexity_b=math.exp(losses_b.mean()),
     )
 
 
@@ -228,13 +228,13 @@ class _Positions:
                 )
         divergences = self._difference / self._softmaxes[0].total - (totals[0] - totals[1])
         known = len(self._targets)
-        surprises = [
+        losses = [
             total[:known] - logits
             for total, logits in zip(totals, self._target_logits, strict=True)
         ]
         agreements = self._softmaxes[0].winner == self._softmaxes[1].winner
         # Rounding can make it a little less than the zero that it must at least be.
-        return WindowComparison(np.maximum(divergences, 0), agreements.astype(float), *surprises)
+        return WindowComparison(np.maximum(divergences, 0), agreements.astype(float), *losses)
 
 
 def _statistics(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
@@ -251,6 +251,6 @@ def _joined(pieces: Sequence[WindowComparison]) -> WindowComparison:
     return WindowComparison(
         all_of("divergences"),
         all_of("agreements"),
-        all_of("surprises_a"),
-        all_of("surprises_b"),
+        all_of("losses_a"),
+        all_of("losses_b"),
     )
