@@ -183,7 +183,10 @@ class LayerwiseModel:
     ) -> None:
         text = self.config.text
         mlp = FeedForward(text.hidden_size, text.intermediate_size)
-        mlp.load_weights([(name.split(EXPERTS)[1], array[0]) for name, array in weights.items()])
+        # Squeezed, since indexing would copy.
+        mlp.load_weights(
+            [(name.split(EXPERTS)[1], array.squeeze(0)) for name, array in weights.items()]
+        )
         for span in spans:
             inputs = np.flatnonzero(span.experts == expert)
             if len(inputs):

@@ -281,8 +281,8 @@ def test_memory_is_that_of_an_expert(tmp_path: Path) -> None:
         assert len(hidden) == 2
         del hidden
     expert_bytes = 3 * 512 * 1024 * 4
-    print([peak / expert_bytes for peak in peaks])
-    assert peaks[0] < 3 * expert_bytes
+    # The expert in float32, and while it is widened its bfloat16.
+    assert peaks[0] < 1.8 * expert_bytes
     assert peaks[1] < 1.1 * peaks[0]
 
 

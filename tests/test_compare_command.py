@@ -136,7 +136,7 @@ def written(folder: Path, config: dict) -> Path:
     return tiny.write_checkpoint(folder, config, tiny.tensors(config))
 
 
-def test_models_that_do_not_go_together(tmp_path: Path, demo_folder: Path) -> None:
+def test_models_that_do_not_go_together(tmp_path: Path) -> None:
     scout = open_source(written(tmp_path / "scout", tiny.config("scout")))
     larger = open_source(written(tmp_path / "larger", tiny.config("scout", vocab_size=330)))
     with pytest.raises(CheckpointError, match="vocab_size is 320 in the one and 330 in the other"):
