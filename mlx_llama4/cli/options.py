@@ -102,15 +102,20 @@ def chat_options(
 def load_chat(folder: Path, options: "ChatOptions") -> "Chat":
     """The model, its weights in memory, ready to talk."""
     with terminal.status(f"Loading {folder}"):
-        import mlx.core as mx
-
         from mlx_llama4.chat import Chat
         from mlx_llama4.config import load_generation_config
         from mlx_llama4.load import load
 
-        if mx.default_device() == mx.cpu:
-            # MLX would compile kernels with the machine's C++ compiler, into TMPDIR; there
-            # need be neither, and on the CPU nothing is gained.
-            mx.disable_compile()
+        disable_compile_on_cpu()
         model, processor = load(folder)
         return Chat(model, processor, load_generation_config(folder), options)
+
+
+def disable_compile_on_cpu() -> None:
+    """MLX would compile kernels with the machine's C++ compiler, into TMPDIR; there need be
+    neither, and on the CPU nothing is gained.
+    """
+    import mlx.core as mx
+
+    if mx.default_device() == mx.cpu:
+        mx.disable_compile()

@@ -28,7 +28,11 @@ class Block(nn.Module):
 
         `last_only` gives the last position alone, [B, 1, D], and spares the others' feed-forward.
         """
-        x = x + self.self_attn(self.input_layernorm(x), cache, attention_step)
+        x = self.attend(x, cache, attention_step)
         if last_only:
             x = x[:, -1:]
         return x + self.feed_forward(self.post_attention_layernorm(x))
+
+    def attend(self, x: mx.array, cache: KVCache, attention_step: int) -> mx.array:
+        """The layer's first half, [B, L, D] → [B, L, D]."""
+        return x + self.self_attn(self.input_layernorm(x), cache, attention_step)

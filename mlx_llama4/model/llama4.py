@@ -11,7 +11,7 @@ from mlx import nn
 
 from mlx_llama4.cache.chunked import ChunkedKVCache
 from mlx_llama4.cache.kv import KVCache
-from mlx_llama4.config import Config, TextConfig
+from mlx_llama4.config import Config, LayerKind, TextConfig
 from mlx_llama4.errors import PromptError
 from mlx_llama4.model.block import Block
 from mlx_llama4.model.fusion import fuse
@@ -22,6 +22,12 @@ from mlx_llama4.model.vision import VisionModel
 # 2,048 queries on 8,192 keys are 2.7 GB of float32 scores.
 ATTENTION_STEP = 2048
 TILES_PER_BATCH = 8
+
+
+def make_layer_cache(text: TextConfig, kind: LayerKind) -> KVCache:
+    """An empty cache for a layer of this kind."""
+    chunked = kind.attention == "chunked"
+    return ChunkedKVCache(text.attention_chunk_size) if chunked else KVCache()
 
 
 class TextModel(nn.Module):
@@ -85,10 +91,7 @@ class Llama4(nn.Module):
     def make_cache(self) -> list[KVCache]:
         """An empty cache for each layer."""
         text = self.config.text
-        return [
-            ChunkedKVCache(text.attention_chunk_size) if kind.attention == "chunked" else KVCache()
-            for kind in text.layers
-        ]
+        return [make_layer_cache(text, kind) for kind in text.layers]
 
     def embed(self, ids: np.ndarray, features: mx.array | None = None) -> mx.array:
         """Embeddings [B, L, D] of ids [B, L], with image features [N, D] in their slots."""

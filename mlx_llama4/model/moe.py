@@ -47,18 +47,23 @@ class MixtureOfExperts(nn.Module):
         self.shared_expert = FeedForward(text.hidden_size, text.intermediate_size)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """[B, L, D] → [B, L, D]
+        """[B, L, D] → [B, L, D]"""
+        batch, length, hidden = x.shape
+        routed = self.experts(*self.route(x))
+        routed = routed.reshape(batch, length, -1, hidden).sum(axis=-2)
+        return self.shared_expert(x) + routed
+
+    def route(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """x [B, L, D] → what the experts are given, [N, D], and which expert takes it, int [N].
 
         The score is a sigmoid, taken in float32, and multiplies the expert's input, not its
         output (transformers, Llama4TextMoe).
         """
-        scores, experts = self._route(self.router(x))  # [B, L, k]
+        scores, experts = self._choose(self.router(x))  # [B, L, k]
         routed = x[..., None, :] * scores[..., None]  # [B, L, k, D]
-        routed = self.experts(routed.reshape(-1, x.shape[-1]), experts.reshape(-1))
-        routed = routed.reshape(*experts.shape, -1).sum(axis=-2)
-        return self.shared_expert(x) + routed
+        return routed.reshape(-1, x.shape[-1]), experts.reshape(-1)
 
-    def _route(self, logits: mx.array) -> tuple[mx.array, mx.array]:
+    def _choose(self, logits: mx.array) -> tuple[mx.array, mx.array]:
         """Logits [B, L, E] → scores and expert numbers [B, L, k]."""
         k = self.num_experts_per_tok
         if k == 1:

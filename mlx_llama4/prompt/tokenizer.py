@@ -54,6 +54,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._fast.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Token, in the symbols of tokenizer.json → id."""
+        return self._fast.get_vocab(with_added_tokens=True)
+
     def special_id(self, name: str) -> int:
         if name not in self.special_ids:
             raise PromptError(f"the tokenizer has no special token {name}")
@@ -73,3 +78,15 @@ class Tokenizer:
         symbols = self._fast.id_to_token(token)
         # None for ids past the tokenizer's: models pad their vocabulary.
         return b"" if symbols is None else bytes(BYTE_OF_SYMBOL[symbol] for symbol in symbols)
+
+
+def check_same_vocabulary(a: Path, b: Path) -> None:
+    """Raises CheckpointError unless the tokenizers of two folders give each token the same id."""
+    first, second = (Tokenizer.load(folder).vocabulary for folder in (a, b))
+    for token in sorted(first.keys() | second.keys()):
+        ids = [vocabulary.get(token, "absent") for vocabulary in (first, second)]
+        if ids[0] != ids[1]:
+            raise CheckpointError(
+                f"{a} and {b} cannot be compared: their tokenizers differ, token {token!r} is "
+                f"{ids[0]} in the one and {ids[1]} in the other"
+            )

@@ -1,0 +1,143 @@
+"""`mlx-llama4 compare`: how far a converted model is from the one it was made from."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli.progress import byte_progress
+from mlx_llama4.errors import InputError
+
+if TYPE_CHECKING:
+    from mlx_llama4.comparison import Figures
+    from mlx_llama4.convert.formats import Source
+    from mlx_llama4.prompt.windows import Window
+
+
+@terminal.reports_errors
+def compare(
+    a: Annotated[
+        Path, typer.Argument(metavar="A", help="Folder of the reference, converted or not.")
+    ],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Folder of what to measure.")],
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text", "-t", metavar="FILE", help="A text to compare on.", show_default=False
+        ),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--image",
+            "-i",
+            metavar="PATH",
+            help="A picture to compare on; give it once for each.",
+            show_default=False,
+        ),
+    ] = None,
+    window: Annotated[
+        int, typer.Option(metavar="N", min=1, help="The text is cut in windows of N tokens.")
+    ] = 2048,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", metavar="N", min=1, help="Tokens of the text to use.")
+    ] = 16384,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare two models' next tokens: KL divergence, top-1 agreement, perplexity.
+
+    Neither has to fit into memory, and neither has to be converted.
+
+    \b
+    Examples:
+      mlx-llama4 compare scout scout-4bit --text book.txt
+      mlx-llama4 compare scout-8bit scout-4bit --text book.txt --image photo.jpg
+    """
+    terminal.import_mlx()
+    options.disable_compile_on_cpu()
+    from mlx_llama4.comparison import check_comparable, summarize
+    from mlx_llama4.comparison import compare as compare_models
+    from mlx_llama4.convert.formats import open_source
+    from mlx_llama4.prompt.tokenizer import check_same_vocabulary
+
+    if text is None and not image:
+        raise InputError("nothing to compare on; give --text FILE, --image PATH or both")
+    sources = (open_source(a), open_source(b))
+    check_same_vocabulary(a, b)
+    of_text, of_images = _windows(sources[0], text, image or [], window, max_tokens)
+    windows = [*of_text, *of_images]
+    check_comparable(*sources, windows)
+    with byte_progress() as update:
+        compared = compare_models(
+            *sources, windows, lambda done, total: update("Comparing", done, total, 0)
+        )
+    parts = {"text": compared[: len(of_text)], "images": compared[len(of_text) :]}
+    figures = {name: summarize(part) for name, part in parts.items() if part}
+    if as_json:
+        _print_json(sources, figures)
+    else:
+        _print(sources, figures)
+
+
+def _windows(
+    source: "Source", text: Path | None, images: list[Path], window: int, max_tokens: int
+) -> "tuple[list[Window], list[Window]]":
+    """Of the text, and of the images, as the first model's tokenizer and processor make them."""
+    from mlx_llama4.prompt.processor import Processor
+    from mlx_llama4.prompt.tokenizer import Tokenizer
+    from mlx_llama4.prompt.windows import image_windows, text_windows
+
+    of_text: list[Window] = []
+    of_images: list[Window] = []
+    if text is not None:
+        of_text = text_windows(text, Tokenizer.load(source.folder), window, max_tokens)
+    if images:
+        of_images = image_windows(images, Processor.load(source.folder, source.config))
+    return of_text, of_images
+
+
+def _print(sources: "tuple[Source, Source]", figures: "dict[str, Figures]") -> None:
+    from mlx_llama4.memory import human_bytes
+
+    for name, source in zip("AB", sources, strict=True):
+        terminal.line(
+            f"{name}: {source.folder}, {human_bytes(source.checkpoint.nbytes)} ({source.layout})"
+        )
+    terminal.line()
+    columns = list(figures.values())
+    rows = [("", *figures)]
+    rows += [
+        (name, *(cell(one) for one in columns))
+        for name, cell in {
+            "positions": lambda one: f"{one.positions:,}",
+            "KL(A‖B), mean, in nats": lambda one: (
+                f"{one.mean_divergence:.6f} ± {one.divergence_error:.6f}"
+            ),
+            "  median": lambda one: f"{one.median_divergence:.6f}",
+            "  99th percentile": lambda one: f"{one.divergence_99th_percentile:.6f}",
+            "  largest": lambda one: f"{one.max_divergence:.6f}",
+            "same top token": lambda one: f"{one.top_1_agreement:.2%}",
+            "perplexity of A": lambda one: f"{one.perplexity_a:,.4f}",
+            "perplexity of B": lambda one: f"{one.perplexity_b:,.4f}",
+            "  B / A": lambda one: f"{one.perplexity_ratio:.4f}",
+        }.items()
+    ]
+    terminal.table(rows, right=tuple(range(1, len(columns) + 1)))
+
+
+def _print_json(sources: "tuple[Source, Source]", figures: "dict[str, Figures]") -> None:
+    from dataclasses import asdict
+
+    result: dict[str, object] = {
+        name: {
+            "folder": str(source.folder),
+            "layout": source.layout,
+            "bytes": source.checkpoint.nbytes,
+        }
+        for name, source in zip("ab", sources, strict=True)
+    }
+    for name, one in figures.items():
+        result[name] = asdict(one) | {"perplexity_ratio": one.perplexity_ratio}
+    terminal.line(json.dumps(result, indent=2))
