@@ -10,7 +10,7 @@ Shapes: L tokens, D hidden size, k experts per token.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -241,9 +241,5 @@ def _slice_bytes(slice_: Slice) -> int:
 
 
 def _dense(rows: mx.array | PackedRows) -> mx.array:
-    if isinstance(rows, PackedRows):
-        if rows.biases is not None:  # dequantized in the type of its scales
-            scales, biases = rows.scales.astype(mx.float32), rows.biases.astype(mx.float32)
-            rows = replace(rows, scales=scales, biases=biases)
-        rows = rows.dense()
-    return mx.contiguous(rows.astype(mx.float32))
+    dense = rows.dense() if isinstance(rows, PackedRows) else rows.astype(mx.float32)
+    return mx.contiguous(dense)
