@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mlx_llama4.convert.checkpoint import Checkpoint, StoredTensor
 from mlx_llama4.convert.compressed import PackedIntegers
 from mlx_llama4.convert.fp8 import Float8
-from mlx_llama4.convert.layouts import BLOCK_SIDE, transposed
+from mlx_llama4.convert.layouts import BLOCK_INPUTS, BLOCK_OUTPUTS, transposed
 from mlx_llama4.convert.pack import measured_errors, relative_error
 from mlx_llama4.convert.recipes import AFFINE_BITS, AFFINE_GROUP_SIZES
 from mlx_llama4.convert.search import pack_codes, search_affine
@@ -42,8 +42,12 @@ def test_codes_are_packed_as_mlx_packs_them(seed: int, bits: int, rows: int, wid
 @settings(deadline=None)
 @given(
     st.lists(st.integers(0, 3), max_size=1),
-    st.sampled_from([0, 1, 2, BLOCK_SIDE - 1, BLOCK_SIDE, BLOCK_SIDE + 1, 3 * BLOCK_SIDE + 5]),
-    st.sampled_from([0, 1, 2, BLOCK_SIDE - 1, BLOCK_SIDE, BLOCK_SIDE + 1, 2 * BLOCK_SIDE + 7]),
+    st.sampled_from(
+        [0, 1, 2, BLOCK_INPUTS - 1, BLOCK_INPUTS, BLOCK_INPUTS + 1, 3 * BLOCK_INPUTS + 5]
+    ),
+    st.sampled_from(
+        [0, 1, 2, BLOCK_OUTPUTS - 1, BLOCK_OUTPUTS, BLOCK_OUTPUTS + 1, 2 * BLOCK_OUTPUTS + 7]
+    ),
     st.sampled_from([np.uint16, np.uint32]),
 )
 def test_transposed(outer: list[int], inputs: int, outputs: int, dtype: type) -> None:
