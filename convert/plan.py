@@ -16,7 +16,7 @@ from mlx_llama4.quantization import Quantization
 from mlx_llama4.tensors import TensorSpec, quantized_tensors
 
 # Rows are read in blocks of about this size; a single expert may be larger.
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 16 * 2**20
 SAFETENSORS_DTYPE = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 # What a process has in memory beside slices: MLX's buffers that wait to be used again, threads.
