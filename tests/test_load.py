@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_llama4.config import parse_config
-from mlx_llama4.convert.recipes import Recipe
+from mlx_llama4.convert.recipes import FIXED_MODES, Recipe
 from mlx_llama4.convert.stream import convert
 from mlx_llama4.errors import CheckpointError, ConfigError
 from mlx_llama4.inspection import inspect_folder
@@ -252,3 +252,14 @@ def test_inspection_names_the_releases(tmp_path: Path) -> None:
     assert _variant(parse_config(raw)) == "Llama 4 Scout, text and images"
     raw["text_config"]["num_local_experts"] = 128
     assert _variant(parse_config(raw | {"vision_config": None})) == "Llama 4 Maverick, text only"
+
+
+@pytest.mark.parametrize("mode", ["mxfp4", "nvfp4", "mxfp8"])
+def test_one_type_through_the_network_whatever_the_packing(
+    checkpoint: Path, tmp_path: Path, mode: str
+) -> None:
+    """The scales of these modes have no float type that embeddings could take over."""
+    convert(checkpoint, tmp_path / "out", Recipe("bfloat16", FIXED_MODES[mode]))
+    model = load_model(tmp_path / "out", mx.float32)
+    assert "language_model.model.embed_tokens.scales" in dict(tree_flatten(model.parameters()))
+    assert model.embed(np.array([[1, 2, 3]])).dtype == mx.float32

@@ -37,6 +37,11 @@ class TextModel(nn.Module):
         self.layers = [Block(text, kind) for kind in text.layers]
         self.norm = nn.RMSNorm(text.hidden_size, text.rms_norm_eps)
 
+    def embed(self, ids: mx.array) -> mx.array:
+        """ids int [B, L] → [B, L, D]"""
+        # MLX unpacks its mx modes, whose scales have no float type, to bfloat16 whatever the rest is.
+        return self.embed_tokens(ids).astype(self.norm.weight.dtype)
+
     def __call__(
         self, x: mx.array, cache: Sequence[KVCache], attention_step: int, last_only: bool
     ) -> mx.array:
@@ -84,7 +89,7 @@ class Llama4(nn.Module):
         The tokens continue those in `cache`, which is brought up to date; without one, they
         start a sequence of their own. `last_only` gives the last position's logits alone.
         """
-        embeddings = self.language_model.model.embed_tokens(inputs) if inputs.ndim == 2 else inputs
+        embeddings = self.language_model.model.embed(inputs) if inputs.ndim == 2 else inputs
         cache = self.make_cache() if cache is None else cache
         return self.language_model(embeddings, cache, attention_step, last_only)
 
@@ -95,7 +100,7 @@ class Llama4(nn.Module):
 
     def embed(self, ids: np.ndarray, features: mx.array | None = None) -> mx.array:
         """Embeddings [B, L, D] of ids [B, L], with image features [N, D] in their slots."""
-        embeddings = self.language_model.model.embed_tokens(mx.array(ids))
+        embeddings = self.language_model.model.embed(mx.array(ids))
         if self.config.image_token_id is None:
             return embeddings
         if features is None:
