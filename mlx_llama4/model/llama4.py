@@ -39,7 +39,7 @@ class TextModel(nn.Module):
 
     def embed(self, ids: mx.array) -> mx.array:
         """ids int [B, L] → [B, L, D]"""
-        # MLX unpacks its mx modes, whose scales have no float type, to bfloat16 whatever the rest is.
+        # MLX unpacks its mx modes, whose scales have no float type, to bfloat16.
         return self.embed_tokens(ids).astype(self.norm.weight.dtype)
 
     def __call__(
