@@ -13,7 +13,7 @@ from mlx_llama4.convert.sources import PackedRows
 from mlx_llama4.quantization import Quantization
 
 CLIPPINGS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-BLOCK_VALUES = 2**22  # worked on at once; every step of the search makes arrays of this many
+BLOCK_VALUES = 2**19  # worked on at once; every step of the search makes arrays of this many
 
 
 def search_affine(rows: mx.array, packing: Quantization) -> PackedRows:
@@ -53,6 +53,7 @@ def _search(rows: mx.array, packing: Quantization) -> tuple[mx.array, mx.array, 
         best_scale = mx.where(better, scale, best_scale)
         best_bias = mx.where(better, bias, best_bias)
         best_error = mx.minimum(error, best_error)
+        mx.eval(best_scale, best_bias, best_error)  # or the arrays of all widths would be there
     codes = _codes(values, best_scale, best_bias, top).astype(mx.uint32)
     packed = pack_codes(codes.reshape(rows.shape), packing.bits)
     return packed, best_scale.squeeze(-1), best_bias.squeeze(-1)
