@@ -161,7 +161,8 @@ class FolderWriter:
 
     def write_text(self, name: str, text: str) -> None:
         try:
-            (self.folder / name).write_text(text, encoding="utf-8")
+            # The name of a folder, which the card mentions, may have any bytes.
+            (self.folder / name).write_text(text, encoding="utf-8", errors="replace")
         except OSError as failure:
             raise _write_failure(self.folder / name, failure) from None
 
