@@ -64,6 +64,12 @@ class Recipe:
     chosen: Mapping[str, Quantization | None] = field(default_factory=dict)
     search: bool = False
 
+    @property
+    def packs_affine(self) -> bool:
+        """Does it pack anything in affine mode, rather than keep it so?"""
+        packings = (self.quantization, self.high, *(rule.quantization for rule in self.rules))
+        return any(one is not None and one.mode == "affine" for one in packings)
+
     def of(
         self, name: str, spec: TensorSpec, stored: Quantization | None = None
     ) -> Quantization | None:
@@ -160,6 +166,8 @@ def choose_recipe(
     everything.
     """
     kind = dtype or source_dtype
+    if bits == UNPACKED_BITS and (mode, group_size) != (None, None):
+        raise InputError("--bits 16 packs nothing; leave out --mode and --group-size")
     if mixed is not None:
         if bits is not None or mode not in (None, "affine"):
             raise InputError("--recipe says the bits; leave out --bits and --mode")

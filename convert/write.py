@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,8 +32,10 @@ from mlx_llama4.memory import human_bytes
 MAX_SHARD_BYTES = 5 * 10**9
 LOCK_NAME = "conversion.lock"
 # Data becomes durable, and is journalled, each time that this much has been written: waiting
-# for the disk after every slice would leave it idle in between.
+# for the disk after every slice would leave it idle in between. Slow work, as with a search or
+# from a slow network, would be lost by the minute if it were for bytes alone.
 COMMIT_BYTES = 256 * 2**20
+COMMIT_SECONDS = 10.0
 MAX_WRITE_BYTES = 2**30  # macOS refuses more than 2 GB in one call
 CHECK_BLOCK_BYTES = 2**24
 
@@ -67,6 +70,7 @@ class FolderWriter:
         self._dirty: set[Path] = set()
         self._unjournalled: list[Entry] = []
         self._undurable_bytes = 0
+        self._committed = time.monotonic()
 
     def __enter__(self) -> "FolderWriter":
         try:
@@ -112,7 +116,8 @@ class FolderWriter:
         Returns the entries that have become durable by it: none, or many at once.
         """
         self._unjournalled.append(entry)
-        return self.commit() if self._undurable_bytes >= COMMIT_BYTES else []
+        is_late = time.monotonic() - self._committed >= COMMIT_SECONDS
+        return self.commit() if is_late or self._undurable_bytes >= COMMIT_BYTES else []
 
     def commit(self) -> list[Entry]:
         """Make everything recorded durable. Returns the entries that now are."""
@@ -126,6 +131,7 @@ class FolderWriter:
             raise _write_failure(self.folder, failure) from None
         self._dirty.clear()
         self._unjournalled, self._undurable_bytes = [], 0
+        self._committed = time.monotonic()
         return entries
 
     def checksum(self, name: str, row: int, rows: int) -> int:
@@ -155,7 +161,8 @@ class FolderWriter:
 
     def write_text(self, name: str, text: str) -> None:
         try:
-            (self.folder / name).write_text(text, encoding="utf-8")
+            # The name of a folder, which the card mentions, may have any bytes.
+            (self.folder / name).write_text(text, encoding="utf-8", errors="replace")
         except OSError as failure:
             raise _write_failure(self.folder / name, failure) from None
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from mlx_llama4.convert.recipes import Recipe
@@ -114,6 +115,9 @@ def test_options(demo_folder: Path, tmp_path: Path) -> None:
         "7 bits are not supported": ("--bits", 7),
         "groups of 7 are not supported": ("--group-size", 7),
         "mxfp4 has 4 bits in groups of 32": ("--mode", "mxfp4", "--bits", 8),
+        "--bits 16 packs nothing": ("--bits", 16, "--mode", "mxfp4"),
+        "--search is for affine packing": ("--search", "--mode", "mxfp4"),
+        "--search is for affine packing, and nothing": ("--search", "--bits", 16),
         "recipe 'mixed-6-3' is unknown": ("--recipe", "mixed-6-3"),
         "leave out --bits and --mode": ("--recipe", "mixed-3-6", "--bits", 4),
         "'x' is not of the form PATTERN=BITS": ("--rule", "x"),
@@ -130,6 +134,16 @@ def test_options(demo_folder: Path, tmp_path: Path) -> None:
     assert run("ask", "x").returncode == 2
     assert run("dance").returncode == 2
     assert run("convert", CHECKPOINT, out, "--dtype", "int8").returncode == 2
+
+
+def test_a_folder_with_a_name_of_any_bytes(tmp_path: Path) -> None:
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        out.mkdir()
+    except OSError:
+        pytest.skip("this disk knows no such names")
+    assert run("convert", CHECKPOINT, out).returncode == 0
+    assert "caf?" in (out / "README.md").read_text("utf-8")
 
 
 def test_destinations(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import mlx_llama4.convert.write as write_module
 from mlx_llama4.convert.checkpoint import read_header
 from mlx_llama4.convert.journal import JOURNAL_NAME
 from mlx_llama4.convert.stream import Progress, Settings, convert
+from mlx_llama4.convert.write import FolderWriter
 from mlx_llama4.errors import OutputError, RunError
 from tests import tiny
 from tests.test_convert import FOUR_BITS, PLAIN
@@ -64,6 +66,42 @@ def test_goes_on_where_it_stopped(
     converting = [now for now in seen if now.doing == "Converting"]
     assert converting[0].done > converting[0].resumed == report.resumed_bytes
     assert files(partial.with_suffix("")) == undisturbed
+
+
+def test_slow_work_is_journalled_by_time(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter(range(10**6))
+    clock = SimpleNamespace(monotonic=lambda: float(next(seconds)))
+    monkeypatch.setattr(write_module, "time", clock)
+    monkeypatch.setattr(write_module, "COMMIT_SECONDS", 3.0)
+    seen: list[int] = []
+
+    def look(now: Progress) -> None:
+        seen.append(len(journalled(tmp_path / "out.partial")))
+
+    convert(checkpoint, tmp_path / "out", FOUR_BITS, look)
+    # A look at the clock for each slice, and one for each commit.
+    assert seen[:7] == [0, 0, 3, 3, 3, 6, 6]
+
+
+def test_only_the_end_was_missing(
+    checkpoint: Path,
+    tmp_path: Path,
+    undisturbed: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All slices were on the disk, which then had no room for the index."""
+
+    def full(self: FolderWriter) -> None:
+        raise RunError("disk full")
+
+    with monkeypatch.context() as patched, pytest.raises(RunError, match="disk full"):
+        patched.setattr(FolderWriter, "_write_index", full)
+        convert(checkpoint, tmp_path / "out", FOUR_BITS)
+    report = convert(checkpoint, tmp_path / "out", FOUR_BITS)
+    assert report.resumed_bytes == report.source_bytes
+    assert files(tmp_path / "out") == undisturbed
 
 
 def test_a_torn_journal_line_is_as_none(

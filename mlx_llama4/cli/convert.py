@@ -173,6 +173,8 @@ def convert(
         if while_downloading:
             raise InputError("--target-size looks at all weights first; leave --while-downloading")
         chosen = _fitted(source, chosen, target_bytes)
+    if search and not chosen.packs_affine:
+        raise InputError("--search is for affine packing, and nothing is packed anew so; omit it")
     plan = make_plan(source, chosen)
     if dry_run:
         terminal.line(f"{model}: {source.layout}")
@@ -230,7 +232,7 @@ def _run(
 ) -> None:
     from mlx_llama4.convert.local import LocalShards
     from mlx_llama4.convert.stream import run
-    from mlx_llama4.convert.write import check_destination
+    from mlx_llama4.convert.write import check_destination, partial_folder
 
     files = _tokenizer_files(source.folder) | _card(model, plan, out, upload)
     check_destination(out, plan.output_bytes + _shard_bytes(plan, shards))
@@ -247,7 +249,8 @@ def _run(
                 files,
             )
     except KeyboardInterrupt:
-        terminal.note("what is done is kept; the same command goes on from there")
+        if partial_folder(out).is_dir():  # else nothing was done yet
+            terminal.note("what is done is kept; the same command goes on from there")
         raise
     finally:
         if shards is not None:
