@@ -100,9 +100,7 @@ def describe_meta(matching: Matching, files: int) -> str:
 
 def describe(config: Config, matching: Matching) -> str:
     if matching.is_mlx:
-        default = config.quantization.default if config.quantization else None
-        grid = f", {default.bits} bits {default.mode}" if default else ""
-        return f"MLX layout{grid}"
+        return "MLX layout, packed" if config.quantization else "MLX layout"
     sources = matching.sources.values()
     experts = any(isinstance(source, OneByOne) for source in sources)
     stored = Counter[str]()

@@ -3,6 +3,7 @@ fp8_scales_N.pt if the routed experts have 8 bits. Reads headers only.
 """
 
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def _files(folder: Path) -> list[Path]:
             "give the folder as it was downloaded"
         )
     promised = [f"consolidated.{rank:02}.pth" for rank in range(int(numbers[-1][1]) + 1)]
+    _refuse_copies(found)
     missing = [name for name in promised if name not in names]
     if missing:
         raise CheckpointError(
@@ -98,6 +100,23 @@ def _files(folder: Path) -> list[Path]:
             "download them again"
         )
     return found
+
+
+def _refuse_copies(files: list[Path]) -> None:
+    """One rank under two names would pass every other check and make a wrong model. What is in a
+    file is known by the checksums in its directory, if its writer gave any.
+    """
+    seen: dict[tuple[int, ...], Path] = {}
+    for file in files:
+        if not zipfile.is_zipfile(file):
+            return  # refused elsewhere, with a reason
+        with zipfile.ZipFile(file) as archive:
+            checksums = tuple(entry.CRC for entry in archive.infolist())
+        first = seen.setdefault(checksums, file)
+        if first != file and any(checksums):
+            raise CheckpointError(
+                f"{file} is the same as {first.name}; download the rank of that number again"
+            )
 
 
 def _check_count(folder: Path, count: int, rows: int, vocab_size: int) -> None:

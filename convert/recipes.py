@@ -141,7 +141,9 @@ def packing(bits: int | None, group_size: int | None, mode: str | None) -> Quant
     bits = 4 if bits is None else bits
     group_size = 64 if group_size is None else group_size
     if bits not in AFFINE_BITS:
-        raise InputError(f"{bits} bits are not supported; use {_listed(AFFINE_BITS)}")
+        raise InputError(
+            f"{bits} bits are not supported; use {_listed(AFFINE_BITS)}, or 16 to pack nothing"
+        )
     if group_size not in AFFINE_GROUP_SIZES:
         sizes = _listed(AFFINE_GROUP_SIZES)
         raise InputError(f"groups of {group_size} are not supported; use {sizes}")

@@ -8,6 +8,7 @@ from typing import Any
 from mlx_llama4.config import Config
 from mlx_llama4.convert.formats import Source, open_source
 from mlx_llama4.convert.matching import Matching
+from mlx_llama4.convert.recipes import packing_name
 from mlx_llama4.convert.remote import open_remote
 from mlx_llama4.convert.sources import WeightSource
 
@@ -71,7 +72,7 @@ def _inspect(name: str, source: Source) -> Inspection:
         variant=_variant(source.config),
         architecture=_architecture(source.config),
         layout=source.layout,
-        quantization=_quantization(source.config),
+        quantization=_quantization(source.config, source.matching),
         parts=_parts(source.matching),
         problems=source.matching.problems,
         tensors=len(source.checkpoint.tensors),
@@ -99,13 +100,12 @@ def _architecture(config: Config) -> str:
     )
 
 
-def _quantization(config: Config) -> str:
+def _quantization(config: Config, matching: Matching) -> str:
     if config.foreign_quantization:
         return f"quantized by {config.foreign_quantization}"
-    if config.quantization is None:
-        return "not quantized"
-    default = config.quantization.default
-    return f"quantized: {default.bits} bits, groups of {default.group_size}, {default.mode}"
+    packings = {source.quantization: None for source in matching.sources.values()}
+    named = [packing_name(packing) for packing in packings if packing is not None]
+    return f"quantized: {'; '.join(named)}" if named else "not quantized"
 
 
 def _parts(matching: Matching) -> tuple[PartReport, ...]:

@@ -237,7 +237,7 @@ def test_inspection(folder: Path, tmp_path: Path) -> None:
         assert "text and images" in inspection.variant
     assert found["hf"].layout.startswith("Hugging Face")
     assert found["hf"].nbytes == 2 * parameters
-    assert found["packed"].quantization == "quantized: 4 bits, groups of 32, affine"
+    assert found["packed"].quantization == "quantized: 4 bits, groups of 32"
     parts = {part.name: part for part in found["packed"].parts}
     assert parts["routed experts"].stored_as == ("4 bits affine",)
     assert parts["router"].stored_as == ("BF16",)

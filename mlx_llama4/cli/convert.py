@@ -9,7 +9,7 @@ import typer
 from mlx_llama4.cli import options, terminal
 from mlx_llama4.cli.convert_report import print_plan, print_report
 from mlx_llama4.cli.progress import byte_progress
-from mlx_llama4.errors import CheckpointError, InputError
+from mlx_llama4.errors import InputError
 
 if TYPE_CHECKING:
     from mlx_llama4.convert.formats import Source
@@ -146,12 +146,15 @@ def convert(
     from mlx_llama4.convert.plan import make_plan
     from mlx_llama4.convert.recipes import choose_recipe, parse_rule
     from mlx_llama4.convert.stream import Settings
-    from mlx_llama4.convert.write import resolve_destination
+    from mlx_llama4.convert.write import check_destination, resolve_destination
     from mlx_llama4.memory import parse_bytes
 
     if keep_source and not while_downloading:
         raise InputError("--keep-source goes with --while-downloading; leave it out")
-    settings = Settings(parse_bytes(shard_size), restart, verify)
+    shard_bytes = parse_bytes(shard_size)
+    if not shard_bytes:
+        raise InputError("--shard-size 0 leaves no room for anything; write it like 5GB")
+    settings = Settings(shard_bytes, restart, verify)
     target_bytes = None if target_size is None else parse_bytes(target_size)
     rules = tuple(map(parse_rule, rule or ()))
     out = resolve_destination(out)
@@ -176,15 +179,17 @@ def convert(
     if search and not chosen.packs_affine:
         raise InputError("--search is for affine packing, and nothing is packed anew so; omit it")
     plan = make_plan(source, chosen)
-    if dry_run:
-        terminal.line(f"{model}: {source.layout}")
-        print_plan(plan, out, _shard_bytes(plan, shards))
-        return
+    files = _tokenizer_files(source.folder)
     if upload is not None:
         from mlx_llama4.upload import check_upload
 
         check_upload(upload, source.folder)
-    _run(model, source, plan, out, shards, settings, upload)
+    if dry_run:
+        check_destination(out, 0)  # how much room there is, the plan says
+        terminal.line(f"{model}: {source.layout}")
+        print_plan(plan, out, _shard_bytes(plan, shards))
+        return
+    _run(model, source, plan, out, shards, settings, files | _card(model, plan, out, upload))
     if upload is not None:
         _upload(out, upload)
 
@@ -228,13 +233,12 @@ def _run(
     out: Path,
     shards: "RemoteShards | None",
     settings: "Settings",
-    upload: str | None,
+    files: dict[str, str],
 ) -> None:
     from mlx_llama4.convert.local import LocalShards
     from mlx_llama4.convert.stream import run
     from mlx_llama4.convert.write import check_destination, partial_folder
 
-    files = _tokenizer_files(source.folder) | _card(model, plan, out, upload)
     check_destination(out, plan.output_bytes + _shard_bytes(plan, shards))
     terminal.note(f"{model}: {source.layout}")
     try:
@@ -266,14 +270,17 @@ def _shard_bytes(plan: "Plan", shards: "RemoteShards | None") -> int:
 
 
 def _tokenizer_files(source: Path) -> dict[str, str]:
-    """What is made of Meta's tokenizer.model; nothing where there is a tokenizer.json to copy."""
-    if (source / "tokenizer.json").is_file():
-        return {}
-    if not (source / "tokenizer.model").is_file():
-        raise CheckpointError(f"{source} has no tokenizer.json; download it too")
-    from mlx_llama4.prompt.tiktoken_file import tokenizer_files
+    """What is made of Meta's tokenizer.model; nothing where there is a tokenizer.json to copy.
 
-    return tokenizer_files(source / "tokenizer.model")
+    Either is read, so that one which is damaged is noticed before hours of work and not after.
+    """
+    from mlx_llama4.prompt.tiktoken_file import tokenizer_files
+    from mlx_llama4.prompt.tokenizer import Tokenizer
+
+    if not (source / "tokenizer.json").is_file() and (source / "tokenizer.model").is_file():
+        return tokenizer_files(source / "tokenizer.model")
+    Tokenizer.load(source)
+    return {}
 
 
 def _card(model: str, plan: "Plan", out: Path, upload: str | None) -> dict[str, str]:
