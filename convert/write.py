@@ -166,11 +166,14 @@ class FolderWriter:
             self._write_index()
             for path in self.folder.iterdir():
                 sync_path(path)
-            for name in (JOURNAL_NAME, LOCK_NAME):
-                (self.folder / name).unlink()
             sync_path(self.folder)
             self.folder.rename(self.out)
+            # Not before: without its journal, what is done would be cleared away as undone if the
+            # name cannot be had, or Ctrl-C comes meanwhile.
+            for name in (JOURNAL_NAME, LOCK_NAME):
+                (self.out / name).unlink()
             self._release()
+            sync_path(self.out)
             sync_path(self.out.parent)
         except OSError as failure:
             raise _write_failure(self.out, failure) from None

@@ -154,6 +154,62 @@ def test_verify_notices_a_disk_that_forgets(
     assert resumed > 0 and found == files(tmp_path / "again")
 
 
+def test_all_may_be_done_but_the_end(
+    checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    def stop(now: Progress) -> None:
+        if now.doing == "Verifying":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(checkpoint, tmp_path / "out", FOUR_BITS, stop, Settings(verify=True))
+    report = convert(checkpoint, tmp_path / "out", FOUR_BITS)
+    assert report.resumed_bytes == report.source_bytes
+    assert files(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError("No space left on device")])
+def test_what_is_done_outlives_a_failure_at_the_very_end(
+    checkpoint: Path,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
+) -> None:
+    """Once the journal was gone before the folder had its name, and the folder then went too."""
+    partial = tmp_path / "out.partial"
+    sync = write_module.sync_path
+
+    def fail(path: Path) -> None:
+        if path == partial:
+            raise failure
+        sync(path)
+
+    with monkeypatch.context() as context:
+        context.setattr(write_module, "sync_path", fail)
+        with pytest.raises((KeyboardInterrupt, RunError)):
+            convert(checkpoint, tmp_path / "out", FOUR_BITS)
+    assert not (tmp_path / "out").exists()
+    resumed, found = resume(checkpoint, partial)
+    assert resumed > 0 and found == undisturbed
+
+
+def test_what_is_done_outlives_a_name_that_is_taken_meanwhile(
+    checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    other = tmp_path / "out" / "other.txt"
+
+    def take(now: Progress) -> None:
+        other.parent.mkdir(exist_ok=True)
+        other.touch()
+
+    with pytest.raises(RunError, match=r"cannot write .*out"):
+        convert(checkpoint, tmp_path / "out", FOUR_BITS, take)
+    other.unlink()
+    resumed, found = resume(checkpoint, tmp_path / "out.partial")
+    assert resumed > 0 and found == undisturbed
+
+
 DRIVER = """
 import sys
 from pathlib import Path
