@@ -128,14 +128,17 @@ class FolderWriter:
         self._unjournalled, self._undurable_bytes = [], 0
         return entries
 
-    def checksum(self, name: str, row: int, rows: int) -> int:
-        """CRC-32 of rows of a tensor as they are in the file now."""
+    def checksum(self, name: str, row: int, rows: int) -> int | None:
+        """CRC-32 of rows of a tensor as they are in the file now; None if it cannot be read."""
         file, offset = self._places[name]
         crc, left = 0, rows * self.row_bytes(name)
-        with file.open("rb") as stream:
-            stream.seek(offset + row * self.row_bytes(name))
-            while left and (block := stream.read(min(left, CHECK_BLOCK_BYTES))):
-                crc, left = zlib.crc32(block, crc), left - len(block)
+        try:
+            with file.open("rb") as stream:
+                stream.seek(offset + row * self.row_bytes(name))
+                while left and (block := stream.read(min(left, CHECK_BLOCK_BYTES))):
+                    crc, left = zlib.crc32(block, crc), left - len(block)
+        except OSError:
+            return None
         return crc
 
     def forget_cached(self) -> None:

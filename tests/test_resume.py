@@ -168,6 +168,15 @@ def test_all_may_be_done_but_the_end(
     assert files(tmp_path / "out") == undisturbed
 
 
+def test_verify_notices_a_disk_that_fails(checkpoint: Path, tmp_path: Path) -> None:
+    def fail(now: Progress) -> None:
+        if now.doing == "Verifying":
+            (tmp_path / "out.partial" / "model.safetensors").unlink(missing_ok=True)
+
+    with pytest.raises(RunError, match="does not read back as it was written"):
+        convert(checkpoint, tmp_path / "out", FOUR_BITS, fail, Settings(verify=True))
+
+
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError("No space left on device")])
 def test_what_is_done_outlives_a_failure_at_the_very_end(
     checkpoint: Path,
