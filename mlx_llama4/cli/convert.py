@@ -143,10 +143,12 @@ def convert(
       mlx-llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct scout-4bit --while-downloading
     """
     terminal.import_mlx()
+    from functools import partial
+
     from mlx_llama4.convert.plan import make_plan
     from mlx_llama4.convert.recipes import choose_recipe, parse_rule
     from mlx_llama4.convert.stream import Settings
-    from mlx_llama4.convert.write import resolve_destination
+    from mlx_llama4.convert.write import check_destination, resolve_destination
     from mlx_llama4.memory import parse_bytes
 
     if keep_source and not while_downloading:
@@ -154,9 +156,8 @@ def convert(
     settings = Settings(parse_bytes(shard_size), restart, verify)
     target_bytes = None if target_size is None else parse_bytes(target_size)
     rules = tuple(map(parse_rule, rule or ()))
-    out = resolve_destination(out)
-    source, shards = _open(model, revision, out, while_downloading, keep_source)
-    chosen = choose_recipe(
+    wanted = partial(
+        choose_recipe,
         dtype=dtype.value if dtype else None,
         bits=bits,
         group_size=group_size,
@@ -164,14 +165,19 @@ def convert(
         mixed=recipe,
         rules=rules,
         search=search,
-        source_dtype=source.dtype,
-        source_is_packed=source.is_packed,
     )
+    out = resolve_destination(out)
+    # What is refused whatever the source is, is refused before that is downloaded.
+    wanted(source_dtype="bfloat16", source_is_packed=False)
+    check_destination(out, 0)
     if target_bytes is not None:
         if bits is not None or recipe is not None or mode not in (None, Mode.affine):
             raise InputError("--target-size chooses the bits; leave out --bits, --recipe, --mode")
         if while_downloading:
             raise InputError("--target-size looks at all weights first; leave --while-downloading")
+    source, shards = _open(model, revision, out, while_downloading, keep_source)
+    chosen = wanted(source_dtype=source.dtype, source_is_packed=source.is_packed)
+    if target_bytes is not None:
         chosen = _fitted(source, chosen, target_bytes)
     plan = make_plan(source, chosen)
     if dry_run:
