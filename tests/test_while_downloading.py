@@ -182,6 +182,8 @@ def test_on_the_command_line(hub: Hub, layers: Path, tmp_path: Path) -> None:
     extra, out = environment(hub, tmp_path), tmp_path / "Llama-4-tiny"
     plan = run_command("convert", NAME, out, "--while-downloading", "--dry-run", **extra)
     assert "for shards on their way" in plan.stdout
+    plan = run_command("convert", NAME, out, "--dry-run", **extra)
+    assert "slices" in plan.stdout and "on their way" not in plan.stdout
     assert fetched(hub) == [0] * SHARDS
     done = run_command("convert", NAME, out, "--while-downloading", **extra)
     assert done.returncode == 0, done.stderr

@@ -175,7 +175,8 @@ def convert(
             raise InputError("--target-size chooses the bits; leave out --bits, --recipe, --mode")
         if while_downloading:
             raise InputError("--target-size looks at all weights first; leave --while-downloading")
-    source, shards = _open(model, revision, out, while_downloading, keep_source)
+    needs_weights = target_bytes is not None or not dry_run
+    source, shards = _open(model, revision, out, while_downloading, keep_source, needs_weights)
     chosen = wanted(source_dtype=source.dtype, source_is_packed=source.is_packed)
     if target_bytes is not None:
         chosen = _fitted(source, chosen, target_bytes)
@@ -194,13 +195,20 @@ def convert(
 
 
 def _open(
-    model: str, revision: str | None, out: Path, while_downloading: bool, keep_source: bool
+    model: str,
+    revision: str | None,
+    out: Path,
+    while_downloading: bool,
+    keep_source: bool,
+    needs_weights: bool,
 ) -> "tuple[Source, RemoteShards | None]":
     """The source, and its shards if they are still to be fetched."""
     from mlx_llama4.convert.formats import open_source
     from mlx_llama4.hub import find_folder, is_repository
 
     if not while_downloading:
+        if not needs_weights and is_repository(model) and (source := _headers(model, revision)):
+            return source, None
         return open_source(find_folder(model, revision, "convert")), None
     if not is_repository(model):
         raise InputError(f"--while-downloading: {model} is no repository of the hub but a folder")
@@ -211,6 +219,18 @@ def _open(
     return open_source(remote.checkpoint.folder, remote.checkpoint), RemoteShards(
         remote, keep_source
     )
+
+
+def _headers(repository: str, revision: str | None) -> "Source | None":
+    """A repository without its weights; None for Meta's layout, which has no headers to fetch."""
+    from mlx_llama4.convert.formats import open_source
+    from mlx_llama4.convert.remote import open_remote
+    from mlx_llama4.hub import download_side_files
+
+    folder = download_side_files(repository, revision)
+    if not (folder / "config.json").is_file():
+        return None
+    return open_source(folder, open_remote(repository, folder.name).checkpoint)
 
 
 def _fitted(source: "Source", recipe: "Recipe", target_bytes: int) -> "Recipe":
