@@ -166,6 +166,8 @@ def choose_recipe(
         low, high = (packing(one, group_size, None) for one in parse_mixed(mixed))
         return Recipe(kind, low, high, rules=rules, search=search)
     packs = (bits, mode, group_size) != (None, None, None)
+    if bits == UNPACKED_BITS and (mode, group_size) != (None, None):
+        raise InputError(f"{bits} bits pack nothing; leave out --group-size and --mode")
     if bits == UNPACKED_BITS or (dtype is not None and not packs):
         return Recipe(kind, None, rules=rules, search=search)
     if not packs and source_is_packed:
@@ -182,7 +184,7 @@ def parse_rule(text: str) -> Rule:
             "'*.experts.down_proj=6:64'"
         )
     pattern, bits, group_size, mode = match.groups()
-    if int(bits) == UNPACKED_BITS and group_size is None:
+    if int(bits) == UNPACKED_BITS and group_size is None and mode is None:
         return Rule(pattern, None)
     try:
         size = int(group_size) if group_size else None
