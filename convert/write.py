@@ -123,6 +123,8 @@ class FolderWriter:
             if entries:
                 self._journal.append(entries)
         except OSError as failure:
+            # A second sync succeeds though what the first could not write is lost: never record it.
+            self._unjournalled = []
             raise _write_failure(self.folder, failure) from None
         self._dirty.clear()
         self._unjournalled, self._undurable_bytes = [], 0

@@ -179,6 +179,30 @@ def test_cached_bytes_are_let_go_of_as_on_macos(tmp_path: Path) -> None:
         assert (tmp_path / "file").read_bytes() == data[:size]
 
 
+def test_what_could_not_be_made_durable_is_not_journalled(
+    checkpoint: Path,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Systems report a failed sync once; the next one succeeds, and the data is lost."""
+    sync, calls = write_module.sync_path, []
+
+    def fail_once(path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 5:
+            raise OSError("Input/output error")
+        sync(path)
+
+    with monkeypatch.context() as context:
+        context.setattr(write_module, "COMMIT_BYTES", 1)
+        context.setattr(write_module, "sync_path", fail_once)
+        with pytest.raises(RunError, match="Input/output error"):
+            convert(checkpoint, tmp_path / "out", FOUR_BITS)
+    assert len(journalled(tmp_path / "out.partial")) == 4
+    assert resume(checkpoint, tmp_path / "out.partial")[1] == undisturbed
+
+
 def test_verify_notices_a_disk_that_fails(checkpoint: Path, tmp_path: Path) -> None:
     def fail(now: Progress) -> None:
         if now.doing == "Verifying":
