@@ -200,8 +200,10 @@ class FolderWriter:
         lock = os.open(path, os.O_RDWR)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as failure:
             os.close(lock)
+            if not isinstance(failure, BlockingIOError):
+                raise  # some network volumes know no locks
             raise OutputError(
                 f"another conversion is writing {self.folder}; wait for it or name another folder"
             ) from None

@@ -1,5 +1,7 @@
 """Conversions that cannot be, that fail on the way, that are stopped: nothing half-written."""
 
+import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Callable
@@ -187,6 +189,17 @@ def test_two_conversions_at_once(checkpoint: Path, tmp_path: Path) -> None:
     assert refusals
     both = [arrays(tmp_path / name) for name in ("out", "alone")]
     assert all(mx.array_equal(both[0][name], both[1][name]) for name in both[1])
+
+
+def test_volumes_without_locks(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(RunError, match="Operation not supported"):
+        convert(checkpoint, tmp_path / "out", FOUR_BITS)
 
 
 def test_a_second_ctrl_c_does_not_stop_the_clearing_away(
