@@ -1,8 +1,15 @@
 """Bytes that survive a power cut, and bytes read back from the disk itself."""
 
+import contextlib
+import ctypes
 import fcntl
+import mmap
 import os
 from pathlib import Path
+
+import numpy as np
+
+MS_INVALIDATE = 2  # of msync, on macOS as on Linux
 
 
 def sync_file(descriptor: int) -> None:
@@ -30,5 +37,19 @@ def forget_cached(descriptor: int) -> None:
     """Have the next reads come from the disk, as far as the system lets us."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    elif (no_cache := getattr(fcntl, "F_NOCACHE", None)) is not None:
-        fcntl.fcntl(descriptor, no_cache, 1)
+    else:
+        with contextlib.suppress(OSError):  # not every volume can be mapped
+            _invalidate(descriptor)
+
+
+def _invalidate(descriptor: int) -> None:
+    """What macOS has for it. F_NOCACHE would not do: it is of one descriptor, and what is in memory
+    already is still read from there.
+    """
+    if not os.fstat(descriptor).st_size:
+        return
+    with mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ) as view:
+        address = np.frombuffer(view, np.uint8).ctypes.data
+        system = ctypes.CDLL(None, use_errno=True)
+        if system.msync(ctypes.c_void_p(address), ctypes.c_size_t(len(view)), MS_INVALIDATE):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -12,6 +12,7 @@ from mlx_llama4.convert.checkpoint import Checkpoint, open_checkpoint
 from mlx_llama4.convert.matching import Matching, match_tensors
 from mlx_llama4.convert.meta import is_meta, open_meta
 from mlx_llama4.convert.meta_params import json_files
+from mlx_llama4.convert.recipes import packing_name
 from mlx_llama4.convert.sources import OneByOne
 from mlx_llama4.errors import CheckpointError, ConfigError
 from mlx_llama4.quantization import ForeignQuantization
@@ -93,6 +94,12 @@ def check_format(folder: Path, foreign: ForeignQuantization | None) -> None:
         )
 
 
+def packing_names(matching: Matching) -> str:
+    """The packings of what is packed, each once, for people; "" if nothing is."""
+    found = dict.fromkeys(source.quantization for source in matching.sources.values())
+    return "; ".join(packing_name(one) for one in found if one is not None)
+
+
 def describe_meta(matching: Matching, files: int) -> str:
     packed = any(t.dtype == "F8_E4M3" for s in matching.sources.values() for t in s.tensors)
     return f"Meta's layout, {files} file{'s' * (files != 1)}{', experts in FP8' if packed else ''}"
@@ -100,7 +107,7 @@ def describe_meta(matching: Matching, files: int) -> str:
 
 def describe(config: Config, matching: Matching) -> str:
     if matching.is_mlx:
-        return "MLX layout, packed" if config.quantization else "MLX layout"
+        return ", ".join(filter(None, ["MLX layout", packing_names(matching)]))
     sources = matching.sources.values()
     experts = any(isinstance(source, OneByOne) for source in sources)
     stored = Counter[str]()

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from mlx_llama4.convert.arrays import misfit
 from mlx_llama4.convert.plan import Job, Plan
 from mlx_llama4.convert.search import search_affine
-from mlx_llama4.convert.sources import PackedRows
+from mlx_llama4.convert.sources import PackedRows, Plain
 from mlx_llama4.errors import RunError
 from mlx_llama4.quantization import Quantization
 
@@ -31,13 +32,14 @@ class PackedSlice:
 
 
 def pack(plan: Plan, job: Job, data: list[np.ndarray]) -> PackedSlice:
-    """Decode, lay out and pack the rows of one job. Raises RunError for values that are so large
-    that no scale holds their range.
+    """Decode, lay out and pack the rows of one job. Raises RunError for values that the recipe's
+    dtype cannot hold, or that are so large that no scale holds their range.
     """
     decoded = job.source.decode(data, job.start, job.stop)
     data.clear()
     parts: dict[str, mx.array] = {}
     sums: dict[str, tuple[mx.array, mx.array]] = {}
+    finite: list[mx.array] = []
     dtype = getattr(mx, plan.recipe.dtype)
     for name, rows in zip(job.source.targets, decoded, strict=True):
         packing = plan.packings[name]
@@ -48,6 +50,8 @@ def pack(plan: Plan, job: Job, data: list[np.ndarray]) -> PackedSlice:
                 sums[name] = _error_sums(rows, kept)
             continue
         dense = (rows.dense() if isinstance(rows, PackedRows) else rows).astype(dtype)
+        if not isinstance(job.source, Plain):  # its values have been looked at, not their factors
+            finite.append(mx.isfinite(dense).all())
         if packing is None:
             parts[name] = dense
             continue
@@ -55,7 +59,9 @@ def pack(plan: Plan, job: Job, data: list[np.ndarray]) -> PackedSlice:
         parts.update(_named(name, packed))
         sums[name] = _error_sums(dense, packed)
     del decoded
-    mx.eval(parts, sums)
+    mx.eval(parts, sums, finite)
+    if not all(one.item() for one in finite):
+        raise misfit(job.tensors[0], plan.recipe.dtype)
     _check_finite(parts, job)
     errors = {name: (error.item(), norm.item()) for name, (error, norm) in sums.items()}
     return PackedSlice({name: _as_bytes(array) for name, array in parts.items()}, errors)

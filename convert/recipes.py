@@ -192,7 +192,7 @@ def parse_rule(text: str) -> Rule:
             "'*.experts.down_proj=6:64'"
         )
     pattern, bits, group_size, mode = match.groups()
-    if int(bits) == UNPACKED_BITS and group_size is None:
+    if int(bits) == UNPACKED_BITS and group_size is None and mode is None:
         return Rule(pattern, None)
     try:
         size = int(group_size) if group_size else None

@@ -7,7 +7,7 @@ weights are here. Files that the hub's cache has already are used where they lie
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +50,26 @@ class RemoteCheckpoint:
     sizes: dict[Path, int]
     on_bytes: Callable[[int], None] = lambda count: None
     _running: dict[Path, "_Download"] = field(default_factory=dict)
+    _stopped: bool = False
+
+    @property
+    def taken_bytes(self) -> int:
+        """Disk that shards take now, whole or in part, which an earlier run may have left."""
+        whole = [file for file in self.sizes if file.is_file()]
+        return sum(file.stat().st_blocks * 512 for file in [*whole, *self._broken_off()])
+
+    def clear(self, needed: Collection[Path]) -> None:
+        """Delete what an earlier run left, other than the shards needed. No other run may be at
+        work on the folder.
+        """
+        for file in self._broken_off():
+            file.unlink(missing_ok=True)
+        for file in self.sizes.keys() - set(needed):
+            file.unlink(missing_ok=True)
+
+    def _broken_off(self) -> list[Path]:
+        """Of a killed run; huggingface_hub 2 never goes on with them, nor deletes them."""
+        return list(self.downloads.glob(".cache/**/*.incomplete"))
 
     def ensure(self, file: Path, following: Path | None = None) -> None:
         """Wait until a shard is here. `following` then begins to come in the background.
@@ -78,7 +98,8 @@ class RemoteCheckpoint:
             file.unlink(missing_ok=True)
 
     def stop(self) -> None:
-        """Let go of what is still coming, and of whoever waits for it in `ensure`."""
+        """Let go of what is still coming, and of whoever waits for it in `ensure`, for good."""
+        self._stopped = True
         for download in list(self._running.values()):
             download.stopped.set()
 
@@ -96,8 +117,11 @@ class RemoteCheckpoint:
 
     def _start(self, file: Path) -> None:
         if file in self.sizes and file not in self._running:
-            self._running[file] = _Download(self, file)
-            self._running[file].start()
+            download = self._running[file] = _Download(self, file)
+            # After it is in sight of `stop`, which another thread may call at any time.
+            if self._stopped:
+                download.stopped.set()
+            download.start()
 
 
 def open_remote(
@@ -112,10 +136,6 @@ def open_remote(
     """
     folder = download_side_files(repository, revision)
     place = downloads or folder
-    if downloads is not None:
-        # What a killed run left; huggingface_hub 2 never goes on with it, nor deletes it.
-        for path in downloads.glob(".cache/**/*.incomplete"):
-            path.unlink(missing_ok=True)
     sizes: dict[Path, int] = {}
 
     def header(name: str) -> list[StoredTensor]:

@@ -16,9 +16,13 @@ class RemoteShards:
         self._order: list[Path] = []
 
     def room_bytes(self, files: list[list[Path]]) -> int:
-        """Disk that shards take at most at any time, for jobs that need these files.
+        """Disk that shards take at most at any time, for jobs that need these files, beyond what
+        they take now.
+        """
+        return max(0, self._most_bytes(files) - self.remote.taken_bytes)
 
-        There are those in use, from their first job to their last, the next one on its way, and
+    def _most_bytes(self, files: list[list[Path]]) -> int:
+        """There are those in use, from their first job to their last, the next one on its way, and
         one whose last slices are becoming durable.
         """
         sizes = self.remote.sizes
@@ -39,6 +43,7 @@ class RemoteShards:
     def expect(self, files: list[list[Path]]) -> None:
         self._uses = Counter(file for needed in files for file in needed)
         self._order = list(self._uses)
+        self.remote.clear(self.remote.sizes if self.keep else self._uses)
 
     def ensure(self, file: Path) -> None:
         self.remote.ensure(file, self._following(file))

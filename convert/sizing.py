@@ -7,7 +7,6 @@ the routed experts get what is left: not a rule here, but what comes out.
 """
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -38,7 +37,6 @@ def fit_to_size(
     source: Source,
     recipe: Recipe,
     target_bytes: int,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Recipe:
     """The recipe with `chosen` filled in, for at most `target_bytes` of tensors.
 
@@ -52,8 +50,7 @@ def fit_to_size(
     unpacked = make_plan(source, plain)
     ladders: dict[str, list[Choice]] = {}
     fixed = 0
-    for done, (name, spec) in enumerate(unpacked.specs.items()):
-        on_progress(done, len(unpacked.specs))
+    for name, spec in unpacked.specs.items():
         free = spec.part in QUANTIZED_PARTS and plans[0][1].packings[name] == candidates[0]
         if not free or any(rule.matches(name.removesuffix(".weight")) for rule in recipe.rules):
             fixed += sum(part.nbytes for part in plans[0][1].parts[name].values())

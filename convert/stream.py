@@ -185,7 +185,7 @@ class _Conversion:
     def _work(self, left: list[int], reader: Executor, saver: Executor) -> None:
         reading = reader.submit(self._read, left[0]) if left else None
         saving: Future[None] | None = None
-        for index, following in itertools.zip_longest(left, left[1:]):
+        for index, following in itertools.pairwise([*left, None]):
             data = reading.result()
             reading = None if following is None else reader.submit(self._read, following)
             packed = pack(self.plan, self.plan.jobs[index], data)

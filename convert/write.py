@@ -128,20 +128,25 @@ class FolderWriter:
             if entries:
                 self._journal.append(entries)
         except OSError as failure:
+            # A second sync succeeds though what the first could not write is lost: never record it.
+            self._unjournalled = []
             raise _write_failure(self.folder, failure) from None
         self._dirty.clear()
         self._unjournalled, self._undurable_bytes = [], 0
         self._committed = time.monotonic()
         return entries
 
-    def checksum(self, name: str, row: int, rows: int) -> int:
-        """CRC-32 of rows of a tensor as they are in the file now."""
+    def checksum(self, name: str, row: int, rows: int) -> int | None:
+        """CRC-32 of rows of a tensor as they are in the file now; None if it cannot be read."""
         file, offset = self._places[name]
         crc, left = 0, rows * self.row_bytes(name)
-        with file.open("rb") as stream:
-            stream.seek(offset + row * self.row_bytes(name))
-            while left and (block := stream.read(min(left, CHECK_BLOCK_BYTES))):
-                crc, left = zlib.crc32(block, crc), left - len(block)
+        try:
+            with file.open("rb") as stream:
+                stream.seek(offset + row * self.row_bytes(name))
+                while left and (block := stream.read(min(left, CHECK_BLOCK_BYTES))):
+                    crc, left = zlib.crc32(block, crc), left - len(block)
+        except OSError:
+            return None
         return crc
 
     def forget_cached(self) -> None:
@@ -173,11 +178,14 @@ class FolderWriter:
             self._write_index()
             for path in self.folder.iterdir():
                 sync_path(path)
-            for name in (JOURNAL_NAME, LOCK_NAME):
-                (self.folder / name).unlink()
             sync_path(self.folder)
             self.folder.rename(self.out)
+            # Not before: without its journal, what is done would be cleared away as undone if the
+            # name cannot be had, or Ctrl-C comes meanwhile.
+            for name in (JOURNAL_NAME, LOCK_NAME):
+                (self.out / name).unlink()
             self._release()
+            sync_path(self.out)
             sync_path(self.out.parent)
         except OSError as failure:
             raise _write_failure(self.out, failure) from None
@@ -199,8 +207,10 @@ class FolderWriter:
         lock = os.open(path, os.O_RDWR)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as failure:
             os.close(lock)
+            if not isinstance(failure, BlockingIOError):
+                raise  # some network volumes know no locks
             raise OutputError(
                 f"another conversion is writing {self.folder}; wait for it or name another folder"
             ) from None

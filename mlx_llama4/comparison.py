@@ -18,6 +18,7 @@ from mlx_llama4.prompt.windows import Window
 
 # Rows of the heads, tokens of the vocabulary, whose logits are there at once.
 HEAD_ROWS = 4096
+MOST_NATS = 700.0  # e to that power is about the largest float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,9 +157,15 @@ def summarize(windows: Sequence[WindowComparison]) -> Figures:
         max_divergence=float(divergences.max()),
         top_1_agreement=float(agreements.mean()),
         predicted_tokens=len(losses_a),
-        perplexity_a=math.exp(losses_a.mean()),
-        perplexity_b=math.exp(losses_b.mean()),
+        perplexity_a=_perplexity(losses_a),
+        perplexity_b=_perplexity(losses_b),
     )
+
+
+def _perplexity(losses: np.ndarray) -> float:
+    """Infinite for a model so broken that floats cannot hold it."""
+    mean = float(losses.mean())
+    return math.exp(mean) if mean < MOST_NATS else math.inf
 
 
 class _Softmax:

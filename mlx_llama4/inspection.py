@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_llama4.config import Config
-from mlx_llama4.convert.formats import Source, open_source
+from mlx_llama4.convert.formats import Source, open_source, packing_names
 from mlx_llama4.convert.matching import Matching
-from mlx_llama4.convert.recipes import packing_name
 from mlx_llama4.convert.remote import open_remote
 from mlx_llama4.convert.sources import WeightSource
 
@@ -71,7 +70,7 @@ def _inspect(name: str, source: Source) -> Inspection:
         folder=name,
         variant=_variant(source.config),
         architecture=_architecture(source.config),
-        layout=source.layout,
+        layout="MLX layout" if source.matching.is_mlx else source.layout,
         quantization=_quantization(source.config, source.matching),
         parts=_parts(source.matching),
         problems=source.matching.problems,
@@ -103,9 +102,8 @@ def _architecture(config: Config) -> str:
 def _quantization(config: Config, matching: Matching) -> str:
     if config.foreign_quantization:
         return f"quantized by {config.foreign_quantization}"
-    packings = {source.quantization: None for source in matching.sources.values()}
-    named = [packing_name(packing) for packing in packings if packing is not None]
-    return f"quantized: {'; '.join(named)}" if named else "not quantized"
+    packings = packing_names(matching)
+    return f"quantized: {packings}" if packings else "not quantized"
 
 
 def _parts(matching: Matching) -> tuple[PartReport, ...]:

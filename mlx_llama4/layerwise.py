@@ -8,6 +8,7 @@ all formats go through the same arithmetic and only what they stored makes a dif
 Shapes: L tokens, D hidden size, k experts per token.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -217,7 +218,7 @@ class LayerwiseModel:
         """Model tensor → its rows in float32, of each slice; the next is read meanwhile."""
         with ThreadPoolExecutor(1, "read") as reader:
             reading = reader.submit(self._fetch, slices[0]) if slices else None
-            for slice_, following in zip(slices, [*slices[1:], None], strict=True):
+            for slice_, following in itertools.pairwise([*slices, None]):
                 data = reading.result()
                 reading = None if following is None else reader.submit(self._fetch, following)
                 arrays: dict[str, mx.array] = {}

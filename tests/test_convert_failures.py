@@ -1,5 +1,7 @@
 """Conversions that cannot be, that fail on the way, that are stopped: nothing half-written."""
 
+import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlx_llama4.convert.arrays import fits
-from mlx_llama4.convert.recipes import Recipe
+from mlx_llama4.convert.recipes import FIXED_MODES, Recipe
 from mlx_llama4.convert.stream import Progress, convert
 from mlx_llama4.convert.write import LOCK_NAME, FolderWriter
 from mlx_llama4.errors import CheckpointError, OutputError, RunError
@@ -189,6 +191,17 @@ def test_two_conversions_at_once(checkpoint: Path, tmp_path: Path) -> None:
     assert all(mx.array_equal(both[0][name], both[1][name]) for name in both[1])
 
 
+def test_volumes_without_locks(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(RunError, match="Operation not supported"):
+        convert(checkpoint, tmp_path / "out", FOUR_BITS)
+
+
 def test_a_second_ctrl_c_does_not_stop_the_clearing_away(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,3 +269,19 @@ def test_values_that_do_not_fit_the_type(tmp_path: Path, quantization: Quantizat
         with pytest.raises(RunError, match=f"safetensors: {name} has values that {dtype} cannot"):
             convert(source, out, Recipe(dtype, quantization))
         assert not out.exists()
+
+
+@pytest.mark.parametrize("packing", [None, FIXED_MODES["mxfp4"]])
+def test_products_that_do_not_fit_the_type(
+    checkpoint: Path, tmp_path: Path, packing: Quantization | None
+) -> None:
+    """300 fits float16 and so does 255, but not their product; mxfp4's scales hide that."""
+    convert(checkpoint, tmp_path / "packed", Recipe("bfloat16", Quantization(32, 8)))
+    file = tmp_path / "packed" / "model.safetensors"
+    weights = mx.load(str(file))
+    module = "language_model.model.layers.1.self_attn.o_proj"
+    weights[f"{module}.scales"] = mx.full(weights[f"{module}.scales"].shape, 300, mx.bfloat16)
+    mx.save_safetensors(str(file), weights)
+    with pytest.raises(RunError, match=rf"{module}\.weight has values that float16 cannot hold"):
+        convert(tmp_path / "packed", tmp_path / "out", Recipe("float16", packing))
+    assert not (tmp_path / "out").exists()

@@ -261,5 +261,5 @@ def test_download_that_is_stopped(
     with pytest.raises(RunError, match="stopped"):
         remote.ensure(file)
     assert not shards(downloads)
-    open_remote(NAME, downloads=downloads)
+    open_remote(NAME, downloads=downloads).clear([])
     assert not list(downloads.rglob("*.incomplete"))

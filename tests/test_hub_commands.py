@@ -52,6 +52,22 @@ def test_ask(hub: Hub, tmp_path: Path, demo_folder: Path) -> None:
     assert hub.fetched("model.safetensors") == 1
 
 
+def test_convert_refuses_before_it_downloads(hub: Hub, tmp_path: Path, checkpoint: Path) -> None:
+    hub.repositories["owner/source"] = checkpoint
+    extra = environment(hub, tmp_path)
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").touch()
+    for out, option, message in (
+        (tmp_path / "out", ("--bits", 7), "7 bits are not supported"),
+        (tmp_path / "out", ("--recipe", "mixed-6-3"), "recipe 'mixed-6-3' is unknown"),
+        (tmp_path / "out", ("--target-size", "1MB", "--bits", 4), "chooses the bits"),
+        (taken, (), "already exists"),
+    ):
+        assert message in refused("convert", "owner/source", out, *option, **extra)
+    assert hub.requests == []
+
+
 def test_inspect(hub: Hub, tmp_path: Path, checkpoint: Path) -> None:
     """Says of the repository what it says of the folder, and fetches no weights."""
     hub.repositories["owner/source"] = shutil.copytree(checkpoint, tmp_path / "source")

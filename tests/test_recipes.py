@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +19,7 @@ from mlx_llama4.convert.recipes import (
     Recipe,
     Rule,
     check_rules,
+    choose_recipe,
     packing,
     parse_mixed,
     parse_rule,
@@ -203,6 +205,22 @@ def test_rules_are_read_back(pattern: str, bits: int, group_size: int) -> None:
     assert parse_rule(f"{pattern}=4:32:mxfp4") == Rule(pattern, FIXED_MODES["mxfp4"])
 
 
+@pytest.mark.parametrize("options", [{"group_size": 32}, {"mode": "mxfp4"}])
+def test_nothing_packed_has_no_packing(options: dict[str, Any]) -> None:
+    given_options = {"group_size": None, "mode": None} | options
+    with pytest.raises(InputError, match="16 packs nothing; leave out"):
+        choose_recipe(
+            dtype=None,
+            bits=16,
+            mixed=None,
+            rules=(),
+            search=False,
+            source_dtype="bfloat16",
+            source_is_packed=False,
+            **given_options,
+        )
+
+
 @given(st.text(max_size=30))
 def test_any_other_text_is_refused_or_understood(text: str) -> None:
     for parse in (parse_rule, parse_mixed, parse_bytes):
@@ -233,6 +251,7 @@ def test_sizes(number: int, unit: str, is_binary: bool) -> None:
         ("a=4:32:q4_k", "mode q4_k is unknown; use affine, "),
         ("a=8:32:mxfp4", "mxfp4 has 4 bits in groups of 32"),
         ("a=16:64", "16 bits are not supported"),
+        ("a=16:mxfp4", "mxfp4 has 4 bits"),
         ("a=0", "0 bits are not supported"),
     ],
 )

@@ -15,6 +15,7 @@ import pytest
 
 import mlx_llama4.convert.write as write_module
 from mlx_llama4.convert.checkpoint import read_header
+from mlx_llama4.convert.durable import _invalidate
 from mlx_llama4.convert.journal import JOURNAL_NAME
 from mlx_llama4.convert.stream import Progress, Settings, convert
 from mlx_llama4.convert.write import FolderWriter
@@ -190,6 +191,105 @@ def test_verify_notices_a_disk_that_forgets(
     resumed, found = resume(checkpoint, tmp_path / "out.partial")
     convert(checkpoint, tmp_path / "again", FOUR_BITS, settings=Settings(verify=True))
     assert resumed > 0 and found == files(tmp_path / "again")
+
+
+def test_all_may_be_done_but_the_end(
+    checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    def stop(now: Progress) -> None:
+        if now.doing == "Verifying":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(checkpoint, tmp_path / "out", FOUR_BITS, stop, Settings(verify=True))
+    report = convert(checkpoint, tmp_path / "out", FOUR_BITS)
+    assert report.resumed_bytes == report.source_bytes
+    assert files(tmp_path / "out") == undisturbed
+
+
+def test_cached_bytes_are_let_go_of_as_on_macos(tmp_path: Path) -> None:
+    """Nothing is lost by it; that the next reads come from the disk shows on a Mac alone."""
+    data = os.urandom(100_001)
+    for size in (0, len(data)):
+        (tmp_path / "file").write_bytes(data[:size])
+        with (tmp_path / "file").open("rb") as stream:
+            _invalidate(stream.fileno())
+        assert (tmp_path / "file").read_bytes() == data[:size]
+
+
+def test_what_could_not_be_made_durable_is_not_journalled(
+    checkpoint: Path,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Systems report a failed sync once; the next one succeeds, and the data is lost."""
+    sync, calls = write_module.sync_path, []
+
+    def fail_once(path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 5:
+            raise OSError("Input/output error")
+        sync(path)
+
+    with monkeypatch.context() as context:
+        context.setattr(write_module, "COMMIT_BYTES", 1)
+        context.setattr(write_module, "sync_path", fail_once)
+        with pytest.raises(RunError, match="Input/output error"):
+            convert(checkpoint, tmp_path / "out", FOUR_BITS)
+    assert len(journalled(tmp_path / "out.partial")) == 4
+    assert resume(checkpoint, tmp_path / "out.partial")[1] == undisturbed
+
+
+def test_verify_notices_a_disk_that_fails(checkpoint: Path, tmp_path: Path) -> None:
+    def fail(now: Progress) -> None:
+        if now.doing == "Verifying":
+            (tmp_path / "out.partial" / "model.safetensors").unlink(missing_ok=True)
+
+    with pytest.raises(RunError, match="does not read back as it was written"):
+        convert(checkpoint, tmp_path / "out", FOUR_BITS, fail, Settings(verify=True))
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError("No space left on device")])
+def test_what_is_done_outlives_a_failure_at_the_very_end(
+    checkpoint: Path,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
+) -> None:
+    """Once the journal was gone before the folder had its name, and the folder then went too."""
+    partial = tmp_path / "out.partial"
+    sync = write_module.sync_path
+
+    def fail(path: Path) -> None:
+        if path == partial:
+            raise failure
+        sync(path)
+
+    with monkeypatch.context() as context:
+        context.setattr(write_module, "sync_path", fail)
+        with pytest.raises((KeyboardInterrupt, RunError)):
+            convert(checkpoint, tmp_path / "out", FOUR_BITS)
+    assert not (tmp_path / "out").exists()
+    resumed, found = resume(checkpoint, partial)
+    assert resumed > 0 and found == undisturbed
+
+
+def test_what_is_done_outlives_a_name_that_is_taken_meanwhile(
+    checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    other = tmp_path / "out" / "other.txt"
+
+    def take(now: Progress) -> None:
+        other.parent.mkdir(exist_ok=True)
+        other.touch()
+
+    with pytest.raises(RunError, match=r"cannot write .*out"):
+        convert(checkpoint, tmp_path / "out", FOUR_BITS, take)
+    other.unlink()
+    resumed, found = resume(checkpoint, tmp_path / "out.partial")
+    assert resumed > 0 and found == undisturbed
 
 
 DRIVER = """

@@ -19,7 +19,7 @@ from mlx_llama4.convert.remote import RemoteCheckpoint, open_remote
 from mlx_llama4.convert.remote_shards import RemoteShards
 from mlx_llama4.convert.stream import Progress, Report, convert, run
 from mlx_llama4.demo.questions import CHECKPOINT
-from mlx_llama4.errors import Llama4Error
+from mlx_llama4.errors import Llama4Error, RunError
 from tests import tiny
 from tests.commands import ENVIRONMENT, refused
 from tests.commands import run as run_command
@@ -140,10 +140,50 @@ def test_what_is_converted_is_not_fetched_again(
     assert files(tmp_path / "out") == files(tmp_path / "local")
 
 
+def test_what_an_earlier_run_left_is_made_room_of(
+    hub: Hub, layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there need not fit the disk again, and what is done with does not stay."""
+    monkeypatch.setattr(write_module, "COMMIT_BYTES", 1)
+
+    def stop(now: Progress) -> None:
+        if now.done > 0.7 * now.total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert_remotely(tmp_path / "out", keep=True, on_progress=stop)
+    downloads = tmp_path / "downloads"
+    broken_off = downloads / ".cache" / "huggingface" / "download" / "x.incomplete"
+    broken_off.parent.mkdir(parents=True, exist_ok=True)
+    broken_off.write_bytes(bytes(5000))
+    there = sum((downloads / name).stat().st_size for name in shards_in(downloads))
+    remote = open_remote(NAME, downloads=downloads)
+    assert broken_off.exists()  # another run may be at work on it
+    needed = [[file] for file in remote.sizes]
+    room = RemoteShards(remote, keep=True).room_bytes(needed)
+    assert 0 <= room <= sum(remote.sizes.values()) - there
+    shards = RemoteShards(remote)
+    shards.expect([[remote.checkpoint.files[-1]]])
+    assert shards_in(downloads) == [remote.checkpoint.files[-1].name]
+    assert not broken_off.exists()
+
+
+def test_no_shard_is_waited_for_after_the_end(hub: Hub, layers: Path, tmp_path: Path) -> None:
+    hub.slow = True
+    remote = open_remote(NAME, downloads=tmp_path / "downloads")
+    remote.stop()
+    began = time.monotonic()
+    with pytest.raises(RunError, match="stopped"):
+        remote.ensure(remote.checkpoint.files[0])
+    assert time.monotonic() - began < STALL_SECONDS / 2
+
+
 def test_on_the_command_line(hub: Hub, layers: Path, tmp_path: Path) -> None:
     extra, out = environment(hub, tmp_path), tmp_path / "Llama-4-tiny"
     plan = run_command("convert", NAME, out, "--while-downloading", "--dry-run", **extra)
     assert "for shards on their way" in plan.stdout
+    plan = run_command("convert", NAME, out, "--dry-run", **extra)
+    assert "slices" in plan.stdout and "on their way" not in plan.stdout
     assert fetched(hub) == [0] * SHARDS
     done = run_command("convert", NAME, out, "--while-downloading", **extra)
     assert done.returncode == 0, done.stderr

@@ -143,6 +143,8 @@ def convert(
       mlx-llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct scout-4bit --while-downloading
     """
     terminal.import_mlx()
+    from functools import partial
+
     from mlx_llama4.convert.plan import make_plan
     from mlx_llama4.convert.recipes import choose_recipe, parse_rule
     from mlx_llama4.convert.stream import Settings
@@ -157,9 +159,8 @@ def convert(
     settings = Settings(shard_bytes, restart, verify)
     target_bytes = None if target_size is None else parse_bytes(target_size)
     rules = tuple(map(parse_rule, rule or ()))
-    out = resolve_destination(out)
-    source, shards = _open(model, revision, out, while_downloading, keep_source)
-    chosen = choose_recipe(
+    wanted = partial(
+        choose_recipe,
         dtype=dtype.value if dtype else None,
         bits=bits,
         group_size=group_size,
@@ -167,14 +168,20 @@ def convert(
         mixed=recipe,
         rules=rules,
         search=search,
-        source_dtype=source.dtype,
-        source_is_packed=source.is_packed,
     )
+    out = resolve_destination(out)
+    # What is refused whatever the source is, is refused before that is downloaded.
+    wanted(source_dtype="bfloat16", source_is_packed=False)
+    check_destination(out, 0)
     if target_bytes is not None:
         if bits is not None or recipe is not None or mode not in (None, Mode.affine):
             raise InputError("--target-size chooses the bits; leave out --bits, --recipe, --mode")
         if while_downloading:
             raise InputError("--target-size looks at all weights first; leave --while-downloading")
+    needs_weights = target_bytes is not None or not dry_run
+    source, shards = _open(model, revision, out, while_downloading, keep_source, needs_weights)
+    chosen = wanted(source_dtype=source.dtype, source_is_packed=source.is_packed)
+    if target_bytes is not None:
         chosen = _fitted(source, chosen, target_bytes)
     if search and not chosen.packs_affine:
         raise InputError("--search is for affine packing, and nothing is packed anew so; omit it")
@@ -195,13 +202,20 @@ def convert(
 
 
 def _open(
-    model: str, revision: str | None, out: Path, while_downloading: bool, keep_source: bool
+    model: str,
+    revision: str | None,
+    out: Path,
+    while_downloading: bool,
+    keep_source: bool,
+    needs_weights: bool,
 ) -> "tuple[Source, RemoteShards | None]":
     """The source, and its shards if they are still to be fetched."""
     from mlx_llama4.convert.formats import open_source
     from mlx_llama4.hub import find_folder, is_repository
 
     if not while_downloading:
+        if not needs_weights and is_repository(model) and (source := _headers(model, revision)):
+            return source, None
         return open_source(find_folder(model, revision, "convert")), None
     if not is_repository(model):
         raise InputError(f"--while-downloading: {model} is no repository of the hub but a folder")
@@ -212,6 +226,18 @@ def _open(
     return open_source(remote.checkpoint.folder, remote.checkpoint), RemoteShards(
         remote, keep_source
     )
+
+
+def _headers(repository: str, revision: str | None) -> "Source | None":
+    """A repository without its weights; None for Meta's layout, which has no headers to fetch."""
+    from mlx_llama4.convert.formats import open_source
+    from mlx_llama4.convert.remote import open_remote
+    from mlx_llama4.hub import download_side_files
+
+    folder = download_side_files(repository, revision)
+    if not (folder / "config.json").is_file():
+        return None
+    return open_source(folder, open_remote(repository, folder.name).checkpoint)
 
 
 def _fitted(source: "Source", recipe: "Recipe", target_bytes: int) -> "Recipe":
