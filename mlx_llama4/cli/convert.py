@@ -1,6 +1,7 @@
 """`mlx-llama4 convert`: any Llama 4 checkpoint to an MLX folder."""
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -143,8 +144,6 @@ def convert(
       mlx-llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct scout-4bit --while-downloading
     """
     terminal.import_mlx()
-    from functools import partial
-
     from mlx_llama4.convert.plan import make_plan
     from mlx_llama4.convert.recipes import choose_recipe, parse_rule
     from mlx_llama4.convert.stream import Settings
@@ -173,11 +172,10 @@ def convert(
     # What is refused whatever the source is, is refused before that is downloaded.
     wanted(source_dtype="bfloat16", source_is_packed=False)
     check_destination(out, 0)
-    if target_bytes is not None:
-        if bits is not None or recipe is not None or mode not in (None, Mode.affine):
-            raise InputError("--target-size chooses the bits; leave out --bits, --recipe, --mode")
-        if while_downloading:
-            raise InputError("--target-size looks at all weights first; leave --while-downloading")
+    if target_bytes is not None and (bits or recipe or mode not in (None, Mode.affine)):
+        raise InputError("--target-size chooses the bits; leave out --bits, --recipe, --mode")
+    if target_bytes is not None and while_downloading:
+        raise InputError("--target-size looks at all weights first; leave --while-downloading")
     needs_weights = target_bytes is not None or not dry_run
     source, shards = _open(model, revision, out, while_downloading, keep_source, needs_weights)
     chosen = wanted(source_dtype=source.dtype, source_is_packed=source.is_packed)
@@ -192,7 +190,6 @@ def convert(
 
         check_upload(upload, source.folder)
     if dry_run:
-        check_destination(out, 0)  # how much room there is, the plan says
         terminal.line(f"{model}: {source.layout}")
         print_plan(plan, out, _shard_bytes(plan, shards))
         return
