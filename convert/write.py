@@ -299,7 +299,7 @@ def check_destination(out: Path, nbytes: int) -> None:
             parent = parent.parent
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise OutputError(f"cannot write to {parent}; choose a folder of your own")
-        free = shutil.disk_usage(parent).free + _taken_bytes(partial_folder(out))
+        free = free_bytes(out)
     except OSError as failure:
         raise OutputError(f"cannot write to {out}: {failure.strerror or failure}") from None
     if free < nbytes:
@@ -309,11 +309,12 @@ def check_destination(out: Path, nbytes: int) -> None:
 
 
 def free_bytes(out: Path) -> int:
-    """Of the disk that `out` would be on."""
-    parent = partial_folder(out.absolute()).parent
+    """Of the disk that `out` would be on, with what an unfinished conversion to it takes."""
+    partial = partial_folder(out.absolute())
+    parent = partial.parent
     while not parent.exists():
         parent = parent.parent
-    return shutil.disk_usage(parent).free
+    return shutil.disk_usage(parent).free + _taken_bytes(partial)
 
 
 def _taken_bytes(folder: Path) -> int:

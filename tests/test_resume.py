@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from mlx_llama4.convert.checkpoint import read_header
 from mlx_llama4.convert.durable import _invalidate
 from mlx_llama4.convert.journal import JOURNAL_NAME
 from mlx_llama4.convert.stream import Progress, Settings, convert
-from mlx_llama4.convert.write import FolderWriter
+from mlx_llama4.convert.write import FolderWriter, free_bytes
 from mlx_llama4.errors import OutputError, RunError
 from tests import tiny
 from tests.test_convert import FOUR_BITS, PLAIN
@@ -103,6 +104,16 @@ def test_only_the_end_was_missing(
     report = convert(checkpoint, tmp_path / "out", FOUR_BITS)
     assert report.resumed_bytes == report.source_bytes
     assert files(tmp_path / "out") == undisturbed
+
+
+def test_what_is_written_counts_as_free_for_going_on(
+    partial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(partial)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    written = sum(path.stat().st_blocks * 512 for path in partial.iterdir())
+    assert written > 2**18
+    assert free_bytes(partial.with_suffix("")) == 1000 + written
 
 
 def test_a_torn_journal_line_is_as_none(

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 NEXT_STEPS = """\
 Next, with real weights (Llama 4 Scout: 218 GB to download, 61 GB in 4 bits):
-  hf download meta-llama/Llama-4-Scout-17B-16E-Instruct --local-dir scout
-  mlx-llama4 convert scout scout-4bit
+  mlx-llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct scout-4bit --while-downloading
   mlx-llama4 chat --model scout-4bit"""
 
 
