@@ -2,12 +2,7 @@
 
 import json
 import os
-import random
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +16,6 @@ from mlx_llama4.convert.journal import JOURNAL_NAME
 from mlx_llama4.convert.stream import Progress, Settings, convert
 from mlx_llama4.convert.write import FolderWriter, free_bytes
 from mlx_llama4.errors import OutputError, RunError
-from tests import tiny
 from tests.test_convert import FOUR_BITS, PLAIN
 from tests.test_convert_failures import files
 
@@ -119,7 +113,7 @@ def test_what_is_written_counts_as_free_for_going_on(
 def test_a_torn_journal_line_is_as_none(
     checkpoint: Path, partial: Path, undisturbed: dict[str, bytes]
 ) -> None:
-    whole, _ = len(journalled(partial)), None
+    whole = len(journalled(partial))
     journal = partial / JOURNAL_NAME
     journal.write_bytes(journal.read_bytes()[:-30])
     assert len((journal.read_text()).splitlines()) == whole + 1
@@ -202,20 +196,6 @@ def test_verify_notices_a_disk_that_forgets(
     resumed, found = resume(checkpoint, tmp_path / "out.partial")
     convert(checkpoint, tmp_path / "again", FOUR_BITS, settings=Settings(verify=True))
     assert resumed > 0 and found == files(tmp_path / "again")
-
-
-def test_all_may_be_done_but_the_end(
-    checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path
-) -> None:
-    def stop(now: Progress) -> None:
-        if now.doing == "Verifying":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        convert(checkpoint, tmp_path / "out", FOUR_BITS, stop, Settings(verify=True))
-    report = convert(checkpoint, tmp_path / "out", FOUR_BITS)
-    assert report.resumed_bytes == report.source_bytes
-    assert files(tmp_path / "out") == undisturbed
 
 
 def test_cached_bytes_are_let_go_of_as_on_macos(tmp_path: Path) -> None:
@@ -301,112 +281,6 @@ def test_what_is_done_outlives_a_name_that_is_taken_meanwhile(
     other.unlink()
     resumed, found = resume(checkpoint, tmp_path / "out.partial")
     assert resumed > 0 and found == undisturbed
-
-
-DRIVER = """
-import sys
-from pathlib import Path
-import mlx.core as mx
-mx.set_default_device(mx.cpu)
-import mlx_llama4.convert.plan as plan
-import mlx_llama4.convert.write as write
-from mlx_llama4.convert.recipes import Recipe
-from mlx_llama4.convert.stream import convert
-from mlx_llama4.quantization import Quantization
-plan.BLOCK_BYTES = 2**18
-write.COMMIT_BYTES = 2**17
-print("started", flush=True)
-report = convert(Path(sys.argv[1]), Path(sys.argv[2]), Recipe("bfloat16", Quantization(64, 4)))
-print("resumed", report.resumed_bytes, flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sizes = {"num_local_experts": 16, "intermediate_size": 512, "hidden_size": 256}
-    config = tiny.config("scout", **sizes) | {"vision_config": None}
-    folder = tmp_path_factory.mktemp("larger")
-    return tiny.write_checkpoint(folder, config, tiny.tensors(config), "BF16", shards=3)
-
-
-def start(source: Path, out: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", DRIVER, str(source), str(out)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments(larger: Path, tmp_path: Path) -> None:
-    """SIGKILL at 20 moments, spread over the time that the work takes."""
-    began = time.monotonic()
-    whole = start(larger, tmp_path / "undisturbed")
-    assert whole.stdout.readline() == "started\n"
-    working = time.monotonic()
-    whole.communicate(timeout=120)
-    duration = time.monotonic() - working
-    assert whole.returncode == 0 and duration < 60, (began, duration)
-    expected = files(tmp_path / "undisturbed")
-
-    moments = random.Random(20)
-    resumed, killed = [], 0
-    for attempt in range(20):
-        out = tmp_path / f"out{attempt}"
-        process = start(larger, out)
-        assert process.stdout.readline() == "started\n"
-        time.sleep(moments.uniform(0, duration * 0.9))
-        process.kill()
-        process.communicate(timeout=60)
-        killed += process.returncode == -9
-        assert not (out.exists() and process.returncode == -9)
-        if process.returncode == -9:
-            again = start(larger, out)
-            output, errors = again.communicate(timeout=120)
-            assert again.returncode == 0, errors
-            resumed.append(int(output.split()[-1]))
-        assert files(out) == expected
-    assert killed >= 15
-    assert sum(count > 0 for count in resumed) >= 8  # most moments were in the middle of it
-
-
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 3 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(folder)]
-    try:
-        done = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except OSError:
-        done = False
-    if not done:
-        pytest.skip("mounting a tmpfs is not permitted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.mark.slow
-def test_disk_that_fills_up_in_the_middle(
-    larger: Path, mounted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another program takes the room after the check; once there is more, the work goes on."""
-    monkeypatch.setattr(write_module, "check_destination", lambda out, nbytes: None)
-    monkeypatch.setattr("mlx_llama4.convert.stream.check_destination", lambda out, nbytes: None)
-    monkeypatch.setattr(write_module, "COMMIT_BYTES", 2**17)
-    with pytest.raises(RunError, match=r"cannot write .*: No space left on device"):
-        convert(larger, mounted / "out", FOUR_BITS)
-    assert not (mounted / "out").exists() and (mounted / "out.partial").is_dir()
-    subprocess.run(["mount", "-o", "remount,size=64m", str(mounted)], check=True)
-    report = convert(larger, mounted / "out", FOUR_BITS)
-    assert report.resumed_bytes > 0
-    convert(larger, tmp_path / "undisturbed", FOUR_BITS)
-    assert files(mounted / "out") == files(tmp_path / "undisturbed")
-
-
-@pytest.mark.slow
-def test_disk_that_may_only_be_read(larger: Path, mounted: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(mounted)], check=True)
-    with pytest.raises(OutputError, match="cannot write to"):
-        convert(larger, mounted / "out", FOUR_BITS)
-    assert not list(mounted.iterdir())
 
 
 def test_numbers_of_a_resumed_run_are_those_of_one_run(

@@ -65,6 +65,11 @@ def convert_remotely(
         remote.close()
 
 
+def stop_late(now: Progress) -> None:
+    if now.done > 0.7 * now.total:
+        raise KeyboardInterrupt
+
+
 def shards_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.safetensors"))
 
@@ -125,12 +130,8 @@ def test_what_is_converted_is_not_fetched_again(
 ) -> None:
     monkeypatch.setattr(write_module, "COMMIT_BYTES", 1)
 
-    def stop(now: Progress) -> None:
-        if now.done > 0.7 * now.total:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        convert_remotely(tmp_path / "out", on_progress=stop)
+        convert_remotely(tmp_path / "out", on_progress=stop_late)
     before = fetched(hub)
     report = convert_remotely(tmp_path / "out")
     assert report.resumed_bytes > 0.6 * report.source_bytes
@@ -146,12 +147,8 @@ def test_what_an_earlier_run_left_is_made_room_of(
     """What is there need not fit the disk again, and what is done with does not stay."""
     monkeypatch.setattr(write_module, "COMMIT_BYTES", 1)
 
-    def stop(now: Progress) -> None:
-        if now.done > 0.7 * now.total:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        convert_remotely(tmp_path / "out", keep=True, on_progress=stop)
+        convert_remotely(tmp_path / "out", keep=True, on_progress=stop_late)
     downloads = tmp_path / "downloads"
     broken_off = downloads / ".cache" / "huggingface" / "download" / "x.incomplete"
     broken_off.parent.mkdir(parents=True, exist_ok=True)
