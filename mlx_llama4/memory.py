@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mlx_llama4.config import Config, TextConfig
 from mlx_llama4.errors import InputError
-from mlx_llama4.quantization import Quantization
+from mlx_llama4.quantization import KVQuantization, Quantization
 from mlx_llama4.tensors import Part, TensorSpec, model_tensors, quantized_tensors
 
 CACHE_BLOCK_TOKENS = 256  # caches grow by whole blocks of this many tokens
@@ -68,21 +68,25 @@ def weight_bytes(
     return parts
 
 
-def cache_bytes(text: TextConfig, tokens: int, dtype_bytes: int) -> CacheBytes:
+def cache_bytes(
+    text: TextConfig, tokens: int, dtype_bytes: int, quantization: KVQuantization | None = None
+) -> CacheBytes:
     """Bytes of the caches of one row after `tokens` tokens.
 
-    A global layer keeps every token; a chunked layer at most one chunk, however long the
-    context: for the releases 48 KB a token and at most 1.2 GB.
+    A global layer keeps every token, packed if `quantization` says so; a chunked layer at most
+    one chunk, however long the context: for the releases 48 KB a token and at most 1.2 GB.
     """
-    token_bytes = 2 * text.num_key_value_heads * text.head_dim * dtype_bytes
+    row = text.head_dim * dtype_bytes
+    packs = quantization is not None and tokens > quantization.after
+    global_row = quantization.row_bytes(text.head_dim, dtype_bytes) if packs else row
+    rows = 2 * text.num_key_value_heads  # of one token in one layer
     global_layers = sum(kind.attention == "global" for kind in text.layers)
+    chunked_layers = text.num_hidden_layers - global_layers
     capacity = -(-tokens // CACHE_BLOCK_TOKENS) * CACHE_BLOCK_TOKENS
     chunk = capacity if text.attention_chunk_size is None else text.attention_chunk_size
     return CacheBytes(
-        global_layers=global_layers * capacity * token_bytes,
-        chunked_layers=(text.num_hidden_layers - global_layers)
-        * min(capacity, chunk)
-        * token_bytes,
+        global_layers=global_layers * capacity * rows * global_row,
+        chunked_layers=chunked_layers * min(capacity, chunk) * rows * row,
     )
 
 

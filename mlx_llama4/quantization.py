@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_llama4.errors import ConfigError
+from mlx_llama4.errors import ConfigError, InputError
 from mlx_llama4.json_file import Keys
 
 # mode: (group sizes, bits) that MLX has kernels for
@@ -24,6 +24,40 @@ class Quantization:
     group_size: int
     bits: int
     mode: str = "affine"
+
+
+@dataclass(frozen=True)
+class KVQuantization:
+    """How global layers keep keys and values: packed once they hold more than `after` tokens.
+
+    Each row of a head is packed by itself, affinely, so what a token is packed to does not depend
+    on when it came. Raises InputError for what there are no kernels for.
+    """
+
+    bits: int
+    group_size: int = 64
+    after: int = 0
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise InputError(f"--kv-bits {self.bits}: keys and values take 4 or 8 bits")
+        if self.group_size not in MLX_PACKINGS["affine"][0]:
+            raise InputError(f"--kv-group-size {self.group_size}: use 32, 64 or 128")
+        if self.after < 0:
+            raise InputError(f"--kv-quantize-after {self.after}: give a number of tokens")
+
+    def check(self, head_dim: int) -> None:
+        """Raises InputError if this model's heads do not split into whole groups."""
+        if head_dim % self.group_size:
+            raise InputError(
+                f"--kv-group-size {self.group_size}: this model's heads are {head_dim} wide, "
+                "which is no multiple of it"
+            )
+
+    def row_bytes(self, head_dim: int, dtype_bytes: int) -> int:
+        """One head's key or value of one token: codes, then a scale and a bias for each group."""
+        groups = head_dim // self.group_size
+        return head_dim * self.bits // 8 + 2 * groups * dtype_bytes
 
 
 @dataclass(frozen=True)
