@@ -92,7 +92,7 @@ def _run_command(
         for path, image in opened:
             images.append(image)
             width, height = image.size
-            tiles = "1 tile" if len(image.tiles) == 1 else f"{len(image.tiles)} tiles"
+            tiles = "1 tile" if image.num_tiles == 1 else f"{image.num_tiles} tiles"
             terminal.note(f"[{path}: {width}×{height} pixels, {tiles}]")
     elif command == "/reset":
         conversation.reset()

@@ -103,12 +103,9 @@ def load_chat(folder: Path, options: "ChatOptions") -> "Chat":
     """The model, its weights in memory, ready to talk."""
     with terminal.status(f"Loading {folder}"):
         from mlx_llama4.chat import Chat
-        from mlx_llama4.config import load_generation_config
-        from mlx_llama4.load import load
 
         disable_compile_on_cpu()
-        model, processor = load(folder)
-        return Chat(model, processor, load_generation_config(folder), options)
+        return Chat.open(folder, options)
 
 
 def disable_compile_on_cpu() -> None:
