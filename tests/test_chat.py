@@ -96,8 +96,8 @@ def test_interruption_while_the_answer_comes(chat: Chat, monkeypatch: pytest.Mon
         heard.extend(chat.send("What is a llama?"))
     assert chat.messages[-1]["content"]
     prompt = chat.statistics.prompt_tokens
-    # Five steps were whole, the prompt's and four tokens'.
-    assert {layer.offset for layer in chat.cache.layers} == {prompt + 4}
+    # Six steps were whole, the prompt's and five tokens'.
+    assert {layer.offset for layer in chat.cache.layers} == {prompt + 5}
     monkeypatch.undo()
     assert same_from_scratch(chat, "What is 2 plus 3?")
 
