@@ -68,6 +68,26 @@ def user_message(text: str, images: Sequence[PromptImage]) -> Message:
     return {"role": "user", "content": content}
 
 
+def document_parts(text: str, images: Sequence[PromptImage]) -> list[dict[str, Any]]:
+    """What the message that begins with a document begins with.
+
+    A blank line ends it: a tokenizer joins no words over that, so what is said next does not
+    change the document's own tokens.
+    """
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    if text.strip():
+        parts.append({"type": "text", "text": text.rstrip("\n") + "\n\n"})
+    return parts
+
+
+def document_prompt(
+    processor: Processor, options: ChatOptions, text: str, images: Sequence[PromptImage]
+) -> Prompt:
+    """What a conversation that begins with a document begins with."""
+    message = {"role": "user", "content": document_parts(text, images)}
+    return processor.encode_open([*opening_messages(options), message])
+
+
 class Chat:
     """`messages` holds what was said; `statistics` tells of the last answer."""
 
@@ -130,11 +150,7 @@ class Chat:
         if not text.strip() and not images:
             raise PromptError("the document is empty")
         self._stop()
-        # A blank line ends the document: a tokenizer joins no words over it, so what is said
-        # next does not change the document's own tokens.
-        text = text.rstrip("\n") + "\n\n" if text.strip() else ""
-        parts = [{"type": "image", "image": image} for image in images]
-        parts += [{"type": "text", "text": text}] if text else []
+        parts = document_parts(text, images)
         prompt = self.processor.encode_open([*self.messages, {"role": "user", "content": parts}])
         check_length(prompt, self.model.config)
         with self._feeding(prompt, len(prompt.ids)):
