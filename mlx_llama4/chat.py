@@ -280,9 +280,10 @@ class Chat:
     def _before(self, turns: int) -> list[Message]:
         """The messages before the last so many of the user's."""
         asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if not asked:
+            raise PromptError("nothing has been asked yet")
         if not 1 <= turns <= len(asked):
-            there = f"there are {len(asked)}" if asked else "nothing has been asked yet"
-            raise PromptError(f"cannot go back {turns} questions; {there}")
+            raise PromptError(f"cannot go back {turns} questions; {len(asked)} were asked")
         return self.messages[: asked[-turns]]
 
     def _say(

@@ -136,12 +136,9 @@ class PromptFile:
         another than this file is for.
         """
         if self._model != identity.model:
-            other = (
-                f"{self.name!r}, which" if self.name != identity.name else "another model, which"
-            )
             raise CheckpointError(
-                f"{self.path} was made with {other} is not the same as {identity.name!r}; make it "
-                "again with the model that is to use it"
+                f"{self.path} was made with another model ({self.name}) than this one "
+                f"({identity.name}); make it again with the model that is to use it"
             )
         if self._tokenizer != identity.tokenizer:
             raise CheckpointError(
@@ -206,10 +203,16 @@ class PromptFile:
                     f"{self.path} does not exist; give the path of a prompt cache"
                 )
             if self.path.is_dir():
-                raise CheckpointError(f"{self.path} is a folder; name a prompt cache")
+                raise CheckpointError(f"{self.path} is a folder; give the path of a prompt cache")
         except OSError as failure:
             raise CheckpointError(f"cannot read {self.path}: {failure.strerror}") from None
-        return read_header(self.path)
+        try:
+            return read_header(self.path)
+        except CheckpointError as error:
+            # Its advice is for what was downloaded.
+            raise CheckpointError(
+                str(error).replace("download it again", "make it again")
+            ) from None
 
     def _metadata(self) -> Mapping[str, str]:
         with self.path.open("rb") as file:
