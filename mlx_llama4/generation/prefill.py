@@ -11,10 +11,9 @@ import numpy as np
 
 from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.errors import PromptError
+from mlx_llama4.memory import PREFILL_SPAN
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.processor import Prompt
-
-PREFILL_SPAN = 2048
 
 
 def prefill(
