@@ -3,10 +3,11 @@
 By the formulas of memory.py, from a config and the bytes of the weights. Needs no MLX.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mlx_llama4.config import Config
 from mlx_llama4.convert.recipes import Recipe, packing
@@ -26,8 +27,12 @@ from mlx_llama4.memory import (
 from mlx_llama4.quantization import KVQuantization
 from mlx_llama4.tensors import Part
 
-# Each with its own trade-off; 2 bits answer badly, 16 are the source.
+if TYPE_CHECKING:
+    from mlx_llama4.convert.checkpoint import StoredTensor
+    from mlx_llama4.convert.matching import Matching
+
 PLANNED_BITS = (3, 4, 5, 6, 8)
+DEFAULT_BITS = 4
 UNPACKED_BITS = 16
 KV_BITS = (16, 8, 4)
 
@@ -83,6 +88,25 @@ def packed_weights(config: Config, bits: int, dtype_bytes: int) -> dict[Part, in
     """Bytes of each part, as `convert --bits` would pack them. Raises InputError."""
     recipe = Recipe("bfloat16", None if bits == UNPACKED_BITS else packing(bits, None, None))
     return weight_bytes(config, recipe.of, dtype_bytes)
+
+
+def stored_weights(matching: "Matching", dtype_bytes: int) -> dict[Part, int]:
+    """Bytes of each part of a folder that can run as it is."""
+    parts: dict[Part, int] = {}
+    for name, spec in matching.specs.items():
+        loaded = loaded_bytes(matching.sources[name].tensors, dtype_bytes)
+        parts[spec.part] = parts.get(spec.part, 0) + loaded
+    return parts
+
+
+def loaded_bytes(tensors: "Iterable[StoredTensor]", dtype_bytes: int) -> int:
+    """Bytes of stored tensors in memory, where load.py brings all floats to one type."""
+    return sum(
+        math.prod(tensor.shape) * dtype_bytes
+        if tensor.dtype in ("BF16", "F16", "F32")
+        else tensor.nbytes
+        for tensor in tensors
+    )
 
 
 def need_of(config: Config, weights: int, usage: Usage) -> Need:
@@ -177,7 +201,19 @@ def tokens_name(tokens: int) -> str:
 
 
 @dataclass(frozen=True)
-class Packing:
+class Subject:
+    """A model to plan for. dtype_bytes: of an element of what is not packed. stored: bytes of each
+    part, if it can run as it is stored.
+    """
+
+    name: str
+    config: Config
+    dtype_bytes: int
+    stored: Mapping[Part, int] | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
     """A model at some bits a weight, None: as it is stored. largest: bits of keys and values →
     most tokens that fit the machine.
     """
@@ -188,28 +224,28 @@ class Packing:
     fit: Fit
     largest: Mapping[int, int]
 
-    @property
-    def weight_bytes(self) -> int:
-        return sum(self.weights.values())
-
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """chosen: the packing asked for; packings: that and the others there are to choose from.
-    streamed: what `chosen` takes with its routed experts left on the disk.
+    """chosen: the packing asked for; choices: that and the others there are. streamed: what
+    `chosen` takes with its routed experts left on the disk. machines: of this memory, that share
+    it; None if no number of them can.
     """
 
-    name: str
-    config: Config
+    subject: Subject
     machine: Machine
     usage: Usage
-    chosen: Packing
-    packings: tuple[Packing, ...]
+    chosen: Choice
+    choices: tuple[Choice, ...]
     streamed: Need
+    machines: int | None
 
     @property
-    def machines(self) -> int | None:
-        return machines_needed(self.chosen.need, self.machine)
+    def cache_bytes_per_token(self) -> int:
+        """Of global layers; chunked ones stop growing."""
+        usage = self.usage
+        text, block = self.subject.config.text, CACHE_BLOCK_TOKENS
+        return cache_bytes(text, block, usage.dtype_bytes, usage.kv).global_layers // block
 
     @property
     def wired_limit_command(self) -> str | None:
@@ -220,39 +256,60 @@ class MemoryPlan:
 
 
 def make_plan(
-    name: str,
-    config: Config,
+    subject: Subject,
     machine: Machine,
     usage: Usage,
-    *,
-    bits: int,
-    stored: Mapping[Part, int] | None = None,
+    bits: int | None = None,
     kv_group_size: int = 64,
 ) -> MemoryPlan:
-    """stored: bytes of each part of a folder that can run as it is, then planned so; else at
-    `bits`. Raises InputError for a context beyond the model's, and for packings there are not.
+    """bits: of the weights; None: as they are stored, or 4.
+
+    Raises InputError for a context beyond the model's, and for packings there are not.
     """
-    limit = config.text.max_position_embeddings
+    limit = subject.config.text.max_position_embeddings
     if usage.context > limit:
-        raise InputError(f"--context {usage.context:,}: {name} takes at most {limit:,} tokens")
+        raise InputError(
+            f"--context {tokens_name(usage.context)}: {subject.name} takes at most {limit:,} tokens"
+        )
     if usage.kv is not None:
-        usage.kv.check(config.text.head_dim)
+        usage.kv.check(subject.config.text.head_dim)
+    wanted = DEFAULT_BITS if bits is None and subject.stored is None else bits
+    counts = sorted({*PLANNED_BITS, *([] if wanted is None else [wanted])})
+    choices = [
+        _choice(subject, machine, usage, one, kv_group_size)
+        for one in ([None] if subject.stored is not None else []) + counts
+    ]
+    chosen = next(choice for choice in choices if choice.bits == wanted)
+    streamed = need_of(subject.config, streamed_weights(subject.config, chosen.weights), usage)
+    return MemoryPlan(
+        subject,
+        machine,
+        usage,
+        chosen,
+        tuple(choices),
+        streamed,
+        machines_needed(chosen.need, machine),
+    )
 
-    def plan(count: int | None, weights: Mapping[Part, int]) -> Packing:
-        total = sum(weights.values())
-        need = need_of(config, total, usage)
-        largest = {
-            kv_bits: largest_context(config, total, replace(usage, kv=kv), machine.usable)
-            for kv_bits, kv in kv_choices(config, kv_group_size).items()
-        }
-        return Packing(count, weights, need, fit(need.total, machine), largest)
 
-    counts: Iterable[int] = PLANNED_BITS
-    if stored is None:
-        counts = sorted({*PLANNED_BITS, bits})
-    packings = [plan(one, packed_weights(config, one, usage.dtype_bytes)) for one in counts]
-    if stored is not None:
-        packings.insert(0, plan(None, stored))
-    chosen = next(one for one in packings if one.bits == (None if stored is not None else bits))
-    streamed = need_of(config, streamed_weights(config, chosen.weights), usage)
-    return MemoryPlan(name, config, machine, usage, chosen, tuple(packings), streamed)
+def _choice(
+    subject: Subject, machine: Machine, usage: Usage, bits: int | None, kv_group_size: int
+) -> Choice:
+    config = subject.config
+    packed = bits is not None and packed_weights(config, bits, subject.dtype_bytes)
+    weights = packed or subject.stored
+    total = sum(weights.values())
+    need = need_of(config, total, usage)
+    largest = {
+        kv_bits: largest_context(config, total, replace(usage, kv=kv), machine.usable)
+        for kv_bits, kv in kv_choices(config, kv_group_size).items()
+    }
+    return Choice(bits, weights, need, fit(need.total, machine), largest)
+
+
+def announced_weights(parameters: int, bits: int) -> int:
+    """About what so many parameters weigh: of Behemoth no more can be said."""
+    if bits == UNPACKED_BITS:
+        return 2 * parameters
+    packed = packing(bits, None, None)
+    return int(parameters * (packed.bits + 2 * 16 / packed.group_size) / 8)

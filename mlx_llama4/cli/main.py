@@ -14,6 +14,7 @@ from mlx_llama4.cli.compare import compare
 from mlx_llama4.cli.convert import convert
 from mlx_llama4.cli.demo import demo
 from mlx_llama4.cli.inspect import inspect
+from mlx_llama4.cli.plan import plan
 
 EXAMPLES = """\b
 Examples:
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (convert, ask, chat, inspect, compare, demo):
+for command in (convert, ask, chat, plan, inspect, compare, demo):
     app.command()(command)
 
 
