@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli.memory_check import check_memory
 from mlx_llama4.errors import PromptError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def ask(
     top_p: options.TopP = None,
     top_k: options.TopK = None,
     seed: options.Seed = None,
+    force: options.Force = False,
 ) -> None:
     """Ask one question, with any number of pictures.
 
@@ -65,7 +67,7 @@ def ask(
     sampling = options.Sampling(temperature, top_p, top_k, seed)
     folder = find_folder(model, revision)
     chat_options = options.chat_options(folder, system, max_tokens, sampling)
-    images = _check(folder, text, image or [], chat_options)
+    images = _check(folder, text, image or [], chat_options, force)
     chat = options.load_chat(folder, chat_options)
     if as_json:
         _answer_json(chat, text, images)
@@ -74,7 +76,7 @@ def ask(
 
 
 def _check(
-    folder: Path, text: str, paths: list[Path], chat_options: "ChatOptions"
+    folder: Path, text: str, paths: list[Path], chat_options: "ChatOptions", force: bool
 ) -> list["TiledImage"]:
     """The pictures. Refuses all that can be refused before the weights are read."""
     from mlx_llama4.chat import opening_messages, user_message
@@ -84,7 +86,11 @@ def _check(
     config, processor = open_folder(folder)
     images = [processor.tile(path) for path in paths]
     messages = [*opening_messages(chat_options), user_message(text, images)]
-    check_length(processor.encode(messages), config)
+    prompt = processor.encode(messages)
+    check_length(prompt, config)
+    tiles = tuple(len(image.tiles) for image in images)
+    context = len(prompt.ids) + chat_options.max_tokens
+    check_memory(folder, context, tiles=tiles, force=force)
     return images
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli.memory_check import check_memory
 from mlx_llama4.errors import Llama4Error
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def chat(
     top_p: options.TopP = None,
     top_k: options.TopK = None,
     seed: options.Seed = None,
+    force: options.Force = False,
 ) -> None:
     """Talk with a model; /help lists what else can be typed.
 
@@ -45,6 +47,7 @@ def chat(
     sampling = options.Sampling(temperature, top_p, top_k, seed)
     folder = find_folder(model, revision)
     chat_options = options.chat_options(folder, system, max_tokens, sampling)
+    check_memory(folder, force=force)
     conversation = options.load_chat(folder, chat_options)
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  gives input() editing and history

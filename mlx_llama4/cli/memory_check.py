@@ -33,32 +33,43 @@ def check_memory(
     """
     from mlx_llama4.config import load_config
     from mlx_llama4.convert.checkpoint import open_checkpoint
+    from mlx_llama4.load import open_folder
     from mlx_llama4.machine import this_machine
     from mlx_llama4.memory import PREFILL_SPAN
-    from mlx_llama4.planner import (
-        Usage,
-        dtype_bytes,
-        fit,
-        loaded_bytes,
-        need_of,
-        wired_limit_command,
-    )
+    from mlx_llama4.planner import Usage, dtype_bytes, fit, loaded_bytes, need_of
 
     machine, config = this_machine(), load_config(folder)
     width = dtype_bytes(config.dtype, machine)
-    weights = loaded_bytes(open_checkpoint(folder).tensors.values(), width)
-    limit = config.text.max_position_embeddings
     span = PREFILL_SPAN if span is None else span
+    limit = config.text.max_position_embeddings
     usage = Usage(min(context or span, limit), width, kv, tiles, span)
+    # Loaded, 16 bits become 32 at most. That is known at once and mostly says enough.
+    most = width // 2 * sum(file.stat().st_size for file in _weight_files(folder))
+    if fit(need_of(config, most, usage).total, machine) == "yes":
+        return
+    weights = loaded_bytes(open_checkpoint(folder).tensors.values(), width)
     total = need_of(config, weights, usage).total
     verdict = fit(total, machine)
     if verdict == "no" and not force:
+        open_folder(folder)  # what is wrong with the folder itself comes first
         raise InputError(_refusal(folder, config, weights, usage, machine))
     if verdict == "raised":
-        terminal.note(
-            "This takes more than the GPU may hold by default, and will be slow; after each "
-            f"start of this Mac, first run: {wired_limit_command(total, machine)}"
-        )
+        terminal.note(_above_wired_limit(total, machine))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return [file for file in folder.glob("*.safetensors") if file.is_file()]
+
+
+def _above_wired_limit(total: int, machine: "Machine") -> str:
+    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.planner import wired_limit_command
+
+    return (
+        f"This takes {human_bytes(total)}, more than the {human_bytes(machine.wired)} that this "
+        "Mac's GPU may hold by default, and may be slow or fail; after each start, first run: "
+        f"{wired_limit_command(total, machine)}"
+    )
 
 
 def _refusal(
@@ -66,33 +77,26 @@ def _refusal(
 ) -> str:
     """One line: what it takes, what there is, and each option that would help."""
     from mlx_llama4.memory import human_bytes
-    from mlx_llama4.planner import (
-        UNPACKED_BITS,
-        kv_choices,
-        largest_context,
-        need_of,
-    )
+    from mlx_llama4.planner import UNPACKED_BITS, kv_choices, largest_context, need_of
 
     need = need_of(config, weights, usage)
     options = []
-    fitting = largest_context(config, weights, usage, machine.usable)
-    if fitting:
-        options.append(f"{fitting:,} tokens fit")
-    packed = kv_choices(config, usage.kv.group_size if usage.kv else 64)
-    for bits, kv in packed.items():
-        smaller = bits < (usage.kv.bits if usage.kv else UNPACKED_BITS)
-        changed = replace(usage, kv=kv)
-        if smaller and need_of(config, weights, changed).total <= machine.usable:
+    if fitting := largest_context(config, weights, usage, machine.usable):
+        options.append(f"{fitting:,} tokens would fit")
+    group_size, kv_bits = (usage.kv.group_size, usage.kv.bits) if usage.kv else (64, UNPACKED_BITS)
+    for bits, kv in kv_choices(config, group_size).items():
+        packed = need_of(config, weights, replace(usage, kv=kv))
+        if bits < kv_bits and packed.total <= machine.usable:
             options.append(f"--kv-bits {bits} would do")
             break
     if bits := _fitting_bits(config, usage, machine):
         options.append(f"converted with --bits {bits} it would fit")
     advice = "; ".join(options) or "no bits a weight make it fit"
     return (
-        f"{folder} does not fit in memory: {human_bytes(need.total)} for {usage.context:,} tokens "
-        f"(weights {human_bytes(weights)}, keys and values {human_bytes(need.cache.total)}, "
-        f"in flight {human_bytes(need.in_flight)}), of {human_bytes(machine.usable)} there are; "
-        f"{advice}; --force tries anyway"
+        f"{folder} takes {human_bytes(need.total)} of memory for {usage.context:,} tokens (weights "
+        f"{human_bytes(weights)}, keys and values {human_bytes(need.cache.total)}, in flight "
+        f"{human_bytes(need.in_flight)}), of {human_bytes(machine.usable)} there are; {advice}; "
+        "--force tries anyway"
     )
 
 
@@ -101,8 +105,8 @@ def check_conversion(plan: "Plan", config: "Config", force: bool) -> None:
     it makes cannot run here.
     """
     from mlx_llama4.machine import this_machine
-    from mlx_llama4.memory import human_bytes, weight_bytes
-    from mlx_llama4.planner import dtype_bytes, fit, need_of
+    from mlx_llama4.memory import PREFILL_SPAN, human_bytes, weight_bytes
+    from mlx_llama4.planner import Usage, dtype_bytes, fit, need_of
 
     machine = this_machine()
     memory = human_bytes(machine.usable)
@@ -112,7 +116,7 @@ def check_conversion(plan: "Plan", config: "Config", force: bool) -> None:
             f"converting takes about {human_bytes(plan.peak_bytes)} of memory, of {memory} there "
             f"are; {without}use a larger machine; --force tries anyway"
         )
-    usage = _least_usage(dtype_bytes(plan.recipe.dtype, machine))
+    usage = Usage(PREFILL_SPAN, dtype_bytes(plan.recipe.dtype, machine))
     weights = weight_bytes(config, lambda name, _: plan.packings[name], usage.dtype_bytes)
     total = need_of(config, sum(weights.values()), usage).total
     if fit(total, machine) == "no":
@@ -124,24 +128,12 @@ def check_conversion(plan: "Plan", config: "Config", force: bool) -> None:
         )
 
 
-def _least_usage(dtype_bytes: int) -> "Usage":
-    """One step of a prefill."""
-    from mlx_llama4.memory import PREFILL_SPAN
-    from mlx_llama4.planner import Usage
-
-    return Usage(PREFILL_SPAN, dtype_bytes)
-
-
 def _fitting_bits(config: "Config", usage: "Usage", machine: "Machine") -> int | None:
     """Most bits a weight with which `usage` fits."""
     from mlx_llama4.planner import PLANNED_BITS, need_of, packed_weights
 
-    fitting = [
-        bits
-        for bits in PLANNED_BITS
-        if need_of(
-            config, sum(packed_weights(config, bits, usage.dtype_bytes).values()), usage
-        ).total
-        <= machine.usable
-    ]
-    return max(fitting, default=None)
+    for bits in reversed(PLANNED_BITS):
+        weights = packed_weights(config, bits, usage.dtype_bytes)
+        if need_of(config, sum(weights.values()), usage).total <= machine.usable:
+            return bits
+    return None

@@ -77,7 +77,7 @@ def _bytes_rows(plan: "MemoryPlan") -> list[tuple[str, ...]]:
         (
             f"prefill of {min(plan.usage.span, plan.usage.context):,} tokens",
             human_bytes(need.activations + need.dequantized),
-            f"{human_bytes(need.dequantized)} of it one layer's keys and values, unpacked"
+            f"{human_bytes(need.dequantized)} of it a layer's KV, unpacked"
             if need.dequantized
             else "",
         ),
