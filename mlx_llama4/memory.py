@@ -123,14 +123,16 @@ def dequantized_bytes(
 def vision_bytes(vision: VisionConfig, tiles: int, dtype_bytes: int) -> int:
     """Upper bound of what is in flight in the vision tower for a picture of so many tiles.
 
-    As `activation_bytes`, and besides scores: Metal has no fused kernel for heads of these
-    widths. Three arrays of them are counted, for the softmax takes one to another.
+    As `activation_bytes`, and besides the pixels, which stay, once more as patches, and scores:
+    Metal has no fused kernel for heads of these widths. Of those three arrays are counted, for
+    the softmax takes one to another.
     """
     batch = min(tiles, TILES_PER_BATCH)
     positions = vision.patches_per_side**2 + 1
     width = 10 * vision.hidden_size + 4 * vision.intermediate_size
     scores = 3 * vision.num_attention_heads * positions**2
-    return batch * (positions * width + scores) * dtype_bytes
+    pixels = 2 * vision.num_channels * vision.image_size**2
+    return batch * (positions * width + scores + pixels) * dtype_bytes
 
 
 def feature_bytes(config: Config, tiles: int, dtype_bytes: int) -> int:
