@@ -104,7 +104,7 @@ def test_the_sysctl_is_named_where_it_helps() -> None:
     page = run("plan", "scout", "--memory", "64GB", "--context", "4K").stdout
     assert "fits if the limit is raised" in page
     assert page.splitlines()[-1].strip() == "sudo sysctl iogpu.wired_limit_mb=61440"
-    for options in (("--memory", "64GB", "--bits", 8), ("--memory", "128GB")):
+    for options in (("--memory", "64GB", "--bits", 8), ("--memory", "512GB")):
         assert "sysctl" not in run("plan", "scout", *options, "--context", "4K").stdout
 
 

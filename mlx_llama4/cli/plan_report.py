@@ -19,7 +19,6 @@ GROUPS = {
     "embedding, head": ("embedding", "head"),
     "vision": ("vision tower", "projector"),
 }
-FITS = {"yes": "yes", "raised": "raised", "no": "no"}
 
 
 def print_plan(plan: "MemoryPlan", is_this_machine: bool) -> None:
@@ -129,14 +128,14 @@ def _print_choices(plan: "MemoryPlan") -> None:
                 "as stored" if choice.bits is None else str(choice.bits),
                 human_bytes(choice.need.weights),
                 human_bytes(choice.need.total),
-                FITS[choice.fit],
+                choice.fit,
                 *(tokens_name(tokens) if tokens else "none" for tokens in largest),
             )
         )
-    terminal.line(
-        "By bits a weight; and by those of keys and values, the longest context that fits:"
-    )
+    terminal.line("The longest context that fits, by bits a weight and of keys and values:")
     terminal.table(rows, right=(1, 2, 4, 5, 6))
+    if plan.chosen.fit != "raised" and any(choice.fit == "raised" for choice in plan.choices):
+        terminal.line("  raised: if the GPU may hold more than by default, by iogpu.wired_limit_mb")
 
 
 def plan_json(plan: "MemoryPlan") -> dict[str, Any]:
