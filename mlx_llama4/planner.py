@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from mlx_llama4.config import Config
-from mlx_llama4.convert.recipes import Recipe, packing
 from mlx_llama4.errors import InputError
 from mlx_llama4.machine import GIB, MIB, Machine
 from mlx_llama4.memory import (
@@ -86,6 +85,8 @@ def dtype_bytes(dtype: str | None, machine: Machine) -> int:
 
 def packed_weights(config: Config, bits: int, dtype_bytes: int) -> dict[Part, int]:
     """Bytes of each part, as `convert --bits` would pack them. Raises InputError."""
+    from mlx_llama4.convert.recipes import Recipe, packing
+
     recipe = Recipe("bfloat16", None if bits == UNPACKED_BITS else packing(bits, None, None))
     return weight_bytes(config, recipe.of, dtype_bytes)
 
@@ -309,6 +310,8 @@ def _choice(
 
 def announced_weights(parameters: int, bits: int) -> int:
     """About what so many parameters weigh: of Behemoth no more can be said."""
+    from mlx_llama4.convert.recipes import packing
+
     if bits == UNPACKED_BITS:
         return 2 * parameters
     packed = packing(bits, None, None)
