@@ -92,6 +92,36 @@ def cache_bytes(
     )
 
 
+def prompt_file_bytes(
+    text: TextConfig,
+    tokens: int,
+    dtype_bytes: int,
+    quantization: KVQuantization | None = None,
+    *,
+    small: bool = False,
+    feature_tokens: int = 0,
+) -> int:
+    """Bytes of keys, values, ids and image features in a saved prompt cache.
+
+    Global layers have all tokens, chunked ones those since the last border. `small` leaves out
+    all keys and values from that border on. feature_tokens: slots of the pictures that are saved
+    too. The header and the conversation's text come on top.
+    """
+    row = text.head_dim * dtype_bytes
+    chunk = text.attention_chunk_size
+    border = tokens // chunk * chunk if chunk is not None else 0
+    held = border if small else tokens
+    packs = quantization is not None and tokens > quantization.after
+    global_row = quantization.row_bytes(text.head_dim, dtype_bytes) if packs else row
+    global_layers = sum(kind.attention == "global" for kind in text.layers)
+    chunked_layers = text.num_hidden_layers - global_layers
+    rows = 2 * text.num_key_value_heads  # of one token in one layer
+    keys_and_values = rows * (
+        global_layers * held * global_row + chunked_layers * (held - border) * row
+    )
+    return keys_and_values + 4 * tokens + feature_tokens * text.hidden_size * dtype_bytes
+
+
 def activation_bytes(text: TextConfig, span: int, dtype_bytes: int) -> int:
     """Upper bound of what is in flight while `span` tokens pass through the layers.
 
