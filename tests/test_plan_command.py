@@ -177,7 +177,7 @@ def test_plans_of_releases_import_nothing_heavy() -> None:
         (("scout", "--bits", 7), "7 bits are not supported"),
         (("behemoth", "--bits", 7), "7 bits are not supported"),
         (("scout", "--kv-bits", 6), "--kv-bits 6: keys and values take 4 or 8 bits"),
-        (("scout", "--kv-bits", 8, "--kv-group-size", 48), "--kv-group-size 48: use 32"),
+        (("scout", "--kv-group-size", 48), "--kv-group-size 48: use 32"),
         (("nowhere",), "nowhere does not exist"),
         (("scout", "--revision", "v1"), "--revision is for repositories"),
     ],
@@ -232,7 +232,7 @@ def check(machine: Machine, monkeypatch: pytest.MonkeyPatch, *arguments: object,
 
 
 def test_options_that_would_help(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A million tokens, 262 KB each, a layer of four twice; a third in 8 bits, scales in float32."""
+    """A million tokens, 262 KB each, and one layer of four twice."""
     with pytest.raises(InputError) as refusal:
         check(small(150_000), monkeypatch, wide, 10**6)
     for option in ("457,472 tokens would fit", "--kv-bits 8 would do"):

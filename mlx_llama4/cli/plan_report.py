@@ -201,7 +201,6 @@ def print_announced(machine: "Machine", bits: int | None, as_json: bool) -> None
         f"about {BEHEMOTH.parameters / 1e12:g}T in all"
     )
     terminal.line(f"  weights in {bits} bits: about {human_bytes(weights)}; KV cache: unknown")
-    room, memory = human_bytes(machine.usable), human_bytes(machine.memory)
-    terminal.line(
-        f"  with {room} for a model on each machine of {memory}: {machines} or more of them"
-    )
+    if machines is not None:
+        room, memory = human_bytes(machine.usable), human_bytes(machine.memory)
+        terminal.line(f"  {room} for a model on each machine of {memory}: {machines} at least")
