@@ -54,8 +54,9 @@ class Usage:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of memory. activations and dequantized are in flight while a prompt's text is read,
-    vision before that, the rest is held.
+    """Bytes of memory. In flight while text is read: activations, and of one global layer its keys
+    and values once more, dequantized or, where its cache grows, copied. In flight before that:
+    vision. The rest is held.
     """
 
     weights: int
@@ -63,6 +64,7 @@ class Need:
     features: int
     activations: int
     dequantized: int
+    growing: int
     vision: int
 
     @property
@@ -71,7 +73,11 @@ class Need:
 
     @property
     def in_flight(self) -> int:
-        return max(self.activations + self.dequantized, self.vision)
+        return max(self.prefill, self.vision)
+
+    @property
+    def prefill(self) -> int:
+        return self.activations + max(self.dequantized, self.growing)
 
     @property
     def total(self) -> int:
@@ -116,14 +122,17 @@ def need_of(config: Config, weights: int, usage: Usage) -> Need:
     # Caches that are packed late are largest just before.
     unpacked = min(context, usage.kv.after) if usage.kv else context
     caches = (cache_bytes(text, tokens, width, usage.kv) for tokens in (context, unpacked))
-    largest = max(usage.tiles, default=0)
-    vision = vision_bytes(config.vision, largest, width) if config.vision and largest else 0
+    cache = max(caches, key=lambda cache: cache.total)
+    global_layers = sum(kind.attention == "global" for kind in text.layers)
+    tiles = max(usage.tiles, default=0)
+    vision = vision_bytes(config.vision, tiles, width) if config.vision and tiles else 0
     return Need(
         weights=weights,
-        cache=max(caches, key=lambda cache: cache.total),
+        cache=cache,
         features=feature_bytes(config, sum(usage.tiles), width),
         activations=activation_bytes(text, min(usage.span, context), width),
         dequantized=dequantized_bytes(text, context, width, usage.kv),
+        growing=cache.global_layers // max(global_layers, 1),
         vision=vision,
     )
 

@@ -70,8 +70,8 @@ def test_json() -> None:
     assert set(plan) == {
         "model", "released", "context", "context_limit", "kv_bits", "kv_group_size", "tiles",
         "machine", "bits", "weights", "weight_bytes", "cache", "cache_bytes_per_token",
-        "activation_bytes", "dequantized_bytes", "vision_bytes", "feature_bytes", "total_bytes",
-        "fits", "wired_limit_command", "streamed_experts", "machines", "choices",
+        "activation_bytes", "dequantized_bytes", "growing_bytes", "vision_bytes", "feature_bytes",
+        "total_bytes", "fits", "wired_limit_command", "streamed_experts", "machines", "choices",
     }  # fmt: skip
     assert (plan["context"], plan["context_limit"]) == (2**20, 10 * 2**20)
     assert plan["cache"] == {"global_layers": 26_112 * 2**20, "chunked_layers": 1_207_959_552}
@@ -177,7 +177,7 @@ def test_plans_of_releases_import_nothing_heavy() -> None:
         (("scout", "--bits", 7), "7 bits are not supported"),
         (("behemoth", "--bits", 7), "7 bits are not supported"),
         (("scout", "--kv-bits", 6), "--kv-bits 6: keys and values take 4 or 8 bits"),
-        (("scout", "--kv-bits", 8, "--kv-group-size", 48), "--kv-group-size 48: use 32"),
+        (("scout", "--kv-group-size", 48), "--kv-group-size 48: use 32"),
         (("nowhere",), "nowhere does not exist"),
         (("scout", "--revision", "v1"), "--revision is for repositories"),
     ],
@@ -232,10 +232,10 @@ def check(machine: Machine, monkeypatch: pytest.MonkeyPatch, *arguments: object,
 
 
 def test_options_that_would_help(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A million tokens: 262 KB each, and a quarter of that in 8 bits with float32 scales."""
+    """A million tokens, 262 KB each, and one layer of four twice."""
     with pytest.raises(InputError) as refusal:
         check(small(150_000), monkeypatch, wide, 10**6)
-    for option in ("571,904 tokens would fit", "--kv-bits 8 would do"):
+    for option in ("457,472 tokens would fit", "--kv-bits 8 would do"):
         assert option in str(refusal.value)
     assert "--bits" not in str(refusal.value).replace("--kv-bits", "")
 

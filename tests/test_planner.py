@@ -145,6 +145,29 @@ def test_pictures_stay_within_their_formula(tiles: int, side: int) -> None:
     assert feature_bytes(model.config, tiles, 4) == features.nbytes
 
 
+def test_a_cache_that_grows_is_there_twice_a_layer_at_a_time() -> None:
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
+    config = parse_config(tiny.config("scout", **heads, no_rope_layers=[0] * 8))
+    model, tokens = Llama4(config), 16 * CACHE_BLOCK_TOKENS
+    cache = model.make_cache()
+    for layer in cache:
+        keys, values = (mx.random.normal((1, 8, tokens, 64)) for _ in range(2))
+        for _ in layer.extend(keys, values, tokens):
+            pass
+        mx.eval(layer.arrays)
+    del _, keys, values
+    mx.eval(model.parameters())
+    before = mx.get_active_memory() - sum(layer.nbytes for layer in cache)
+    mx.reset_peak_memory()
+    mx.eval(model(mx.array([[5]]), cache))
+    need = need_of(config, 0, Usage(tokens + 1, 4, span=1))
+    used = mx.get_peak_memory() - before - need.cache.total
+    print(f"used {used:,}, predicted {need.in_flight:,}, of it growing {need.growing:,}")
+    assert sum(layer.nbytes for layer in cache) == need.cache.total
+    scores = 2 * 8 * (tokens + 1) * 4  # the CPU has no fused kernel; not counted
+    assert need.growing < used <= need.in_flight + scores
+
+
 def test_what_is_streamed_leaves_an_expert_a_layer() -> None:
     parts = packed_weights(SCOUT, 4, 2)
     expert = 3 * 5120 * 8192 * 4.5 / 8

@@ -81,7 +81,8 @@ def plan(
     from mlx_llama4.quantization import KVQuantization
 
     machine = this_machine() if memory is None else mac(parse_memory(memory))
-    kv = None if kv_bits == UNPACKED_BITS else KVQuantization(kv_bits, kv_group_size)
+    packed = KVQuantization(8 if kv_bits == UNPACKED_BITS else kv_bits, kv_group_size)
+    kv = None if kv_bits == UNPACKED_BITS else packed
     tokens = None if context is None else parse_tokens(context)
     if model == BEHEMOTH and not Path(model).exists():
         print_announced(machine, bits, as_json)

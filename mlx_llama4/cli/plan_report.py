@@ -61,6 +61,7 @@ def _bytes_rows(plan: "MemoryPlan") -> list[tuple[str, ...]]:
         if nbytes := sum(weights.get(part, 0) for part in parts):
             rows.append((group, human_bytes(nbytes), ""))
     chunk = text.attention_chunk_size
+    again, unpacks = max(need.dequantized, need.growing), need.dequantized > need.growing
     rows += [
         ("all weights", human_bytes(need.weights), ""),
         (
@@ -75,10 +76,8 @@ def _bytes_rows(plan: "MemoryPlan") -> list[tuple[str, ...]]:
         ),
         (
             f"prefill of {min(plan.usage.span, plan.usage.context):,} tokens",
-            human_bytes(need.activations + need.dequantized),
-            f"{human_bytes(need.dequantized)} of it a layer's KV, unpacked"
-            if need.dequantized
-            else "",
+            human_bytes(need.prefill),
+            f"{human_bytes(again)} of it a layer's KV, {'unpacked' if unpacks else 'growing'}",
         ),
     ]
     if need.features:
@@ -158,6 +157,7 @@ def plan_json(plan: "MemoryPlan") -> dict[str, Any]:
         "cache_bytes_per_token": plan.cache_bytes_per_token,
         "activation_bytes": need.activations,
         "dequantized_bytes": need.dequantized,
+        "growing_bytes": need.growing,
         "vision_bytes": need.vision,
         "feature_bytes": need.features,
         "total_bytes": need.total,
@@ -201,7 +201,6 @@ def print_announced(machine: "Machine", bits: int | None, as_json: bool) -> None
         f"about {BEHEMOTH.parameters / 1e12:g}T in all"
     )
     terminal.line(f"  weights in {bits} bits: about {human_bytes(weights)}; KV cache: unknown")
-    room, memory = human_bytes(machine.usable), human_bytes(machine.memory)
-    terminal.line(
-        f"  with {room} for a model on each machine of {memory}: {machines} or more of them"
-    )
+    if machines is not None:
+        room, memory = human_bytes(machine.usable), human_bytes(machine.memory)
+        terminal.line(f"  {room} for a model on each machine of {memory}: {machines} at least")
