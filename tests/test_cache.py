@@ -13,11 +13,13 @@ from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.config import parse_config
 from mlx_llama4.errors import PromptError
+from mlx_llama4.generation.prefill import prefill
 from mlx_llama4.memory import cache_bytes
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.model.rope import TextRope
 from mlx_llama4.prompt.image import RememberedImage
-from mlx_llama4.prompt.processor import PlacedImage
+from mlx_llama4.prompt.processor import PlacedImage, Prompt
+from mlx_llama4.quantization import KVQuantization
 from tests import tiny
 from tests.golden import cases
 from tests.test_goldens import goldens
@@ -208,6 +210,66 @@ def test_bytes_are_as_predicted(length: int, chunk: int | None) -> None:
     cache = model.make_cache()
     model(mx.array(tiny.text_ids(length, 0)), cache)
     assert sum(layer.nbytes for layer in cache) == cache_bytes(config.text, length, 4).total
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("length", "after"), [(1, 0), (300, 0), (300, 300), (300, 299)])
+def test_packed_bytes_are_as_predicted(bits: int, length: int, after: int) -> None:
+    config = parse_config(tiny.config("scout", head_dim=64))
+    model, quantization = Llama4(config), KVQuantization(bits, 64, after)
+    cache = model.make_cache(quantization)
+    for start in range(0, length, 100):
+        model(mx.array(tiny.text_ids(length, 0)[:, start : start + 100]), cache)
+        mx.eval([array for layer in cache for array in layer.arrays])
+    expected = cache_bytes(config.text, length, 4, quantization)
+    assert sum(layer.nbytes for layer in cache) == expected.total
+    packs = length > after
+    assert (expected.total < cache_bytes(config.text, length, 4).total) == packs
+
+
+def test_scout_s_bytes_a_token() -> None:
+    """12 global layers of 8 key/value heads, 128 wide; figures of `findings`, bf16."""
+    text = parse_config(
+        tiny.config(
+            "scout",
+            num_hidden_layers=48,
+            num_attention_heads=40,
+            num_key_value_heads=8,
+            head_dim=128,
+            attention_chunk_size=8192,
+        )
+    ).text
+    tokens = 2**20
+    for quantization, expected in (
+        (None, 12 * 2 * 8 * 128 * 2),
+        (KVQuantization(8), 26_112),
+        (KVQuantization(4), 13_824),
+    ):
+        found = cache_bytes(text, tokens, 2, quantization)
+        assert found.global_layers == tokens * expected
+        assert found.chunked_layers == 36 * 8192 * 4096
+
+
+def test_chunked_memory_stays_flat_over_a_thousand_chunks() -> None:
+    config = parse_config(tiny.config("maverick", attention_chunk_size=8, num_hidden_layers=4))
+    model, cache, seen = Llama4(config), Llama4(config).make_cache(), []
+    prompt = Prompt(tiny.text_ids(8000, 0)[0].astype(np.int32))
+
+    def note(done: int, total: int) -> None:
+        chunked = [layer for layer in cache if isinstance(layer, ChunkedKVCache)]
+        seen.append((done, sum(layer.nbytes for layer in chunked), mx.get_active_memory()))
+
+    mx.eval(prefill(model, prompt, cache, span=400, on_progress=note))
+    expected = cache_bytes(config.text, 8000, 4)
+    assert (
+        {nbytes for _, nbytes, _ in seen} == {expected.chunked_layers} == {3 * 8 * 2 * 2 * 16 * 4}
+    )
+    # What grows is the one global layer, by what the formula says of it.
+    (first, _, before), (last, _, after) = seen[2], seen[-1]
+    growth = sum(
+        sign * cache_bytes(config.text, done, 4).total for done, sign in ((last, 1), (first, -1))
+    )
+    assert after - before == pytest.approx(growth, rel=0.01)
 
 
 def test_positions_inside_the_chunk_are_exact_at_ten_million_tokens() -> None:
