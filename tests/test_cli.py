@@ -18,7 +18,7 @@ from tests.commands import run
 def test_help() -> None:
     result = run("--help")
     assert result.returncode == 0
-    for command in ("convert", "ask", "chat", "cache", "inspect", "demo"):
+    for command in ("convert", "ask", "chat", "cache", "plan", "inspect", "demo"):
         assert command in result.stdout
         assert "Example" in run(command, "--help").stdout
 

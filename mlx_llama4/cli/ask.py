@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli.memory_check import check_memory
 from mlx_llama4.errors import PromptError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def ask(
     kv_bits: options.KVBits = None,
     kv_group_size: options.KVGroupSize = None,
     kv_quantize_after: options.KVQuantizeAfter = None,
+    force: options.Force = False,
 ) -> None:
     """Ask one question, with any number of pictures.
 
@@ -70,7 +72,7 @@ def ask(
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     folder = find_folder(model, revision)
     chat_options = options.chat_options(folder, system, max_tokens, sampling, caching)
-    images = _check(folder, text, image or [], chat_options)
+    images = _check(folder, text, image or [], chat_options, force)
     if cache is not None:
         options.check_cache(cache, folder, chat_options)
     chat = options.load_chat(folder, chat_options)
@@ -83,7 +85,7 @@ def ask(
 
 
 def _check(
-    folder: Path, text: str, paths: list[Path], chat_options: "ChatOptions"
+    folder: Path, text: str, paths: list[Path], chat_options: "ChatOptions", force: bool
 ) -> list["PromptImage"]:
     """The pictures. Refuses all that can be refused before the weights are read."""
     from mlx_llama4.chat import opening_messages, user_message
@@ -93,7 +95,12 @@ def _check(
     config, processor = open_folder(folder)
     images = [processor.tile(path) for path in paths]
     messages = [*opening_messages(chat_options), user_message(text, images)]
-    check_length(processor.encode(messages), config)
+    prompt = processor.encode(messages)
+    check_length(prompt, config)
+    tiles = tuple(len(image.tiles) for image in images)
+    context = len(prompt.ids) + chat_options.max_tokens
+    kv, span = chat_options.kv_quantization, chat_options.prefill_step
+    check_memory(folder, context, tiles=tiles, kv=kv, span=span, force=force)
     return images
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli.memory_check import check_memory
 from mlx_llama4.errors import Llama4Error
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def chat(
     kv_bits: options.KVBits = None,
     kv_group_size: options.KVGroupSize = None,
     kv_quantize_after: options.KVQuantizeAfter = None,
+    force: options.Force = False,
 ) -> None:
     """Talk with a model; /help lists what else can be typed.
 
@@ -56,6 +58,8 @@ def chat(
     chat_options = options.chat_options(folder, system, max_tokens, sampling, caching)
     if cache is not None:
         options.check_cache(cache, folder, chat_options)
+    kv, span = chat_options.kv_quantization, chat_options.prefill_step
+    check_memory(folder, kv=kv, span=span, force=force)
     conversation = options.load_chat(folder, chat_options)
     if cache is not None:
         conversation.load(cache)

@@ -15,6 +15,7 @@ from mlx_llama4.cli.compare import compare
 from mlx_llama4.cli.convert import convert
 from mlx_llama4.cli.demo import demo
 from mlx_llama4.cli.inspect import inspect
+from mlx_llama4.cli.plan import plan
 
 EXAMPLES = """\b
 Examples:
@@ -33,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (convert, ask, chat, cache, inspect, compare, demo):
+for command in (convert, ask, chat, cache, plan, inspect, compare, demo):
     app.command()(command)
 
 

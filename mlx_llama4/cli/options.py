@@ -116,6 +116,10 @@ Seed = Annotated[
     typer.Option(metavar="S", help="Same seed, same answer.", show_default=False),
 ]
 
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on even where the memory will not be enough.")
+]
+
 
 @dataclass(frozen=True)
 class Sampling:

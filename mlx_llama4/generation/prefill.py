@@ -10,10 +10,9 @@ import mlx.core as mx
 
 from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.generation.image_features import ImageFeatureCache, PromptFeatures
+from mlx_llama4.memory import PREFILL_SPAN
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.processor import Prompt
-
-PREFILL_SPAN = 2048
 
 
 def prefill(

@@ -14,6 +14,7 @@ from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.cache.quantized import QuantizedKVCache
 from mlx_llama4.config import Config, LayerKind, TextConfig
 from mlx_llama4.errors import PromptError
+from mlx_llama4.memory import TILES_PER_BATCH
 from mlx_llama4.model.block import Block
 from mlx_llama4.model.fusion import fuse
 from mlx_llama4.model.projector import MultiModalProjector
@@ -23,7 +24,6 @@ from mlx_llama4.quantization import KVQuantization
 # Bounds what one attention call may materialise where no fused kernel exists: 40 heads of
 # 2,048 queries on 8,192 keys are 2.7 GB of float32 scores.
 ATTENTION_STEP = 2048
-TILES_PER_BATCH = 8
 
 
 def make_layer_cache(
