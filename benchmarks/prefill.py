@@ -27,6 +27,9 @@ LAYERS = 5
 VOCABULARY = 2048
 IDS = 1000  # ids below are plain text to the demo's tokenizer
 
+BITS = (4, 8)
+GROUP_SIZE = 64
+
 # Each engine's own way from ids int32 [L] to the first token, as its command line goes it.
 WAYS = {
     OURS: """
@@ -138,6 +141,7 @@ def prefill(
         raise InputError("--chunked-only is ours alone: the peers fix which layers are global")
     engines = choose_engines(OURS if chunked_only else only, python or (), prelude or ())
     size = scaled_down(scale, layers, experts, global_layers=not chunked_only)
+    _check_bits(bits, size)
     settings = Settings(size, chunks or CHUNKS, bits, rounds, warm_up)
     with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
         folder = Path(temporary)
@@ -170,6 +174,18 @@ def scaled_down(scale: int, layers: int, experts: int, global_layers: bool) -> S
     )
 
 
+def _check_bits(bits: int | None, size: Size) -> None:
+    if bits is None:
+        return
+    if bits not in BITS:
+        raise InputError(f"--bits {bits}: choose of {', '.join(map(str, BITS))}")
+    if size.hidden_size % GROUP_SIZE:
+        raise InputError(
+            f"--bits {bits}: a row of {size.hidden_size} weights does not divide into groups of "
+            f"{GROUP_SIZE}; --scale 16 or less does"
+        )
+
+
 def feed_forward_over_attention(size: Size) -> float:
     """FLOPs of a token's two MLPs over those of its attention to one chunk of keys."""
     feed_forward = 2 * 6 * size.hidden_size * size.expert_width
@@ -185,7 +201,7 @@ def _write_model(settings: Settings, folder: Path) -> tuple[Path, str]:
     from mlx_llama4.quantization import Quantization
 
     dtype = "float32" if mx.default_device() == mx.cpu else "bfloat16"
-    packing = None if settings.bits is None else Quantization(64, settings.bits)
+    packing = None if settings.bits is None else Quantization(GROUP_SIZE, settings.bits)
     source = write_checkpoint(settings.size, folder / "source")
     written = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     check_room(folder, 2 * written, source_is_free=True)
