@@ -6,6 +6,8 @@ import sys
 import typer
 
 from benchmarks.convert import convert
+from benchmarks.positions import positions
+from benchmarks.prefill import prefill
 from benchmarks.quality import quality
 
 app = typer.Typer(
@@ -16,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for subject in (convert, quality):
+for subject in (convert, quality, prefill, positions):
     app.command()(subject)
 
 
