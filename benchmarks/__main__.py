@@ -9,6 +9,7 @@ from benchmarks.convert import convert
 from benchmarks.positions import positions
 from benchmarks.prefill import prefill
 from benchmarks.quality import quality
+from benchmarks.reuse import reuse
 
 app = typer.Typer(
     name="python -m benchmarks",
@@ -18,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for subject in (convert, quality, prefill, positions):
+for subject in (convert, quality, prefill, reuse, positions):
     app.command()(subject)
 
 

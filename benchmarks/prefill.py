@@ -150,7 +150,7 @@ def prefill(
         folder = Path(temporary)
         idle = options.ready_engines(engines, IMPORTS, folder)
         with terminal.status("Writing the model"):
-            model, dtype = _write_model(settings, folder)
+            model, dtype = write_model(size, bits, folder)
         report = _compare(model, dtype, idle, settings, folder)
     outputs.publish(report)
 
@@ -195,7 +195,7 @@ def feed_forward_over_attention(size: Size) -> float:
     return feed_forward / (4 * size.heads * size.head_dim * size.chunk)
 
 
-def _write_model(settings: Settings, folder: Path) -> tuple[Path, str]:
+def write_model(size: Size, bits: int | None, folder: Path) -> tuple[Path, str]:
     """A model folder that all engines load, and the dtype of what is not packed in it."""
     import mlx.core as mx
 
@@ -204,8 +204,8 @@ def _write_model(settings: Settings, folder: Path) -> tuple[Path, str]:
     from mlx_llama4.quantization import Quantization
 
     dtype = "float32" if mx.default_device() == mx.cpu else "bfloat16"
-    packing = None if settings.bits is None else Quantization(GROUP_SIZE, settings.bits)
-    source = write_checkpoint(settings.size, folder / "source")
+    packing = None if bits is None else Quantization(GROUP_SIZE, bits)
+    source = write_checkpoint(size, folder / "source")
     written = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     check_room(folder, 2 * written, source_is_free=True)
     convert(source, folder / "model", Recipe(dtype, packing))

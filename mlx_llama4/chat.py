@@ -165,6 +165,7 @@ class Chat:
                 on_progress=on_prefill,
             )
             mx.eval(self.cache.arrays)
+        self.prefixes.keep_tail(self.cache)
         self.document, self._document_turn = parts, None
         return len(prompt.ids)
 
@@ -260,6 +261,8 @@ class Chat:
         self.messages = loaded.conversation["messages"]
         self.document = loaded.conversation["document"]
         self._document_turn = loaded.conversation["document_turn"]
+        if self.document:
+            self.prefixes.keep_tail(self.cache)
         self.statistics = Statistics()
 
     def _known_features(self, image: PromptImage) -> mx.array | None:

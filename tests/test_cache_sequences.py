@@ -178,6 +178,12 @@ class Sequences(RuleBasedStateMachine):
             self.check(self.text, logits)
         self.cache.record(self.text.prompt.ids, self.images(self.text))
 
+    @rule()
+    @precondition(lambda self: len(self.cache.ids) > 0)
+    def remember_the_end(self) -> None:
+        self.store.keep_tail(self.cache)
+        self.earlier.append(self.text)
+
     @rule(share=st.floats(0, 1), part=WORDS, span=st.integers(1, 40), by_prefix=st.booleans())
     @precondition(lambda self: len(self.text.ids) > 0)
     def cut_and_go_on(self, share: float, part: Text, span: int, by_prefix: bool) -> None:

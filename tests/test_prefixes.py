@@ -96,6 +96,45 @@ def test_pictures_are_part_of_the_key(golden_model: Callable[[str], Llama4]) -> 
     assert read(store, cache, model, ids, []) == 32
 
 
+def test_ends_that_are_remembered(golden_model: Callable[[str], Llama4]) -> None:
+    """Whatever came behind them, over however many borders, and after other documents too."""
+    model = golden_model("scout")
+    store, cache = PrefixStore(CHUNK, 10**9), PromptCache(model.make_cache())
+    document = text(1, 75)
+    longer = np.concatenate([document, text(2, 10)])
+    read(store, cache, model, document)
+    store.keep_tail(cache)
+    assert read(store, cache, model, np.concatenate([document, text(3, 60)])) == 75
+    assert read(store, cache, model, np.concatenate([document, text(4, 60)])) == 75
+    read(store, cache, model, text(5, 10))
+    assert read(store, cache, model, longer) == 75
+    store.keep_tail(cache)  # of two, the longer
+    read(store, cache, model, text(5, 10))
+    assert read(store, cache, model, np.concatenate([longer, text(4, 60)])) == 85
+    assert read(store, cache, model, np.concatenate([document, text(6, 3)])) == 75
+    # Not of a prompt that is another before, in, or too short behind.
+    read(store, cache, model, text(5, 10))
+    assert read(store, cache, model, np.concatenate([text(7, 64), document[64:], [1]])) == 0
+    assert read(store, cache, model, document) == 64
+    read(store, cache, model, text(5, 10))
+    assert read(store, cache, model, np.concatenate([document[:74], text(8, 3)])) == 64
+
+
+def test_the_end_of_a_first_chunk(golden_model: Callable[[str], Llama4]) -> None:
+    model, document = golden_model("maverick"), text(1, 20)
+    store, cache = PrefixStore(CHUNK, 10**9), PromptCache(model.make_cache())
+    read(store, cache, model, document)
+    store.keep_tail(cache)
+    read(store, cache, model, text(2, 50))
+    assert read(store, cache, model, np.concatenate([document, text(3, 1)])) == 20
+    for length in (32, 64):  # at a border there is no tail: blocks do
+        whole = text(4, length)
+        read(store, cache, model, whole)
+        before = store.nbytes
+        store.keep_tail(cache)
+        assert store.nbytes == before
+
+
 def test_at_least_one_token_is_left_to_feed(golden_model: Callable[[str], Llama4]) -> None:
     model = golden_model("scout")
     store, cache = PrefixStore(CHUNK, 10**9), PromptCache(model.make_cache())

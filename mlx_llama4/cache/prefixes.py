@@ -5,9 +5,11 @@ the global layers' keys and values alone. They are kept by the chunk, each under
 all tokens and pictures from the prompt's first to the chunk's last:
 
     prompt       [chunk 0][chunk 1][chunk 2][rest]
-    kept          block 0  block 1  block 2
+    kept          block 0  block 1  block 2  tail, if asked for
 
 What a running conversation holds is not kept a second time: blocks are made of what it drops.
+A tail has the rest for all layers, so that the end of a document, which is at no border, can be
+gone back to as well.
 """
 
 import hashlib
@@ -25,11 +27,11 @@ from mlx_llama4.cache.prompt_cache import PromptCache
 if TYPE_CHECKING:
     from mlx_llama4.prompt.processor import PlacedImage
 
-Block = dict[int, Rows]  # layer → its rows of one chunk, for global layers
+Block = dict[int, Rows]  # layer → its rows: of one chunk for global layers, of a tail for all
 
 
 class PrefixStore:
-    """Blocks of at most `budget` bytes in all; the longest unused go first.
+    """Blocks and tails of at most `budget` bytes in all; the longest unused go first.
 
     For one model and one way of packing. chunk_size None: there are no borders, nothing is kept.
     """
@@ -37,6 +39,7 @@ class PrefixStore:
     def __init__(self, chunk_size: int | None, budget: int):
         self.chunk_size = chunk_size
         self._blocks: LeastRecentlyUsed[bytes, Block] = LeastRecentlyUsed(budget)
+        self._tails: dict[bytes, set[int]] = {}  # key of the chunk before → tokens of its tails
 
     @property
     def nbytes(self) -> int:
@@ -54,37 +57,76 @@ class PrefixStore:
             return cache.rewind(position)
         self._keep_dropped(cache, position)
         first = position // self.chunk_size
-        found = []
-        for key in self._keys(ids[:-1], images)[first:]:
-            if (block := self._blocks.get(key)) is None:
-                break
-            found.append((key, block))
-        if not found:
+        keys = self._keys(ids[:-1], images)
+        blocks = self._found(keys[first:])
+        border = (first + len(blocks)) * self.chunk_size
+        tail = self._longest_tail(keys[: first + len(blocks)], ids[border:-1], images)
+        if tail is not None and border + _tokens(tail) > position:
+            blocks.append(tail)
+        if not blocks:
             return cache.rewind(position)
         cache.rewind(first * self.chunk_size)
-        for _, block in found:
+        for block in blocks:
             self._append(cache, block)
-        for key, _ in reversed(found):  # the first are what the others need: they must go last
-            self._blocks.get(key)
         cache.record(ids, images)
         return len(cache.ids)
+
+    def keep_tail(self, cache: PromptCache) -> None:
+        """Remember where `cache` ends, however far it goes on from here."""
+        if not self.chunk_size or len(cache.ids) % self.chunk_size == 0:
+            return
+        keys = self._keys(cache.ids, cache.images)
+        before, border = keys[-1] if keys else b"", len(keys) * self.chunk_size
+        key = self._key(before, cache.ids[border:], border, len(cache.ids), cache.images)
+        tail = {
+            number: {name: mx.contiguous(row) for name, row in rows.items()}
+            for number, layer in enumerate(cache.layers)
+            for rows in [layer.rows(border, len(cache.ids))]
+        }
+        self._put(key, tail)
+        self._tails.setdefault(before, set()).add(len(cache.ids) - border)
+
+    def _found(self, keys: Sequence[bytes]) -> list[Block]:
+        """The blocks of these chunks, as far as they are here without a gap."""
+        found: list[Block] = []
+        for key in keys:
+            if (block := self._blocks.get(key)) is None:
+                break
+            found.append(block)
+        for key in reversed(keys[: len(found)]):  # the first are needed by all: they must go last
+            self._blocks.get(key)
+        return found
+
+    def _longest_tail(
+        self, keys: Sequence[bytes], ids: np.ndarray, images: Sequence["PlacedImage"]
+    ) -> Block | None:
+        """keys: of the chunks before; ids: what comes after them."""
+        before, border = keys[-1] if keys else b"", len(keys) * self.chunk_size
+        for length in sorted(self._tails.get(before, ()), reverse=True):
+            if length <= len(ids):
+                key = self._key(before, ids, border, border + length, images)
+                if (tail := self._blocks.get(key)) is not None:
+                    return tail
+        return None
 
     def _keep_dropped(self, cache: PromptCache, position: int) -> None:
         """Make blocks of the whole chunks that `cache` is about to drop."""
         first = position // self.chunk_size
         keys = self._keys(cache.ids, cache.images)[first:]
-        fitting: list[tuple[bytes, Block, int]] = []
+        fitting: list[tuple[bytes, Block]] = []
         room = self._blocks.budget
         for index, key in enumerate(keys, first):
             block = self._block(cache, index)
-            nbytes = sum(row.nbytes for rows in block.values() for row in rows.values())
-            if (room := room - nbytes) < 0:
+            if (room := room - _nbytes(block)) < 0:
                 break  # never at the cost of the chunks before, without which it is of no use
-            fitting.append((key, block, nbytes))
-        for key, block, nbytes in reversed(fitting):
+            fitting.append((key, block))
+        for key, block in reversed(fitting):
             if self._blocks.get(key) is None:
-                mx.eval([row for rows in block.values() for row in rows.values()])
-                self._blocks.put(key, block, nbytes)
+                self._put(key, block)
+
+    def _put(self, key: bytes, block: Block) -> None:
+        mx.eval([row for rows in block.values() for row in rows.values()])
+        self._blocks.put(key, block, _nbytes(block))
 
     def _block(self, cache: PromptCache, index: int) -> Block:
         """Copies, made when they are evaluated: the buffer that they are cut from shall go."""
@@ -97,21 +139,39 @@ class PrefixStore:
 
     def _append(self, cache: PromptCache, block: Block) -> None:
         for number, layer in enumerate(cache.layers):
-            if isinstance(layer, ChunkedKVCache):
-                layer.skip_to(layer.offset + self.chunk_size)
-            else:
+            if number in block:
                 layer.append(block[number])
+            else:
+                layer.skip_to(layer.offset + self.chunk_size)
         mx.eval(cache.arrays)
 
     def _keys(self, ids: np.ndarray, images: Sequence["PlacedImage"]) -> list[bytes]:
-        """Of each whole chunk of `ids`: a hash of it, its pictures and the key before."""
-        keys, key = [], b""
+        """Of each whole chunk of `ids`."""
+        keys: list[bytes] = []
         for stop in range(self.chunk_size, len(ids) + 1, self.chunk_size):
             start = stop - self.chunk_size
-            digest = hashlib.sha256(key + np.asarray(ids[start:stop], np.int32).tobytes())
-            for image in images:
-                if image.start < stop and image.stop > start:
-                    digest.update(f"{image.start} {image.image.digest}".encode())
-            key = digest.digest()
-            keys.append(key)
+            keys.append(self._key(keys[-1] if keys else b"", ids[start:stop], start, stop, images))
         return keys
+
+    def _key(
+        self,
+        before: bytes,
+        ids: np.ndarray,
+        start: int,
+        stop: int,
+        images: Sequence["PlacedImage"],
+    ) -> bytes:
+        """A hash of tokens start … stop - 1, the first of `ids`; their pictures; the key before."""
+        digest = hashlib.sha256(before + np.asarray(ids[: stop - start], np.int32).tobytes())
+        for image in images:
+            if image.start < stop and image.stop > start:
+                digest.update(f"{image.start} {image.image.digest}".encode())
+        return digest.digest()
+
+
+def _tokens(block: Block) -> int:
+    return next(iter(next(iter(block.values())).values())).shape[2]
+
+
+def _nbytes(block: Block) -> int:
+    return sum(row.nbytes for rows in block.values() for row in rows.values())

@@ -1,0 +1,179 @@
+"""`python -m benchmarks reuse`: another question about a document, beside the first.
+
+Time to the first token: from ids to the token, caches found, cut back or read from the disk
+included. Ours alone: a peer's cache that is cut back over a border gives wrong answers.
+"""
+
+import json as json_module
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+
+from benchmarks import options
+from benchmarks.machine import this_machine
+from benchmarks.prefill import IDS, LAYERS, scaled_down, write_model
+from benchmarks.report import write_whole
+from benchmarks.source import Size
+from mlx_llama4.cli import terminal
+
+if TYPE_CHECKING:
+    from mlx_llama4.cache.prefixes import PrefixStore
+    from mlx_llama4.cache.prompt_cache import PromptCache
+    from mlx_llama4.identity import Identity
+    from mlx_llama4.model.llama4 import Llama4
+
+QUESTION_TOKENS = 32
+ANSWER_TOKENS = 16
+WAYS = {
+    "first": "the first question, document included",
+    "same": "another, in the same process",
+    "between": "another, after another document",
+    "disk": "another, from disk",
+    "small": "another, from disk, --small",
+}
+# Seconds of each way, by round.
+Seconds = dict[str, list[float]]
+
+
+@terminal.reports_errors
+def reuse(
+    scale: Annotated[
+        int, typer.Option(metavar="N", help="The releases' sizes divided by 1, 2, 4 … 64.")
+    ] = 16,
+    chunks: Annotated[int, typer.Option(metavar="N", min=1, help="Of the document.")] = 16,
+    rounds: options.Rounds = 3,
+    json: options.Json = None,
+) -> None:
+    """Ask a second question about a document: seconds to the first token, beside the first's.
+
+    \b
+    Example:
+      python -m benchmarks reuse --rounds 5
+    """
+    from mlx_llama4.load import load_model
+
+    outputs = options.Outputs(json, None)
+    size = scaled_down(scale, LAYERS, experts=16, global_layers=True)
+    found: dict[int, Seconds] = {}
+    with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
+        folder = Path(temporary)
+        with terminal.status("Writing the model"):
+            path, dtype = write_model(size, None, folder)
+        model = load_model(path)
+        for tail in (0, size.chunk // 2, size.chunk - 1):
+            found[tail] = {way: [] for way in WAYS}
+            for number in range(rounds):
+                terminal.note(f"{chunks} chunks and {tail} tokens, round {number + 1} of {rounds}")
+                asked = _ask(model, size, chunks * size.chunk + tail, number, folder)
+                for way, seconds in asked.items():
+                    found[tail][way].append(seconds)
+    _print(found, size, chunks, dtype)
+    if outputs.json is not None:
+        whole = {"machine": vars(this_machine()), "chunks": chunks, "seconds": found}
+        write_whole(outputs.json, (json_module.dumps(whole, indent=2) + "\n").encode())
+
+
+def _ask(model: "Llama4", size: Size, tokens: int, seed: int, folder: Path) -> dict[str, float]:
+    """Seconds of each way, for a document of so many tokens."""
+    from mlx_llama4.cache.prefixes import PrefixStore
+    from mlx_llama4.cache.prompt_cache import PromptCache
+    from mlx_llama4.cache.prompt_file import save_prompt_file
+    from mlx_llama4.identity import Identity
+
+    random = np.random.default_rng(seed)
+    document, other, *questions = (
+        random.integers(0, IDS, length).astype(np.int32)
+        for length in (tokens, 2 * size.chunk, *[QUESTION_TOKENS] * len(WAYS))
+    )
+    prompts = [np.concatenate([document, question]) for question in questions]
+    identity = Identity("random", "model", "tokenizer")
+    reader = _Reader(model, size.chunk // 4, PrefixStore(size.chunk, 10**10))
+    cache = PromptCache(model.make_cache())
+    found = {"first": reader.read(cache, document)}
+    reader.store.keep_tail(cache)
+    for way in ("disk", "small"):
+        save_prompt_file(folder / way, cache, identity, small=way == "small")
+    found["first"] += reader.read(cache, prompts[0])
+    reader.answer(cache)
+    found["same"] = reader.read(cache, prompts[1])
+    reader.read(cache, other)
+    found["between"] = reader.read(cache, prompts[2])
+    for way, prompt in zip(("disk", "small"), prompts[3:], strict=True):
+        found[way] = reader.read_from(folder / way, identity, prompt)
+    return found
+
+
+class _Reader:
+    """As `Chat` feeds a prompt, without what makes ids of text."""
+
+    def __init__(self, model: "Llama4", step: int, store: "PrefixStore"):
+        self.model = model
+        self.step = step
+        self.store = store
+
+    def read(self, cache: "PromptCache", ids: np.ndarray) -> float:
+        """Seconds to the first token behind a prompt."""
+        import mlx.core as mx
+
+        from mlx_llama4.generation.prefill import prefill
+        from mlx_llama4.prompt.processor import Prompt
+
+        start = time.perf_counter()
+        cache.reserve(len(ids) + 256)
+        self.store.fit(cache, ids, ())
+        logits = prefill(self.model, Prompt(ids), cache.layers, span=self.step)
+        mx.eval(mx.argmax(logits), cache.arrays)
+        seconds = time.perf_counter() - start
+        cache.record(ids, ())
+        return seconds
+
+    def answer(self, cache: "PromptCache") -> None:
+        """So many tokens more, as an answer leaves them; which ones does not matter."""
+        import mlx.core as mx
+
+        ids = np.arange(ANSWER_TOKENS, dtype=np.int32)
+        for token in ids:
+            mx.eval(self.model(mx.array(token.reshape(1, 1)), cache.layers))
+        cache.record(np.concatenate([cache.ids, ids]), ())
+
+    def read_from(self, path: Path, identity: "Identity", ids: np.ndarray) -> float:
+        from mlx_llama4.cache.prompt_file import PromptFile
+
+        start = time.perf_counter()
+        file = PromptFile(path)
+        file.check(identity, None)
+        dtype = self.model.language_model.model.norm.weight.dtype
+        cache = file.load(self.model.make_cache(), dtype).cache
+        opened = time.perf_counter() - start
+        return opened + self.read(cache, ids)
+
+
+def _print(found: dict[int, Seconds], size: Size, chunks: int, dtype: str) -> None:
+    terminal.line("time to the first token of another question, beside the first's")
+    terminal.table(
+        [
+            (
+                "model",
+                f"random {dtype}, {size.layers} layers (every 4th global), hidden size "
+                f"{size.hidden_size}, chunks of {size.chunk} tokens",
+            ),
+            ("document", f"{chunks} chunks, and the tokens that head the columns"),
+            ("then", f"a question of {QUESTION_TOKENS} tokens; the first got {ANSWER_TOKENS} back"),
+            ("machine", str(this_machine())),
+        ]
+    )
+    terminal.line()
+    rows = [("median of rounds", *(f"+ {tail}" for tail in found))]
+    for way, what in WAYS.items():
+        cells = []
+        for seconds in found.values():
+            median = statistics.median(seconds[way])
+            share = median / statistics.median(seconds["first"])
+            cells.append(f"{median:.2f} s" if way == "first" else f"{median:.2f} s {share:6.1%}")
+        rows.append((what, *cells))
+    terminal.table(rows, right=tuple(range(1, len(rows[0]))))
