@@ -10,6 +10,7 @@ from mlx import nn
 
 from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.config import LayerKind, TextConfig
+from mlx_llama4.model.layout import column_major
 from mlx_llama4.model.rope import TextRope
 
 
@@ -54,10 +55,12 @@ class Attention(nn.Module):
             queries, keys = self._rotate(queries, pieces), self._rotate(keys, pieces)
         elif self.tuned:
             queries, scale = self._tune(queries, cache.offset)
+        # Worth a copy where many queries share it.
+        lay_out = mx.default_device() == mx.cpu and length > 1
         outputs = [
             mx.fast.scaled_dot_product_attention(
                 queries if stop - start == length else queries[:, :, start:stop],
-                seen_keys,
+                column_major(seen_keys) if lay_out else seen_keys,
                 seen_values,
                 scale=scale,
                 mask="causal" if stop - start > 1 else None,
