@@ -10,6 +10,7 @@ from mlx_llama4.convert.checkpoint import Checkpoint, open_checkpoint
 from mlx_llama4.convert.matching import match_tensors, stored_quantization
 from mlx_llama4.convert.names import is_ignored
 from mlx_llama4.errors import CheckpointError
+from mlx_llama4.model.layout import lay_out_for_cpu
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.processor import Processor
 from mlx_llama4.tensors import without_absent_vision
@@ -72,6 +73,8 @@ def _load_weights(checkpoint: Checkpoint, config: Config, dtype: mx.Dtype | None
                 is_float = mx.issubdtype(array.dtype, mx.floating)
                 weights.append((name, array.astype(dtype) if is_float else array))
     model.load_weights(weights)
+    if mx.default_device() == mx.cpu:
+        lay_out_for_cpu(model)
     model.eval()
     mx.eval(model.parameters())
     return model

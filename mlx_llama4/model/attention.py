@@ -11,6 +11,7 @@ from mlx import nn
 from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.cache.quantized import PackedArray, packed_attention
 from mlx_llama4.config import LayerKind, TextConfig
+from mlx_llama4.model.layout import column_major
 from mlx_llama4.model.rope import TextRope
 
 
@@ -55,10 +56,12 @@ class Attention(nn.Module):
             queries, keys = self._rotate(queries, pieces), self._rotate(keys, pieces)
         elif self.tuned:
             queries, scale = self._tune(queries, cache.offset)
+        # Worth a copy where many queries share it.
+        lay_out = mx.default_device() == mx.cpu and length > 1
         outputs = [
             _attend(
                 queries if stop - start == length else queries[:, :, start:stop],
-                seen_keys,
+                column_major(seen_keys) if lay_out else seen_keys,
                 seen_values,
                 scale,
             )
