@@ -1,5 +1,6 @@
 """Shares in a grid as a picture: the darker, the more is right."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 from benchmarks.chart import write_figure
 from benchmarks.shares import Share
 
-CELL_INCHES = (0.9, 0.32)
-MARGIN_INCHES = (1.2, 1.1)
+CELL_INCHES = (0.9, 0.28)
+MARGIN_INCHES = (0.9, 1.1)
+MIN_WIDTH_INCHES = 4.5
+TITLE_CHARACTERS_PER_INCH = 16
 DARK = 0.6  # from here on, white figures are read more easily than black ones
 
 
@@ -31,23 +34,27 @@ def write_heat_map(heat_map: HeatMap, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    size = (len(heat_map.columns), len(heat_map.rows))
-    inches = [
-        cell * count + margin
-        for cell, count, margin in zip(CELL_INCHES, size, MARGIN_INCHES, strict=True)
-    ]
-    figure, axes = pyplot.subplots(figsize=inches, layout="constrained")
+    width = max(MIN_WIDTH_INCHES, CELL_INCHES[0] * len(heat_map.columns) + MARGIN_INCHES[0])
+    height = CELL_INCHES[1] * len(heat_map.rows) + MARGIN_INCHES[1]
+    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
     values = [[share.value for share in row] for row in heat_map.shares]
-    axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.pcolormesh(values, cmap="Blues", vmin=0, vmax=1, edgecolors="white")
+    axes.invert_yaxis()
     for row, shares in enumerate(heat_map.shares):
         for column, share in enumerate(shares):
             color = "white" if share.value > DARK else "black"
-            axes.text(column, row, str(share), ha="center", va="center", color=color, fontsize=8)
-    axes.set_xticks(range(size[0]), heat_map.columns, fontsize=8)
-    axes.set_yticks(range(size[1]), heat_map.rows, fontsize=8)
+            place = (column + 0.5, row + 0.5)
+            axes.text(*place, str(share), ha="center", va="center", color=color, fontsize=8)
+    axes.set_xticks([column + 0.5 for column in range(len(heat_map.columns))], heat_map.columns)
+    axes.set_yticks([row + 0.5 for row in range(len(heat_map.rows))], heat_map.rows)
     axes.set_xlabel(heat_map.column_label, fontsize=8)
     axes.set_ylabel(heat_map.row_label, fontsize=8)
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, labelsize=8)
     axes.spines[:].set_visible(False)
-    figure.suptitle(heat_map.title, fontsize=8)
+    figure.suptitle(_wrapped(heat_map.title, width), fontsize=8)
     write_figure(figure, path)
+
+
+def _wrapped(title: str, inches: float) -> str:
+    characters = int(inches * TITLE_CHARACTERS_PER_INCH)
+    return "\n".join(textwrap.fill(line, characters) for line in title.splitlines())
