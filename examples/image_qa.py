@@ -10,17 +10,14 @@ import tempfile
 from pathlib import Path
 
 from mlx_llama4.chat import Chat
-from mlx_llama4.config import load_generation_config
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.stream import convert
 from mlx_llama4.demo.questions import CHECKPOINT, PICTURES
 from mlx_llama4.errors import Llama4Error
-from mlx_llama4.load import load
 
 
 def answer(folder: Path, question: str, pictures: list[Path]) -> None:
-    model, processor = load(folder)
-    chat = Chat(model, processor, load_generation_config(folder))
+    chat = Chat.open(folder)
     for piece in chat.send(question, [chat.open_image(path) for path in pictures]):
         print(piece, end="", flush=True)
     statistics = chat.statistics

@@ -4,42 +4,88 @@ Knows no terminal.
 """
 
 import contextlib
+import copy
+import dataclasses
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
+from mlx_llama4.cache.prefixes import PrefixStore
 from mlx_llama4.cache.prompt_cache import PromptCache
-from mlx_llama4.config import GenerationConfig
+from mlx_llama4.cache.prompt_file import PromptFile, save_prompt_file
+from mlx_llama4.config import GenerationConfig, load_generation_config
 from mlx_llama4.errors import PromptError
-from mlx_llama4.generation.generate import Statistics, Step, generate
+from mlx_llama4.generation.generate import Statistics, Step, generate, room
+from mlx_llama4.generation.image_features import ImageFeatureCache
+from mlx_llama4.generation.prefill import PREFILL_SPAN, prefill
 from mlx_llama4.generation.sampler import Sampler, greedy
+from mlx_llama4.identity import Identity, identify
+from mlx_llama4.load import load
 from mlx_llama4.model.llama4 import Llama4
-from mlx_llama4.prompt.image import ImageSource, TiledImage
-from mlx_llama4.prompt.processor import Processor, check_length
+from mlx_llama4.prompt.image import ImageSource, PromptImage
+from mlx_llama4.prompt.processor import Processor, Prompt, check_length, place_images
+from mlx_llama4.quantization import KVQuantization
 
 # What a turn of the family ends with, whatever generation_config.json says or leaves out.
 END_TOKENS = ("<|eot|>", "<|eom|>", "<|end_of_text|>")
+PREFIX_BYTES = 2 * 10**9
+
+OnPrefill = Callable[[int, int], None]
+Message = dict[str, Any]
+
+
+def _unheard(done: int, total: int) -> None:
+    pass
 
 
 @dataclass
 class ChatOptions:
+    """kv_quantization: of global layers' keys and values; fixed once the Chat is made.
+    prefix_bytes: of earlier prompts' beginnings, kept for later ones; fixed too.
+    """
+
     max_tokens: int = 4096
     sampler: Sampler = greedy
     system: str | None = None
+    prefill_step: int = PREFILL_SPAN
+    kv_quantization: KVQuantization | None = None
+    prefix_bytes: int = PREFIX_BYTES
 
 
-def opening_messages(options: ChatOptions) -> list[dict[str, Any]]:
+def opening_messages(options: ChatOptions) -> list[Message]:
     """What a conversation begins with."""
     return [{"role": "system", "content": options.system}] if options.system else []
 
 
-def user_message(text: str, images: Sequence[TiledImage]) -> dict[str, Any]:
+def user_message(text: str, images: Sequence[PromptImage]) -> Message:
     """A user's turn, its images before its text."""
     parts = [{"type": "image", "image": image} for image in images]
     content = [*parts, {"type": "text", "text": text}] if images else text
     return {"role": "user", "content": content}
+
+
+def document_parts(text: str, images: Sequence[PromptImage]) -> list[dict[str, Any]]:
+    """What the message that begins with a document begins with.
+
+    A blank line ends it: a tokenizer joins no words over that, so what is said next does not
+    change the document's own tokens.
+    """
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    if text.strip():
+        parts.append({"type": "text", "text": text.rstrip("\n") + "\n\n"})
+    return parts
+
+
+def document_prompt(
+    processor: Processor, options: ChatOptions, text: str, images: Sequence[PromptImage]
+) -> Prompt:
+    """What a conversation that begins with a document begins with."""
+    message = {"role": "user", "content": document_parts(text, images)}
+    return processor.encode_open([*opening_messages(options), message])
 
 
 class Chat:
@@ -51,34 +97,77 @@ class Chat:
         processor: Processor,
         generation_config: GenerationConfig,
         options: ChatOptions | None = None,
+        identity: Identity | None = None,
     ):
+        """identity: of the model's folder; only `save` and `load` need it."""
         self.model = model
         self.processor = processor
         self.options = options or ChatOptions()
+        self.identity = identity
         special_ids = processor.tokenizer.special_ids
         self.end_tokens = frozenset(generation_config.eos_token_ids) | {
             special_ids[name] for name in END_TOKENS if name in special_ids
         }
+        self.cache = PromptCache(model.make_cache(self.options.kv_quantization))
+        self.prefixes = PrefixStore(
+            model.config.text.attention_chunk_size, self.options.prefix_bytes
+        )
+        self.features = ImageFeatureCache()
+        self.document: list[dict[str, Any]] = []  # parts that a user's message begins with
+        self._document_turn: int | None = None  # that message's index; None: the next one
         self._answering: Generator[Step, None, None] | None = None
         self.reset()
 
+    @classmethod
+    def open(
+        cls, folder: Path, options: ChatOptions | None = None, dtype: mx.Dtype | None = None
+    ) -> "Chat":
+        """With the model of an MLX folder. Raises what `load` raises."""
+        model, processor = load(folder, dtype)
+        generation_config = load_generation_config(folder)
+        return cls(model, processor, generation_config, options, identify(folder))
+
     def reset(self) -> None:
-        """Forget the conversation; the options stay."""
-        if self._answering is not None:
-            self._answering.close()
+        """Forget the conversation; the options stay, and a document that was read."""
+        self._stop()
         self.messages = opening_messages(self.options)
-        self.cache = PromptCache(self.model.make_cache())
+        self._document_turn = None
         self.statistics = Statistics()
 
-    def open_image(self, source: ImageSource) -> TiledImage:
+    def open_image(self, source: ImageSource) -> PromptImage:
         """Read and tile a picture. Raises ImageError or, without a vision tower, PromptError."""
         return self.processor.tile(source)
 
+    def read(
+        self, text: str, images: Sequence[PromptImage] = (), on_prefill: OnPrefill = _unheard
+    ) -> int:
+        """Take in a document, pictures before text: the next question will be about it, and after
+        a `reset` the next again. Returns the tokens that the cache then holds.
+
+        An interruption, by an exception of `on_prefill` say, keeps what was read so far in the
+        cache: reading the same again goes on from there.
+        """
+        if not text.strip() and not images:
+            raise PromptError("the document is empty")
+        self._stop()
+        parts = document_parts(text, images)
+        prompt = self.processor.encode_open([*self.messages, {"role": "user", "content": parts}])
+        check_length(prompt, self.model.config)
+        with self._feeding(prompt, len(prompt.ids)):
+            prefill(
+                self.model,
+                prompt,
+                self.cache.layers,
+                span=self.options.prefill_step,
+                features=self.features,
+                on_progress=on_prefill,
+            )
+            mx.eval(self.cache.arrays)
+        self.document, self._document_turn = parts, None
+        return len(prompt.ids)
+
     def send(
-        self,
-        text: str,
-        images: Sequence[TiledImage] = (),
-        on_prefill: Callable[[int, int], None] = lambda done, total: None,
+        self, text: str, images: Sequence[PromptImage] = (), on_prefill: OnPrefill = _unheard
     ) -> Iterator[str]:
         """The answer, piece by piece as it is generated; the images come before the text.
 
@@ -88,51 +177,188 @@ class Chat:
         """
         if not text.strip() and not images:
             raise PromptError("the question is empty")
+        self._stop()
+        message = user_message(text, images)
+        if self.document and self._document_turn is None:
+            content = message["content"]
+            said = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            message["content"] = [*self.document, *said]
+        return self._say(self.messages, message, on_prefill)
+
+    def retry(self, text: str | None = None, on_prefill: OnPrefill = _unheard) -> Iterator[str]:
+        """Answer the last question anew, or `text` in its place; its pictures stay.
+
+        The former answer is gone once the new one begins.
+        """
+        self._stop()
+        history = self._before(1)
+        message = self.messages[len(history)]
+        if text is not None:
+            message = _with_text(message, text)
+        return self._say(history, message, on_prefill)
+
+    def rewind(self, turns: int = 1) -> None:
+        """Forget the last questions and their answers. Raises PromptError if there are fewer."""
+        self._stop()
+        self.messages = self._before(turns)
+        if self._document_turn is not None and self._document_turn >= len(self.messages):
+            self._document_turn = None
+
+    def fork(self) -> "Chat":
+        """A conversation that begins with the same and goes its own way.
+
+        Keys and values are shared until one of the two goes on, which then has its own copy.
+        """
+        self._stop()
+        forked = copy.copy(self)
+        forked.options = dataclasses.replace(self.options)
+        forked.messages = list(self.messages)
+        forked.cache = self.cache.copy()
+        forked.statistics = Statistics()
+        return forked
+
+    def save(self, path: Path, small: bool = False) -> int:
+        """Write conversation and cache to a file that `load` reads. Returns its bytes.
+
+        small: without what can be computed anew from less than a chunk of tokens. Raises
+        OutputError or RunError; what was there before is then untouched.
+        """
+        self._stop()
+        if not len(self.cache.ids):
+            raise PromptError("nothing has been read or said yet that could be saved")
+        return save_prompt_file(
+            path,
+            self.cache,
+            self._identity(),
+            conversation={
+                "messages": self.messages,
+                "document": self.document,
+                "document_turn": self._document_turn,
+            },
+            features_of=self._known_features,
+            small=small,
+        )
+
+    def load(self, path: Path) -> None:
+        """Go on from a file that `save` wrote; its packing is taken over if the options have none.
+
+        Raises CheckpointError if it is damaged or belongs to another model or tokenizer, or
+        holds keys and values packed otherwise than the options say.
+        """
+        self._stop()
+        file = PromptFile(path)
+        file.check(self._identity(), self.options.kv_quantization)
+        quantization = self.options.kv_quantization or file.quantization
+        dtype = self.model.language_model.model.norm.weight.dtype
+        loaded = file.load(self.model.make_cache(quantization), dtype)
+        self.options.kv_quantization = quantization
+        self.cache = loaded.cache
+        for digest, features in loaded.features.items():
+            self.features.put(digest, features)
+        self.messages = loaded.conversation["messages"]
+        self.document = loaded.conversation["document"]
+        self._document_turn = loaded.conversation["document_turn"]
+        self.statistics = Statistics()
+
+    def _known_features(self, image: PromptImage) -> mx.array | None:
+        """Encoded anew if they were dropped and the pixels are at hand."""
+        with contextlib.suppress(PromptError):
+            return self.features.get(self.model, image)
+        return None
+
+    def _identity(self) -> Identity:
+        if self.identity is None:
+            raise PromptError("this Chat does not know its folder; make it with Chat.open(folder)")
+        return self.identity
+
+    def _stop(self) -> None:
+        """End an answer under way: two at once would write into one cache."""
         if self._answering is not None:
-            self._answering.close()  # two answers at once would write into one cache
-        self._answering = self._answer(user_message(text, images), on_prefill)
+            self._answering.close()
+            self._answering = None
+
+    def _before(self, turns: int) -> list[Message]:
+        """The messages before the last so many of the user's."""
+        asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if not asked:
+            raise PromptError("nothing has been asked yet")
+        if not 1 <= turns <= len(asked):
+            raise PromptError(f"cannot go back {turns} questions; {len(asked)} were asked")
+        return self.messages[: asked[-turns]]
+
+    def _say(
+        self, history: list[Message], message: Message, on_prefill: OnPrefill
+    ) -> Iterator[str]:
+        self._answering = self._answer(history, message, on_prefill)
         return _texts(self._answering)
 
     def _answer(
-        self, message: dict[str, Any], on_prefill: Callable[[int, int], None]
+        self, history: list[Message], message: Message, on_prefill: OnPrefill
     ) -> Generator[Step, None, None]:
-        prompt = self.processor.encode([*self.messages, message])
+        prompt = self.processor.encode([*history, message])
         check_length(prompt, self.model.config)
-        digests = [image.digest for image in prompt.images]
-        if not self.cache.rewind_to_common_prefix(prompt.ids, digests):
-            self.cache = PromptCache(self.model.make_cache())
         self.statistics = Statistics()
-        steps = generate(
-            self.model,
-            prompt,
-            token_bytes=self.processor.tokenizer.token_bytes,
-            end_tokens=self.end_tokens,
-            max_tokens=self.options.max_tokens,
-            sampler=self.options.sampler,
-            cache=self.cache.layers,
-            statistics=self.statistics,
-            on_prefill=on_prefill,
-        )
         generated: list[int] = []
         texts: list[str] = []
+        with self._feeding(prompt, room(prompt, self.options.max_tokens), generated):
+            try:
+                for step in generate(
+                    self.model,
+                    prompt,
+                    token_bytes=self.processor.tokenizer.token_bytes,
+                    end_tokens=self.end_tokens,
+                    max_tokens=self.options.max_tokens,
+                    sampler=self.options.sampler,
+                    cache=self.cache.layers,
+                    features=self.features,
+                    prefill_step=self.options.prefill_step,
+                    statistics=self.statistics,
+                    on_prefill=on_prefill,
+                ):
+                    generated.append(step.token)
+                    texts.append(step.text)
+                    yield step
+            finally:
+                if generated:
+                    self._keep(history, message, self._assistant(texts, generated))
+
+    def _keep(self, history: list[Message], message: Message, answer: Message) -> None:
+        if self.document and message["content"][: len(self.document)] == self.document:
+            self._document_turn = len(history)
+        self.messages = [*history, message, answer]
+
+    @contextlib.contextmanager
+    def _feeding(
+        self, prompt: Prompt, tokens: int, generated: Sequence[int] = ()
+    ) -> Iterator[None]:
+        """Have the cache hold as much as is known of the prompt's beginning, with room for
+        `tokens`; then, however it ends, note how much of the prompt and what was generated it
+        has come to hold.
+        """
+        images = place_images(prompt, self.model.config)
+        self.cache.reserve(tokens)
+        self.prefixes.fit(self.cache, prompt.ids, images)
         try:
-            for step in steps:
-                generated.append(step.token)
-                texts.append(step.text)
-                yield step
+            yield
         finally:
             ids = np.concatenate([prompt.ids, np.array(generated, np.int32)])
-            if not self.cache.record(ids, digests):
-                self.cache = PromptCache(self.model.make_cache())
-            if generated:
-                self.messages += [message, self._assistant(texts, generated)]
+            self.cache.record(ids, images)
 
-    def _assistant(self, texts: list[str], generated: list[int]) -> dict[str, Any]:
+    def _assistant(self, texts: list[str], generated: list[int]) -> Message:
         """The answer with its own tokens, which its text might not be tokenised to again."""
         ids = generated[:-1] if generated[-1] in self.end_tokens else generated
         # A slot for an image, which a model may well emit, would ask for one in every later turn.
         ids = [token for token in ids if token != self.model.config.image_token_id]
         return {"role": "assistant", "content": "".join(texts), "token_ids": ids}
+
+
+def _with_text(message: Message, text: str) -> Message:
+    """The message with other words: of its text parts the last is what was asked."""
+    content = message["content"]
+    if isinstance(content, str):
+        return message | {"content": text}
+    kept = content[:-1] if content[-1]["type"] == "text" else content
+    return message | {"content": [*kept, {"type": "text", "text": text}]}
 
 
 def _texts(steps: Generator[Step, None, None]) -> Iterator[str]:

@@ -9,12 +9,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mlx_llama4.config import Config, TextConfig
+from mlx_llama4.config import Config, TextConfig, VisionConfig
 from mlx_llama4.errors import InputError
 from mlx_llama4.quantization import KVQuantization, Quantization
 from mlx_llama4.tensors import Part, TensorSpec, model_tensors, quantized_tensors
 
 CACHE_BLOCK_TOKENS = 256  # caches grow by whole blocks of this many tokens
+PREFILL_SPAN = 2048  # tokens of a prompt that go through the layers together
+TILES_PER_BATCH = 8  # tiles of a picture that go through the vision tower together
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,36 @@ def cache_bytes(
     )
 
 
+def prompt_file_bytes(
+    text: TextConfig,
+    tokens: int,
+    dtype_bytes: int,
+    quantization: KVQuantization | None = None,
+    *,
+    small: bool = False,
+    feature_tokens: int = 0,
+) -> int:
+    """Bytes of keys, values, ids and image features in a saved prompt cache.
+
+    Global layers have all tokens, chunked ones those since the last border. `small` leaves out
+    all keys and values from that border on. feature_tokens: slots of the pictures that are saved
+    too. The header and the conversation's text come on top.
+    """
+    row = text.head_dim * dtype_bytes
+    chunk = text.attention_chunk_size
+    border = tokens // chunk * chunk if chunk is not None else 0
+    held = border if small else tokens
+    packs = quantization is not None and tokens > quantization.after
+    global_row = quantization.row_bytes(text.head_dim, dtype_bytes) if packs else row
+    global_layers = sum(kind.attention == "global" for kind in text.layers)
+    chunked_layers = text.num_hidden_layers - global_layers
+    rows = 2 * text.num_key_value_heads  # of one token in one layer
+    keys_and_values = rows * (
+        global_layers * held * global_row + chunked_layers * (held - border) * row
+    )
+    return keys_and_values + 4 * tokens + feature_tokens * text.hidden_size * dtype_bytes
+
+
 def activation_bytes(text: TextConfig, span: int, dtype_bytes: int) -> int:
     """Upper bound of what is in flight while `span` tokens pass through the layers.
 
@@ -107,3 +139,34 @@ def activation_bytes(text: TextConfig, span: int, dtype_bytes: int) -> int:
         for kind in text.layers
     )
     return (span * (10 * text.hidden_size + 4 * inner) + text.vocab_size) * dtype_bytes
+
+
+def dequantized_bytes(
+    text: TextConfig, tokens: int, dtype_bytes: int, quantization: KVQuantization | None
+) -> int:
+    """One global layer's keys and values, unpacked for a step of a prefill at `tokens` tokens."""
+    if quantization is None or tokens <= quantization.after:
+        return 0
+    return 2 * text.num_key_value_heads * text.head_dim * tokens * dtype_bytes
+
+
+def vision_bytes(vision: VisionConfig, tiles: int, dtype_bytes: int) -> int:
+    """Upper bound of what is in flight in the vision tower for a picture of so many tiles.
+
+    As `activation_bytes`, and besides the pixels, which stay, once more as patches, and scores:
+    Metal has no fused kernel for heads of these widths. Of those three arrays are counted, for
+    the softmax takes one to another.
+    """
+    batch = min(tiles, TILES_PER_BATCH)
+    positions = vision.patches_per_side**2 + 1
+    width = 10 * vision.hidden_size + 4 * vision.intermediate_size
+    scores = 3 * vision.num_attention_heads * positions**2
+    pixels = 2 * vision.num_channels * vision.image_size**2
+    return batch * (positions * width + scores + pixels) * dtype_bytes
+
+
+def feature_bytes(config: Config, tiles: int, dtype_bytes: int) -> int:
+    """Features of so many tiles, which are kept while a prompt is read."""
+    if config.vision is None:
+        return 0
+    return tiles * config.vision.tokens_per_tile * config.text.hidden_size * dtype_bytes

@@ -13,9 +13,13 @@ from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.config import parse_config
 from mlx_llama4.errors import PromptError
+from mlx_llama4.generation.prefill import prefill
 from mlx_llama4.memory import cache_bytes
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.model.rope import TextRope
+from mlx_llama4.prompt.image import RememberedImage
+from mlx_llama4.prompt.processor import PlacedImage, Prompt
+from mlx_llama4.quantization import KVQuantization
 from tests import tiny
 from tests.golden import cases
 from tests.test_goldens import goldens
@@ -86,7 +90,7 @@ def test_buffers_are_written_in_place() -> None:
         for position in range(40):
             feed(cache, position, position + 1)
             mx.eval(cache.arrays)
-            addresses.add(np.asarray(cache.keys.array).__array_interface__["data"][0])
+            addresses.add(np.asarray(cache.buffers["keys"].array).__array_interface__["data"][0])
         assert len(addresses) == 1
 
 
@@ -106,11 +110,36 @@ def test_rewind_inside_a_chunk_only() -> None:
     cache.rewind(2)  # the chunk is complete, but still held
     assert feed(cache, 2, 4) == [[0, 1, 2, 3]]
     feed(cache, 4, 5)
-    assert cache.earliest_rewind == 4
-    with pytest.raises(PromptError, match="cannot go back to 3"):
+    assert [cache.rewind_point(position) for position in range(7)] == [0, 0, 0, 0, 4, 5, 5]
+    with pytest.raises(PromptError, match="holds tokens 4 to 5 cannot go back to 3"):
         cache.rewind(3)
     cache.rewind(4)
     assert feed(cache, 4, 6) == [[4, 5]]
+    feed(cache, 6, 10)
+    cache.rewind(4)  # a border, of which nothing is held any more and nothing needed
+    assert feed(cache, 4, 6) == [[4, 5]]
+
+
+def test_a_chunk_that_was_passed_over_is_not_held() -> None:
+    """Nor may an interruption make it look so: there is none of it in the buffers."""
+    cache = ChunkedKVCache(CHUNK)
+    new = tokens(0, 10)
+    next(steps := cache.extend(new, new, 99))
+    assert (cache.first_held, cache.offset) == (4, 4)
+    assert cache.rewind_point(3) == 0
+    list(steps)
+    assert (cache.first_held, cache.offset) == (8, 10)
+
+
+def test_copies_go_their_own_ways() -> None:
+    for cache in (KVCache(), ChunkedKVCache(CHUNK)):
+        feed(cache, 0, 2)
+        copied = cache.copy()
+        new = tokens(20, 21)
+        assert held(next(copied.extend(new, new, 9))[2]) == [0, 1, 20]
+        assert feed(cache, 2, 4) == [[0, 1, 2, 3]]
+        assert (cache.offset, copied.offset) == (4, 3)
+        assert held(copied.rows(0, 3)["keys"]) == [0, 1, 20]
 
 
 @pytest.mark.parametrize("name", ["scout", "maverick"])
@@ -128,37 +157,49 @@ def test_logits_after_rewinding(
     assert_same_logits(logits, goldens(name)["text 150"][back_to:], "text")
 
 
-def test_prompt_cache_keeps_the_common_prefix(golden_model: Callable[[str], Llama4]) -> None:
-    model, ids = golden_model("scout"), cases.text_ids(60)[0].astype(np.int32)
-    cache = PromptCache(model.make_cache())
-    model(mx.array(ids[None, :50]), cache.layers)
-    assert cache.record(ids, [])
-    assert len(cache.ids) == 50
-    other = ids.copy()
-    other[45] += 1
-    assert cache.rewind_to_common_prefix(other, [])
-    assert [layer.offset for layer in cache.layers] == [45] * tiny.LAYERS
-    other[20] += 1  # before the border at 32: chunked layers cannot go there
-    assert not cache.rewind_to_common_prefix(other, [])
-    assert cache.rewind_to_common_prefix(ids[:45], [])  # the last token has to be fed again
-    assert cache.layers[0].offset == 44
-
-
-def test_prompt_cache_knows_images_apart(golden_model: Callable[[str], Llama4]) -> None:
-    model, ids = golden_model("scout"), cases.text_ids(30)[0].astype(np.int32)
+def filled(model: Llama4, ids: np.ndarray) -> PromptCache:
     cache = PromptCache(model.make_cache())
     model(mx.array(ids[None]), cache.layers)
-    cache.record(ids, ["a"])
-    assert not cache.rewind_to_common_prefix(ids, ["b"])
-    assert cache.rewind_to_common_prefix(ids, ["a", "b"])
+    cache.record(ids, [])
+    return cache
+
+
+def test_prompt_cache_keeps_the_common_prefix(golden_model: Callable[[str], Llama4]) -> None:
+    ids = cases.text_ids(60)[0].astype(np.int32)
+    cache = filled(golden_model("scout"), ids[:50])
+    other = ids.copy()
+    other[45] += 1
+    assert cache.common_prefix(ids, []) == 50
+    assert cache.common_prefix(other, []) == 45
+    assert cache.rewind(45) == 45
+    assert [layer.offset for layer in cache.layers] == [45] * tiny.LAYERS
+    assert cache.rewind(44) == 44
+    assert cache.rewind(20) == 0  # over the border at 32
+    assert len(cache.ids) == 0
+
+
+def test_prompt_cache_knows_images_apart() -> None:
+    ids = np.arange(30, dtype=np.int32)
+    one, other = (
+        [PlacedImage(RememberedImage(digest, 1, (1, 1), (9, 9)), 4, 8)] for digest in "ab"
+    )
+    cache = PromptCache([KVCache()])
+    feed(cache.layers[0], 0, 30)
+    cache.record(ids, one)
+    assert cache.common_prefix(ids, one) == 30
+    assert cache.common_prefix(ids, other) == 4
+    assert cache.rewind(4) == 4 and cache.images == ()
 
 
 def test_prompt_cache_of_an_interrupted_step(golden_model: Callable[[str], Llama4]) -> None:
-    model = golden_model("scout")
-    cache = PromptCache(model.make_cache())
-    model(mx.array(cases.text_ids(20)), cache.layers)
-    cache.layers[5].rewind(19)
-    assert not cache.record(cases.text_ids(20)[0], [])
+    """All layers go back to where each can: inside the chunk, or the border below."""
+    model, ids = golden_model("scout"), cases.text_ids(70)[0]
+    for behind, expected in ((69, 69), (65, 65), (63, 32)):
+        cache = PromptCache(model.make_cache())
+        model(mx.array(ids[None]), cache.layers)
+        cache.layers[3].rewind(behind)  # a global layer
+        cache.record(ids, [])
+        assert {layer.offset for layer in cache.layers} == {len(cache.ids)} == {expected}
 
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 256, 257, 600])
@@ -169,6 +210,66 @@ def test_bytes_are_as_predicted(length: int, chunk: int | None) -> None:
     cache = model.make_cache()
     model(mx.array(tiny.text_ids(length, 0)), cache)
     assert sum(layer.nbytes for layer in cache) == cache_bytes(config.text, length, 4).total
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("length", "after"), [(1, 0), (300, 0), (300, 300), (300, 299)])
+def test_packed_bytes_are_as_predicted(bits: int, length: int, after: int) -> None:
+    config = parse_config(tiny.config("scout", head_dim=64))
+    model, quantization = Llama4(config), KVQuantization(bits, 64, after)
+    cache = model.make_cache(quantization)
+    for start in range(0, length, 100):
+        model(mx.array(tiny.text_ids(length, 0)[:, start : start + 100]), cache)
+        mx.eval([array for layer in cache for array in layer.arrays])
+    expected = cache_bytes(config.text, length, 4, quantization)
+    assert sum(layer.nbytes for layer in cache) == expected.total
+    packs = length > after
+    assert (expected.total < cache_bytes(config.text, length, 4).total) == packs
+
+
+def test_scout_s_bytes_a_token() -> None:
+    """12 global layers of 8 key/value heads, 128 wide; figures of `findings`, bf16."""
+    text = parse_config(
+        tiny.config(
+            "scout",
+            num_hidden_layers=48,
+            num_attention_heads=40,
+            num_key_value_heads=8,
+            head_dim=128,
+            attention_chunk_size=8192,
+        )
+    ).text
+    tokens = 2**20
+    for quantization, expected in (
+        (None, 12 * 2 * 8 * 128 * 2),
+        (KVQuantization(8), 26_112),
+        (KVQuantization(4), 13_824),
+    ):
+        found = cache_bytes(text, tokens, 2, quantization)
+        assert found.global_layers == tokens * expected
+        assert found.chunked_layers == 36 * 8192 * 4096
+
+
+def test_chunked_memory_stays_flat_over_a_thousand_chunks() -> None:
+    config = parse_config(tiny.config("maverick", attention_chunk_size=8, num_hidden_layers=4))
+    model, cache, seen = Llama4(config), Llama4(config).make_cache(), []
+    prompt = Prompt(tiny.text_ids(8000, 0)[0].astype(np.int32))
+
+    def note(done: int, total: int) -> None:
+        chunked = [layer for layer in cache if isinstance(layer, ChunkedKVCache)]
+        seen.append((done, sum(layer.nbytes for layer in chunked), mx.get_active_memory()))
+
+    mx.eval(prefill(model, prompt, cache, span=400, on_progress=note))
+    expected = cache_bytes(config.text, 8000, 4)
+    assert (
+        {nbytes for _, nbytes, _ in seen} == {expected.chunked_layers} == {3 * 8 * 2 * 2 * 16 * 4}
+    )
+    # What grows is the one global layer, by what the formula says of it.
+    (first, _, before), (last, _, after) = seen[2], seen[-1]
+    growth = sum(
+        sign * cache_bytes(config.text, done, 4).total for done, sign in ((last, 1), (first, -1))
+    )
+    assert after - before == pytest.approx(growth, rel=0.01)
 
 
 def test_positions_inside_the_chunk_are_exact_at_ten_million_tokens() -> None:

@@ -10,21 +10,21 @@ import pytest
 
 from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.chat import Chat, ChatOptions
-from mlx_llama4.config import load_generation_config
 from mlx_llama4.demo.questions import NOTES, PICTURES, QUESTIONS
 from mlx_llama4.errors import ImageError, PromptError
 from mlx_llama4.generation.sampler import greedy
-from mlx_llama4.load import load
 
 
 @pytest.fixture(scope="module")
 def loaded(demo_folder: Path) -> Chat:
-    return Chat(*load(demo_folder), load_generation_config(demo_folder))
+    return Chat.open(demo_folder)
 
 
 @pytest.fixture
 def chat(loaded: Chat) -> Iterator[Chat]:
     loaded.options = ChatOptions()
+    loaded.cache = PromptCache(loaded.model.make_cache())
+    loaded.document = []
     loaded.reset()
     yield loaded
 
@@ -79,7 +79,7 @@ def test_stopping_early_keeps_what_was_said(chat: Chat) -> None:
 
 
 def test_interruption_while_the_answer_comes(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C inside a step may leave the layers out of step: the cache is then dropped."""
+    """Ctrl-C inside a step leaves the layers out of step: the step is undone, no more."""
     block, calls = type(chat.model.language_model.model.layers[3]), 0
     forward = block.__call__
 
@@ -95,7 +95,9 @@ def test_interruption_while_the_answer_comes(chat: Chat, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         heard.extend(chat.send("What is a llama?"))
     assert chat.messages[-1]["content"]
-    assert chat.cache.layers[0].offset == 0
+    prompt = chat.statistics.prompt_tokens
+    # Six steps were whole, the prompt's and five tokens'.
+    assert {layer.offset for layer in chat.cache.layers} == {prompt + 5}
     monkeypatch.undo()
     assert same_from_scratch(chat, "What is 2 plus 3?")
 

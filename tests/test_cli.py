@@ -18,7 +18,7 @@ from tests.commands import run
 def test_help() -> None:
     result = run("--help")
     assert result.returncode == 0
-    for command in ("convert", "ask", "chat", "inspect", "demo"):
+    for command in ("convert", "ask", "chat", "cache", "plan", "inspect", "demo"):
         assert command in result.stdout
         assert "Example" in run(command, "--help").stdout
 
@@ -132,13 +132,14 @@ def test_sampling_defaults_are_the_model_s(tmp_path: Path, monkeypatch: pytest.M
         "mlx_llama4.generation.sampler.make_sampler", lambda **given: made.update(given)
     )
     untold = options.Sampling(None, None, None, None)
+    caching = options.Caching(2048, None, None, None)
     told = options.Sampling(0.1, 0.2, 3, 4)
     for do_sample, temperature in ((True, 0.6), (False, 0.0)):
         stored = {"do_sample": do_sample, "temperature": 0.6, "top_p": 0.9, "top_k": 7}
         path.write_text(json.dumps(stored))
-        options.chat_options(tmp_path, None, 5, untold)
+        options.chat_options(tmp_path, None, 5, untold, caching)
         assert made == {"temperature": temperature, "top_p": 0.9, "top_k": 7, "seed": None}
-        options.chat_options(tmp_path, None, 5, told)
+        options.chat_options(tmp_path, None, 5, told, caching)
         assert made == {"temperature": 0.1, "top_p": 0.2, "top_k": 3, "seed": 4}
 
 

@@ -378,7 +378,7 @@ def test_room_is_made_once_for_a_whole_prompt(golden_model: Models) -> None:
         model, text_prompt(150), token_bytes=letters, end_tokens=(), max_tokens=200, cache=cache
     )
     next(steps)
-    capacities = {layer.keys.array.shape[2] for layer in cache}
+    capacities = {layer.buffers["keys"].array.shape[2] for layer in cache}
     assert capacities == {32, 512}  # a chunk, or the prompt and the answer in whole blocks
     assert len(list(steps)) == 199
-    assert {layer.keys.array.shape[2] for layer in cache} == capacities
+    assert {layer.buffers["keys"].array.shape[2] for layer in cache} == capacities

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli import progress, terminal
 from mlx_llama4.demo.questions import PICTURES
 from tests.commands import ENVIRONMENT, run
 
@@ -169,6 +169,41 @@ def test_progress_of_a_long_prompt_is_wiped_away(monkeypatch: pytest.MonkeyPatch
         answer.write("Hi")
     assert screen.getvalue().endswith("\r\x1b[K")
     assert sys.stdout.getvalue() == "Hi\n"
+
+
+def test_progress_tells_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here n tokens take n / 1000 + (n / 20000)² seconds."""
+    screen, clock = Screen(), [0.0]
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    reading = progress.ReadingProgress()
+    for done in range(1000, 51000, 1000):
+        clock[0] = done / 1000 + (done / 20000) ** 2
+        reading.update(done, 100_000)
+    last = screen.getvalue().split("\r\x1b[K")[-1]
+    assert "50,000 of 100,000 tokens, 887 tokens/s, 69 s left" in last
+    assert last.count("█") == last.count("░") == 10
+    reading.clear()
+    reading.clear()
+    assert screen.getvalue().endswith("left\r\x1b[K")
+
+
+def test_progress_in_a_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line now and then, each for itself."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    reading = progress.ReadingProgress()
+    for done in range(1, 31):
+        clock[0] += 1.0
+        reading.update(done * 2000, 60_000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "Reading the prompt: 20,000 of 60,000 tokens, 2,000 tokens/s, 20 s left",
+        "Reading the prompt: 40,000 of 60,000 tokens, 2,000 tokens/s, 10 s left",
+        "Reading the prompt: 60,000 of 60,000 tokens, 2,000 tokens/s, 0 s left",
+    ]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

@@ -11,13 +11,16 @@ Borders are multiples of the chunk size counted from the row's first token. Sinc
 only matter relative to each other inside a chunk, they are counted from the chunk's start:
 the same attention, and exact at any length (absolute float32 angles are off by 0.5 in q·k at
 1M tokens).
+
+At a border the layer needs no past at all. So it can go back to any border, whatever it holds,
+and inside the chunk that it holds to any position.
 """
 
 from collections.abc import Iterator
 
 import mlx.core as mx
 
-from mlx_llama4.cache.kv import KVCache, Seen, allocation, ranges
+from mlx_llama4.cache.kv import KVCache, Rows, Seen, allocation, ranges
 
 
 class ChunkedKVCache(KVCache):
@@ -27,6 +30,10 @@ class ChunkedKVCache(KVCache):
         super().__init__()
         self.chunk_size = chunk_size
         self.chunk_start = 0  # position of the first token held
+
+    @property
+    def first_held(self) -> int:
+        return self.chunk_start
 
     @property
     def next_position(self) -> int:
@@ -45,20 +52,37 @@ class ChunkedKVCache(KVCache):
     def extend(self, keys: mx.array, values: mx.array, attention_step: int) -> Iterator[Seen]:
         length = keys.shape[2]
         for start, stop, position in list(self.pieces(length)):
-            new_keys, new_values = keys[:, :, start:stop], values[:, :, start:stop]
-            if position or stop == length:
-                capacity = self._capacity(position + stop - start)
-                new_keys = self.keys.write(position, new_keys, capacity)
-                new_values = self.values.write(position, new_values, capacity)
-            # Else a whole chunk that begins and ends in here, and that nothing will see again.
+            seen = {"keys": keys[:, :, start:stop], "values": values[:, :, start:stop]}
+            # Before anything is overwritten, for an interruption may come between any two lines.
             self.chunk_start = self.offset - position
+            is_kept = position > 0 or stop == length
+            if is_kept:
+                seen = self._write(seen, position)
             self.offset += stop - start
-            yield from ranges(new_keys, new_values, start, stop, position, attention_step)
+            if not is_kept:  # a whole chunk that nothing after it will see
+                self.chunk_start = self.offset
+            yield from ranges(seen["keys"], seen["values"], start, stop, position, attention_step)
+
+    def append(self, rows: Rows) -> None:
+        position = self.next_position
+        self.chunk_start = self.offset - position
+        length = next(iter(rows.values())).shape[2]
+        self._write(rows, position)
+        self.offset += length
 
     def _capacity(self, tokens: int) -> int:
         capacity = allocation(max(tokens, self.reserved))
         return min(capacity, self.chunk_size) if self.chunk_size else capacity
 
-    @property
-    def earliest_rewind(self) -> int:
-        return self.chunk_start
+    def rewind_point(self, position: int) -> int:
+        if position >= self.chunk_start or not self.chunk_size:
+            return min(position, self.offset)
+        return position // self.chunk_size * self.chunk_size
+
+    def rewind(self, position: int) -> None:
+        super().rewind(position)
+        self.chunk_start = min(self.chunk_start, position)
+
+    def skip_to(self, border: int) -> None:
+        """Take all tokens before a border as seen: from there on none of them matters."""
+        self.offset = self.chunk_start = border

@@ -1,6 +1,6 @@
 """Keys and values of a global layer: every token, in the order in which it came."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import mlx.core as mx
 
@@ -17,6 +17,9 @@ def allocation(tokens: int) -> int:
 # A range start … stop - 1 of new tokens, and the keys and values that it sees.
 Seen = tuple[int, int, mx.array, mx.array]
 
+# What a cache holds of some tokens, as it is stored: name of a buffer → [B, kv_heads, tokens, …].
+Rows = Mapping[str, mx.array]
+
 
 def ranges(
     keys: mx.array, values: mx.array, start: int, stop: int, before: int, attention_step: int
@@ -32,7 +35,7 @@ def ranges(
 
 
 class KVBuffer:
-    """One array [B, kv_heads, capacity, head_dim], written in place and grown when full."""
+    """One array [B, kv_heads, capacity, width], written in place and grown when full."""
 
     def __init__(self) -> None:
         self.array: mx.array | None = None
@@ -50,6 +53,14 @@ class KVBuffer:
         self.array[:, :, start:stop] = new
         return self.array[:, :, :stop]
 
+    def copy(self) -> "KVBuffer":
+        """Shares the array until one of the two writes to it, which then has a copy made."""
+        copied = KVBuffer()
+        if self.array is not None:
+            # An object of its own: item assignment changes the object, not the values it had.
+            copied.array = mx.stop_gradient(self.array)
+        return copied
+
     @property
     def nbytes(self) -> int:
         return 0 if self.array is None else self.array.nbytes
@@ -59,8 +70,7 @@ class KVCache:
     """Cache of one global layer. `offset` is the number of tokens seen."""
 
     def __init__(self) -> None:
-        self.keys = KVBuffer()
-        self.values = KVBuffer()
+        self.buffers = {"keys": KVBuffer(), "values": KVBuffer()}
         self.offset = 0
         self.reserved = 0
 
@@ -75,31 +85,63 @@ class KVCache:
         its own last token, so a causal mask aligned at the end is all it needs.
         """
         start, length = self.offset, keys.shape[2]
-        capacity = allocation(max(start + length, self.reserved))
-        keys = self.keys.write(start, keys, capacity)
-        values = self.values.write(start, values, capacity)
+        seen = self._write({"keys": keys, "values": values}, start)
         self.offset += length  # last: an interruption must not leave a hole
-        yield from ranges(keys, values, 0, length, start, attention_step)
+        yield from ranges(seen["keys"], seen["values"], 0, length, start, attention_step)
+
+    def _write(self, rows: Rows, start: int) -> Rows:
+        """Put rows behind `start` others that are held; returns all that is then held."""
+        length = next(iter(rows.values())).shape[2]
+        capacity = self._capacity(start + length)
+        return {name: self.buffers[name].write(start, new, capacity) for name, new in rows.items()}
+
+    def _capacity(self, tokens: int) -> int:
+        return allocation(max(tokens, self.reserved))
+
+    @property
+    def first_held(self) -> int:
+        """Position of the first token whose keys and values are here; the last is offset - 1."""
+        return 0
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """What is stored of tokens start … stop - 1, all of them held."""
+        first = self.first_held
+        return {
+            name: buffer.array[:, :, start - first : stop - first]
+            for name, buffer in self.buffers.items()
+        }
+
+    def append(self, rows: Rows) -> None:
+        """Take in, as the next tokens, what `rows` of a cache of the same layer gave."""
+        length = next(iter(rows.values())).shape[2]
+        self._write(rows, self.offset)
+        self.offset += length
 
     @property
     def arrays(self) -> list[mx.array]:
         """What has to be evaluated for the cache to be up to date."""
-        return [b.array for b in (self.keys, self.values) if b.array is not None]
+        return [b.array for b in self.buffers.values() if b.array is not None]
 
     @property
     def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
+        return sum(buffer.nbytes for buffer in self.buffers.values())
 
-    @property
-    def earliest_rewind(self) -> int:
-        """Smallest position to which `rewind` can go."""
-        return 0
+    def rewind_point(self, position: int) -> int:
+        """The largest position, at most `position`, to which `rewind` can go."""
+        return min(position, self.offset)
 
     def rewind(self, position: int) -> None:
         """Forget the tokens from `position` on; they are overwritten by the next update."""
-        if not self.earliest_rewind <= position <= self.offset:
+        if not 0 <= position <= self.offset or self.rewind_point(position) != position:
             raise PromptError(
-                f"a cache that holds tokens {self.earliest_rewind} to {self.offset} "
+                f"a cache that holds tokens {self.first_held} to {self.offset} "
                 f"cannot go back to {position}"
             )
         self.offset = position
+
+    def copy(self) -> "KVCache":
+        """A cache that holds the same and goes its own way."""
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        copied.buffers = {name: buffer.copy() for name, buffer in self.buffers.items()}
+        return copied

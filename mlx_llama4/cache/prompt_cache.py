@@ -1,49 +1,86 @@
 """The caches of all layers together with what they hold: which tokens, which images."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import mlx.core as mx
 import numpy as np
 
 from mlx_llama4.cache.kv import KVCache
 
+if TYPE_CHECKING:
+    from mlx_llama4.prompt.processor import PlacedImage
+
 
 class PromptCache:
     """layers: one cache per layer, in step. ids: int32, the tokens that they have seen.
-    image_digests: of the images among them, in order.
+    images: those whose tokens, or some of them, are among these.
     """
 
     def __init__(self, layers: Sequence[KVCache]):
         self.layers = list(layers)
         self.ids = np.zeros(0, np.int32)
-        self.image_digests: tuple[str, ...] = ()
+        self.images: tuple[PlacedImage, ...] = ()
 
-    def record(self, ids: np.ndarray, image_digests: Sequence[str]) -> bool:
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [array for layer in self.layers for array in layer.arrays]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
+
+    def reserve(self, tokens: int) -> None:
+        """Announce that the layers will hold `tokens` in all, so that room is made once."""
+        for layer in self.layers:
+            layer.reserve(tokens)
+
+    def record(self, ids: np.ndarray, images: Sequence["PlacedImage"]) -> None:
         """Note what was fed: as many of `ids` as the layers have seen.
 
-        False if the layers are out of step, because a step was interrupted half-way: then the
-        cache is of no more use.
+        A step that was interrupted may have left some layers behind the others: all then go
+        back to where each of them can go on from.
         """
-        offsets = {layer.offset for layer in self.layers}
-        if len(offsets) > 1:
-            return False
-        self.ids = ids[: offsets.pop()].copy()
-        self.image_digests = tuple(image_digests)
-        return True
+        position = min(layer.offset for layer in self.layers)
+        if any(layer.offset != position for layer in self.layers):
+            position = self.rewind_point(position)
+            for layer in self.layers:
+                layer.rewind(position)
+        self._keep(ids, images, position)
 
-    def rewind_to_common_prefix(self, ids: np.ndarray, image_digests: Sequence[str]) -> bool:
-        """Keep what is also the beginning of a prompt of `ids`, which may yet go on.
+    def rewind_point(self, position: int) -> int:
+        """The largest position, at most `position`, to which all layers can go back."""
+        while (reached := min(layer.rewind_point(position) for layer in self.layers)) < position:
+            position = reached
+        return position
 
-        At least one token is left to be fed. False if the layers cannot go back that far, or
-        images differ; then a fresh cache is needed.
+    def rewind(self, position: int) -> int:
+        """Forget the tokens from `position` on, or from the largest position before that all
+        layers can go back to, which is returned: inside the current chunk the position itself,
+        else the border below. What lies between is to be fed again.
         """
-        if self.image_digests != tuple(image_digests)[: len(self.image_digests)]:
-            return False
-        length = min(len(self.ids), len(ids) - 1)
-        differing = np.flatnonzero(self.ids[:length] != ids[:length])
-        position = int(differing[0]) if len(differing) else length
-        if any(position < layer.earliest_rewind for layer in self.layers):
-            return False
+        position = self.rewind_point(min(position, len(self.ids)))
         for layer in self.layers:
             layer.rewind(position)
-        self.ids = self.ids[:position]
-        return True
+        self._keep(self.ids, self.images, position)
+        return position
+
+    def common_prefix(self, ids: np.ndarray, images: Sequence["PlacedImage"]) -> int:
+        """How many tokens a prompt of `ids` begins with that are held, images being the same."""
+        length = min(len(self.ids), len(ids))
+        differing = np.flatnonzero(self.ids[:length] != ids[:length])
+        position = int(differing[0]) if len(differing) else length
+        for held, given in zip(self.images, images, strict=False):
+            if held.start < position and held.image.digest != given.image.digest:
+                return held.start
+        return position
+
+    def copy(self) -> "PromptCache":
+        """A cache that holds the same and goes its own way; arrays are shared until written to."""
+        copied = PromptCache([layer.copy() for layer in self.layers])
+        copied.ids, copied.images = self.ids, self.images
+        return copied
+
+    def _keep(self, ids: np.ndarray, images: Sequence["PlacedImage"], position: int) -> None:
+        self.ids = ids[:position].copy()
+        self.images = tuple(image for image in images if image.start < position)

@@ -1,6 +1,5 @@
 """`mlx-llama4 ask`: one question, one answer."""
 
-import contextlib
 import dataclasses
 import json
 import sys
@@ -10,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli.memory_check import check_memory
 from mlx_llama4.errors import PromptError
 
 if TYPE_CHECKING:
     from mlx_llama4.chat import Chat, ChatOptions
-    from mlx_llama4.prompt.image import TiledImage
+    from mlx_llama4.prompt.image import PromptImage
 
 
 @terminal.reports_errors
@@ -49,6 +49,12 @@ def ask(
     top_p: options.TopP = None,
     top_k: options.TopK = None,
     seed: options.Seed = None,
+    cache: options.Cache = None,
+    prefill_step: options.PrefillStep = 2048,
+    kv_bits: options.KVBits = None,
+    kv_group_size: options.KVGroupSize = None,
+    kv_quantize_after: options.KVQuantizeAfter = None,
+    force: options.Force = False,
 ) -> None:
     """Ask one question, with any number of pictures.
 
@@ -63,10 +69,15 @@ def ask(
     if not text.strip() and not image:
         raise PromptError("the question is empty")
     sampling = options.Sampling(temperature, top_p, top_k, seed)
+    caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     folder = find_folder(model, revision)
-    chat_options = options.chat_options(folder, system, max_tokens, sampling)
-    images = _check(folder, text, image or [], chat_options)
+    chat_options = options.chat_options(folder, system, max_tokens, sampling, caching)
+    images = _check(folder, text, image or [], chat_options, force)
+    if cache is not None:
+        options.check_cache(cache, folder, chat_options)
     chat = options.load_chat(folder, chat_options)
+    if cache is not None:
+        chat.load(cache)
     if as_json:
         _answer_json(chat, text, images)
     else:
@@ -74,8 +85,8 @@ def ask(
 
 
 def _check(
-    folder: Path, text: str, paths: list[Path], chat_options: "ChatOptions"
-) -> list["TiledImage"]:
+    folder: Path, text: str, paths: list[Path], chat_options: "ChatOptions", force: bool
+) -> list["PromptImage"]:
     """The pictures. Refuses all that can be refused before the weights are read."""
     from mlx_llama4.chat import opening_messages, user_message
     from mlx_llama4.load import open_folder
@@ -84,22 +95,23 @@ def _check(
     config, processor = open_folder(folder)
     images = [processor.tile(path) for path in paths]
     messages = [*opening_messages(chat_options), user_message(text, images)]
-    check_length(processor.encode(messages), config)
+    prompt = processor.encode(messages)
+    check_length(prompt, config)
+    tiles = tuple(len(image.tiles) for image in images)
+    context = len(prompt.ids) + chat_options.max_tokens
+    kv, span = chat_options.kv_quantization, chat_options.prefill_step
+    check_memory(folder, context, tiles=tiles, kv=kv, span=span, force=force)
     return images
 
 
-def _answer(chat: "Chat", text: str, images: list["TiledImage"]) -> None:
-    with (
-        terminal.Answer() as answer,
-        contextlib.closing(chat.send(text, images, answer.on_prefill)) as pieces,
-    ):
-        for piece in pieces:
-            answer.write(piece)
+def _answer(chat: "Chat", text: str, images: list["PromptImage"]) -> None:
+    with terminal.Answer() as answer:
+        answer.show(chat.send(text, images, answer.on_prefill))
     if chat.statistics.finish_reason == "length":
         terminal.note(f"(stopped after {chat.statistics.generated_tokens} tokens)")
 
 
-def _answer_json(chat: "Chat", text: str, images: list["TiledImage"]) -> None:
+def _answer_json(chat: "Chat", text: str, images: list["PromptImage"]) -> None:
     pieces: list[str] = []
     interrupted = False
     try:

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 import typer
 
 from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli.memory_check import check_memory
 from mlx_llama4.errors import Llama4Error
 
 if TYPE_CHECKING:
     from mlx_llama4.chat import Chat
-    from mlx_llama4.prompt.image import TiledImage
+    from mlx_llama4.prompt.image import PromptImage
 
 HELP = """\
 /image PATH   attach a picture to the next message; quote several paths, or spaces
+/retry [TEXT] answer the last message again, or TEXT in its place
+/undo [N]     forget the last message and its answer, or the last N
+/save FILE    keep the conversation, to go on with: chat --cache FILE
 /reset        forget the conversation and the pictures attached
 /quit         leave (so do Ctrl-D, and Ctrl-C twice)
 Ctrl-C stops an answer and keeps what is there."""
@@ -32,6 +36,12 @@ def chat(
     top_p: options.TopP = None,
     top_k: options.TopK = None,
     seed: options.Seed = None,
+    cache: options.Cache = None,
+    prefill_step: options.PrefillStep = 2048,
+    kv_bits: options.KVBits = None,
+    kv_group_size: options.KVGroupSize = None,
+    kv_quantize_after: options.KVQuantizeAfter = None,
+    force: options.Force = False,
 ) -> None:
     """Talk with a model; /help lists what else can be typed.
 
@@ -43,14 +53,22 @@ def chat(
 
     terminal.import_mlx()
     sampling = options.Sampling(temperature, top_p, top_k, seed)
+    caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     folder = find_folder(model, revision)
-    chat_options = options.chat_options(folder, system, max_tokens, sampling)
+    chat_options = options.chat_options(folder, system, max_tokens, sampling, caching)
+    if cache is not None:
+        options.check_cache(cache, folder, chat_options)
+    kv, span = chat_options.kv_quantization, chat_options.prefill_step
+    check_memory(folder, kv=kv, span=span, force=force)
     conversation = options.load_chat(folder, chat_options)
+    if cache is not None:
+        conversation.load(cache)
+        terminal.note(f"[{cache}: {len(conversation.cache.ids):,} tokens]")
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  gives input() editing and history
     if sys.stdin.isatty():
         terminal.note(HELP)
-    images: list[TiledImage] = []
+    images: list[PromptImage] = []
     while (text := _read_line()) is not None:
         command, argument = (*text.split(maxsplit=1), "", "")[:2]
         if command in ("/quit", "/exit"):
@@ -85,15 +103,22 @@ def _read_line() -> str | None:
 
 
 def _run_command(
-    conversation: "Chat", command: str, argument: str, images: list["TiledImage"]
+    conversation: "Chat", command: str, argument: str, images: list["PromptImage"]
 ) -> None:
     if command == "/image":
         opened = [(path, conversation.open_image(path)) for path in _paths(argument)]
         for path, image in opened:
             images.append(image)
             width, height = image.size
-            tiles = "1 tile" if len(image.tiles) == 1 else f"{len(image.tiles)} tiles"
+            tiles = "1 tile" if image.num_tiles == 1 else f"{image.num_tiles} tiles"
             terminal.note(f"[{path}: {width}×{height} pixels, {tiles}]")
+    elif command == "/retry":
+        _answer_again(conversation, terminal.as_typed(argument) if argument else None)
+    elif command == "/undo":
+        conversation.rewind(_count(argument))
+        terminal.note(f"[{len(conversation.messages)} messages left]")
+    elif command == "/save":
+        _save(conversation, argument)
     elif command == "/reset":
         conversation.reset()
         images.clear()
@@ -102,6 +127,22 @@ def _run_command(
         terminal.note(HELP)
     else:
         raise Llama4Error(f"unknown command {command}; /help lists them")
+
+
+def _count(argument: str) -> int:
+    if argument and not argument.isdecimal():
+        raise Llama4Error(f"/undo takes a number, not {argument!r}")
+    return int(argument or 1)
+
+
+def _save(conversation: "Chat", argument: str) -> None:
+    from mlx_llama4.memory import human_bytes
+
+    if not argument:
+        raise Llama4Error("give the name of a file: /save FILE")
+    path = Path(argument).expanduser()
+    nbytes = conversation.save(path)
+    terminal.note(f"[{path}: {len(conversation.cache.ids):,} tokens, {human_bytes(nbytes)}]")
 
 
 def _paths(argument: str) -> list[str]:
@@ -117,18 +158,24 @@ def _paths(argument: str) -> list[str]:
         return [argument]
 
 
-def _answer(conversation: "Chat", text: str, images: list["TiledImage"]) -> None:
+def _answer(conversation: "Chat", text: str, images: list["PromptImage"]) -> None:
     """Pictures stay attached until a message that has them is in the conversation."""
     spoken = len(conversation.messages)
     try:
-        with (
-            terminal.Answer() as answer,
-            contextlib.closing(conversation.send(text, images, answer.on_prefill)) as pieces,
-        ):
-            for piece in pieces:
-                answer.write(piece)
+        with terminal.Answer() as answer:
+            answer.show(conversation.send(text, images, answer.on_prefill))
     finally:
         if len(conversation.messages) > spoken:
             images.clear()
+    _say_if_cut_short(conversation)
+
+
+def _answer_again(conversation: "Chat", text: str | None) -> None:
+    with terminal.Answer() as answer:
+        answer.show(conversation.retry(text, answer.on_prefill))
+    _say_if_cut_short(conversation)
+
+
+def _say_if_cut_short(conversation: "Chat") -> None:
     if conversation.statistics.finish_reason == "length":
         terminal.note(f"[stopped after {conversation.statistics.generated_tokens} tokens]")

@@ -9,6 +9,7 @@ import typer
 
 from mlx_llama4.cli import options, terminal
 from mlx_llama4.cli.convert_report import print_plan, print_report
+from mlx_llama4.cli.memory_check import check_conversion
 from mlx_llama4.cli.progress import byte_progress
 from mlx_llama4.errors import InputError
 
@@ -131,6 +132,7 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    force: options.Force = False,
 ) -> None:
     """Convert a checkpoint to MLX, in little memory.
 
@@ -184,6 +186,7 @@ def convert(
     if search and not chosen.packs_affine:
         raise InputError("--search is for affine packing, and nothing is packed anew so; omit it")
     plan = make_plan(source, chosen)
+    check_conversion(plan, source.config, force)
     files = _tokenizer_files(source.folder)
     if upload is not None:
         from mlx_llama4.upload import check_upload

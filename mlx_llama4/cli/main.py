@@ -9,11 +9,13 @@ import typer
 
 from mlx_llama4 import __version__
 from mlx_llama4.cli.ask import ask
+from mlx_llama4.cli.cache import cache
 from mlx_llama4.cli.chat import chat
 from mlx_llama4.cli.compare import compare
 from mlx_llama4.cli.convert import convert
 from mlx_llama4.cli.demo import demo
 from mlx_llama4.cli.inspect import inspect
+from mlx_llama4.cli.plan import plan
 
 EXAMPLES = """\b
 Examples:
@@ -32,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (convert, ask, chat, inspect, compare, demo):
+for command in (convert, ask, chat, cache, plan, inspect, compare, demo):
     app.command()(command)
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlx_llama4.cli import terminal
+from mlx_llama4.errors import InputError
+from mlx_llama4.quantization import KVQuantization
 
 if TYPE_CHECKING:
     from mlx_llama4.chat import Chat, ChatOptions
@@ -64,9 +66,58 @@ TopK = Annotated[
         show_default=False,
     ),
 ]
+PrefillStep = Annotated[
+    int,
+    typer.Option(
+        "--prefill-step",
+        metavar="N",
+        min=1,
+        help="Tokens of the prompt worked through at once; fewer need less memory.",
+    ),
+]
+KVBits = Annotated[
+    int | None,
+    typer.Option(
+        "--kv-bits",
+        metavar="N",
+        help="Pack the global layers' keys and values to 8 or 4 bits. Default: not packed.",
+        show_default=False,
+    ),
+]
+KVGroupSize = Annotated[
+    int | None,
+    typer.Option(
+        "--kv-group-size",
+        metavar="N",
+        help="With --kv-bits: values that share a scale; 32, 64 (default) or 128.",
+        show_default=False,
+    ),
+]
+KVQuantizeAfter = Annotated[
+    int | None,
+    typer.Option(
+        "--kv-quantize-after",
+        metavar="N",
+        help="With --kv-bits: pack once there are more than N tokens. Default: 0.",
+        show_default=False,
+    ),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="FILE",
+        help="Go on from a prompt cache that `mlx-llama4 cache` or /save has written.",
+        show_default=False,
+    ),
+]
 Seed = Annotated[
     int | None,
     typer.Option(metavar="S", help="Same seed, same answer.", show_default=False),
+]
+
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on even where the memory will not be enough.")
 ]
 
 
@@ -80,12 +131,32 @@ class Sampling:
     seed: int | None
 
 
+@dataclass(frozen=True)
+class Caching:
+    """None: not given."""
+
+    prefill_step: int
+    kv_bits: int | None
+    kv_group_size: int | None
+    kv_quantize_after: int | None
+
+    def quantization(self) -> KVQuantization | None:
+        """Raises InputError for values that there are no kernels for."""
+        settings = {"group_size": self.kv_group_size, "after": self.kv_quantize_after}
+        given = {key: value for key, value in settings.items() if value is not None}
+        if self.kv_bits is not None:
+            return KVQuantization(self.kv_bits, **given)
+        if given:
+            raise InputError("--kv-group-size and --kv-quantize-after need --kv-bits; add it")
+        return None
+
+
 def chat_options(
-    folder: Path, system: str | None, max_tokens: int, sampling: Sampling
+    folder: Path, system: str | None, max_tokens: int, sampling: Sampling, caching: Caching
 ) -> "ChatOptions":
     """Raises InputError for values out of range."""
     from mlx_llama4.chat import ChatOptions
-    from mlx_llama4.config import load_generation_config
+    from mlx_llama4.config import load_config, load_generation_config
     from mlx_llama4.generation.sampler import make_sampler
 
     defaults = load_generation_config(folder)
@@ -96,19 +167,35 @@ def chat_options(
         top_k=defaults.top_k if sampling.top_k is None else sampling.top_k,
         seed=sampling.seed,
     )
-    return ChatOptions(max_tokens, sampler, terminal.as_typed(system) if system else None)
+    quantization = caching.quantization()
+    if quantization is not None:
+        quantization.check(load_config(folder).text.head_dim)
+    return ChatOptions(
+        max_tokens,
+        sampler,
+        terminal.as_typed(system) if system else None,
+        caching.prefill_step,
+        quantization,
+    )
+
+
+def check_cache(path: Path, folder: Path, options: "ChatOptions") -> None:
+    """Refuses a prompt cache that is not for this model, before its weights are read."""
+    from mlx_llama4.cache.prompt_file import PromptFile
+    from mlx_llama4.identity import identify
+
+    if options.system is not None:
+        raise InputError("--system: a prompt cache begins with a system prompt of its own, or none")
+    PromptFile(path).check(identify(folder), options.kv_quantization)
 
 
 def load_chat(folder: Path, options: "ChatOptions") -> "Chat":
     """The model, its weights in memory, ready to talk."""
     with terminal.status(f"Loading {folder}"):
         from mlx_llama4.chat import Chat
-        from mlx_llama4.config import load_generation_config
-        from mlx_llama4.load import load
 
         disable_compile_on_cpu()
-        model, processor = load(folder)
-        return Chat(model, processor, load_generation_config(folder), options)
+        return Chat.open(folder, options)
 
 
 def disable_compile_on_cpu() -> None:

@@ -1,6 +1,7 @@
-"""Progress of long work on bytes: a bar on a terminal, now and then a plain line in a log."""
+"""Progress of long work: a bar on a terminal, now and then a plain line in a log."""
 
 import contextlib
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -71,6 +72,69 @@ class _Lines:
             f"{what}: {human_bytes(done)} of {human_bytes(total)} ({done / max(total, 1):.0%}), "
             f"{human_bytes(speed)}/s{left}"
         )
+
+
+class ReadingProgress:
+    """How far the reading of a long prompt is: a line that is written over."""
+
+    BAR = 20
+
+    def __init__(self) -> None:
+        self._started = self._said = time.monotonic()
+        self._seen: list[tuple[int, float]] = []  # tokens read since the start, seconds it took
+        self._first: int | None = None
+        self._shown = False
+
+    def update(self, done: int, total: int) -> None:
+        """`done` of `total` tokens are in the cache."""
+        now = time.monotonic()
+        if self._first is None:
+            # What the cache held at the start is not known; the first step counts from there.
+            self._first = done
+            self._started = now
+        else:
+            self._seen.append((done - self._first, now - self._started))
+        if sys.stderr.isatty():
+            self._shown = True
+            filled = done * self.BAR // total
+            bar = "█" * filled + "░" * (self.BAR - filled)
+            text = f"Reading {bar} {self._text(done, total)}"
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write(f"\r\x1b[K{text[:width]}")
+            sys.stderr.flush()
+        elif now - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = now
+            terminal.note(f"Reading the prompt: {self._text(done, total)}")
+
+    def clear(self) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._shown = False
+
+    def _text(self, done: int, total: int) -> str:
+        text = f"{done:,} of {total:,} tokens"
+        if not self._seen:
+            return text
+        tokens, seconds = self._seen[-1]
+        rate = tokens / max(seconds, 1e-9)
+        left = time_left(self._seen, done - self._first, total - self._first)
+        return f"{text}, {rate:,.0f} tokens/s, {_duration(left)} left"
+
+
+def time_left(seen: list[tuple[int, float]], done: int, total: int) -> float:
+    """Seconds until `total` tokens are read, of which `done` are, the last that were seen.
+
+    Each token takes longer than the one before, which it has to attend to as well: a n + b n²
+    seconds for n tokens, through the last point seen and the one half-way there.
+    """
+    tokens, seconds = seen[-1]
+    half, half_seconds = seen[(len(seen) - 1) // 2]
+    growth = 0.0
+    if tokens > half:
+        growth = max((seconds / tokens - half_seconds / half) / (tokens - half), 0.0)
+    base = max(seconds / tokens - growth * tokens, 0.0)
+    return max(base * total + growth * total**2 - seconds, 0.0)
 
 
 def _duration(seconds: float) -> str:

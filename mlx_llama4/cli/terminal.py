@@ -89,34 +89,31 @@ class Answer:
     """Shows an answer as it comes and, while a long prompt is still read, how far that is."""
 
     def __init__(self) -> None:
+        from mlx_llama4.cli.progress import ReadingProgress
+
         self._last = ""
-        self._shows_progress = False
+        self._progress = ReadingProgress()
+        self.on_prefill = self._progress.update
 
     def __enter__(self) -> "Answer":
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._clear()
+        self._progress.clear()
         if self._last and not self._last.endswith("\n"):
             line()
 
-    def on_prefill(self, done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            self._shows_progress = True
-            sys.stderr.write(f"\r\x1b[KReading the prompt: {done:,} of {total:,} tokens")
-            sys.stderr.flush()
+    def show(self, pieces: Iterator[str]) -> None:
+        """Write the pieces as they come; however it ends, no more of them are asked for."""
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                self.write(piece)
 
     def write(self, piece: str) -> None:
-        self._clear()
+        self._progress.clear()
         self._last = piece
         sys.stdout.write(piece.translate(CONTROLS) if sys.stdout.isatty() else piece)
         sys.stdout.flush()
-
-    def _clear(self) -> None:
-        if self._shows_progress:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-            self._shows_progress = False
 
 
 @contextlib.contextmanager

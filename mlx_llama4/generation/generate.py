@@ -9,8 +9,10 @@ import mlx.core as mx
 
 from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.generation.detokenizer import StreamingDetokenizer
-from mlx_llama4.generation.prefill import prefill
+from mlx_llama4.generation.image_features import ImageFeatureCache
+from mlx_llama4.generation.prefill import PREFILL_SPAN, prefill
 from mlx_llama4.generation.sampler import Sampler, greedy
+from mlx_llama4.memory import CACHE_BLOCK_TOKENS
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.processor import Prompt, check_length
 
@@ -74,14 +76,17 @@ def generate(
     max_tokens: int,
     sampler: Sampler = greedy,
     cache: Sequence[KVCache] | None = None,
+    features: ImageFeatureCache | None = None,
+    prefill_step: int = PREFILL_SPAN,
     statistics: Statistics | None = None,
     on_prefill: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Step]:
     """Continue the prompt until an end token or `max_tokens` tokens.
 
     `cache` may hold the prompt's beginning. It takes in the prompt and then the tokens yielded,
-    the last one perhaps not: its `offset` tells. Raises PromptError if the prompt is empty or
-    longer than the model's context.
+    the last one perhaps not: its `offset` tells. `features` keeps what the vision tower makes of
+    pictures. prefill_step: how many tokens of the prompt are worked through at once. Raises
+    PromptError if the prompt is empty or longer than the model's context.
     """
     check_length(prompt, model.config)
     max_tokens = min(max_tokens, model.config.text.max_position_embeddings - len(prompt.ids))
@@ -92,8 +97,10 @@ def generate(
     started_at = time.perf_counter()
     statistics._start(model, prompt, cached=cache[0].offset)
     for layer in cache:
-        layer.reserve(len(prompt.ids) + min(max_tokens, 256))
-    logits = prefill(model, prompt, cache, on_progress=on_prefill)
+        layer.reserve(room(prompt, max_tokens))
+    logits = prefill(
+        model, prompt, cache, span=prefill_step, features=features, on_progress=on_prefill
+    )
     tokens = _tokens(model, logits, cache, sampler, max_tokens)
     for count, (token, logprob) in enumerate(tokens, start=1):
         statistics._count(time.perf_counter() - started_at)
@@ -105,6 +112,11 @@ def generate(
         yield Step(text, token, logprob, statistics.finish_reason)
         if statistics.finish_reason is not None:
             return
+
+
+def room(prompt: Prompt, max_tokens: int) -> int:
+    """Tokens that caches are given room for at the start; long answers make them grow."""
+    return len(prompt.ids) + min(max_tokens, CACHE_BLOCK_TOKENS)
 
 
 def _tokens(

@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_llama4.cache.kv import KVCache
+from mlx_llama4.cache.quantized import PackedArray, packed_attention
 from mlx_llama4.config import LayerKind, TextConfig
 from mlx_llama4.model.rope import TextRope
 
@@ -55,12 +56,11 @@ class Attention(nn.Module):
         elif self.tuned:
             queries, scale = self._tune(queries, cache.offset)
         outputs = [
-            mx.fast.scaled_dot_product_attention(
+            _attend(
                 queries if stop - start == length else queries[:, :, start:stop],
                 seen_keys,
                 seen_values,
-                scale=scale,
-                mask="causal" if stop - start > 1 else None,
+                scale,
             )
             for start, stop, seen_keys, seen_values in cache.extend(keys, values, attention_step)
         ]
@@ -98,3 +98,13 @@ class Attention(nn.Module):
         steps = mx.floor(positions / self.floor_scale)
         temperature = mx.log1p(steps) * self.attn_scale + 1
         return (queries * temperature[:, None]).astype(queries.dtype), self.scale
+
+
+def _attend(
+    queries: mx.array, keys: mx.array | PackedArray, values: mx.array | PackedArray, scale: float
+) -> mx.array:
+    """Each query sees all keys but those of the queries behind it."""
+    if isinstance(keys, PackedArray):
+        return packed_attention(queries, keys, values, scale)
+    mask = "causal" if queries.shape[2] > 1 else None
+    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)

@@ -11,23 +11,28 @@ from mlx import nn
 
 from mlx_llama4.cache.chunked import ChunkedKVCache
 from mlx_llama4.cache.kv import KVCache
+from mlx_llama4.cache.quantized import QuantizedKVCache
 from mlx_llama4.config import Config, LayerKind, TextConfig
 from mlx_llama4.errors import PromptError
+from mlx_llama4.memory import TILES_PER_BATCH
 from mlx_llama4.model.block import Block
 from mlx_llama4.model.fusion import fuse
 from mlx_llama4.model.projector import MultiModalProjector
 from mlx_llama4.model.vision import VisionModel
+from mlx_llama4.quantization import KVQuantization
 
 # Bounds what one attention call may materialise where no fused kernel exists: 40 heads of
 # 2,048 queries on 8,192 keys are 2.7 GB of float32 scores.
 ATTENTION_STEP = 2048
-TILES_PER_BATCH = 8
 
 
-def make_layer_cache(text: TextConfig, kind: LayerKind) -> KVCache:
-    """An empty cache for a layer of this kind."""
-    chunked = kind.attention == "chunked"
-    return ChunkedKVCache(text.attention_chunk_size) if chunked else KVCache()
+def make_layer_cache(
+    text: TextConfig, kind: LayerKind, quantization: KVQuantization | None = None
+) -> KVCache:
+    """An empty cache for a layer of this kind; `quantization` is for global layers."""
+    if kind.attention == "chunked":
+        return ChunkedKVCache(text.attention_chunk_size)
+    return KVCache() if quantization is None else QuantizedKVCache(quantization)
 
 
 class TextModel(nn.Module):
@@ -93,10 +98,15 @@ class Llama4(nn.Module):
         cache = self.make_cache() if cache is None else cache
         return self.language_model(embeddings, cache, attention_step, last_only)
 
-    def make_cache(self) -> list[KVCache]:
-        """An empty cache for each layer."""
+    def make_cache(self, quantization: KVQuantization | None = None) -> list[KVCache]:
+        """An empty cache for each layer, those of global layers packed if asked for.
+
+        Raises InputError if this model's heads cannot be packed so.
+        """
         text = self.config.text
-        return [make_layer_cache(text, kind) for kind in text.layers]
+        if quantization is not None:
+            quantization.check(text.head_dim)
+        return [make_layer_cache(text, kind, quantization) for kind in text.layers]
 
     def embed(self, ids: np.ndarray, features: mx.array | None = None) -> mx.array:
         """Embeddings [B, L, D] of ids [B, L], with image features [N, D] in their slots."""

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from mlx_llama4.errors import ConfigError, ImageError
+from mlx_llama4.errors import ConfigError, ImageError, PromptError
 from mlx_llama4.json_file import Keys, read_json
 
 # Pillow's own limit for refusing; a 200-megapixel photograph decodes to 600 MB.
@@ -43,10 +43,33 @@ class TiledImage:
         """Tells whether two images are the same to the model."""
         return hashlib.sha256(repr(self.grid).encode() + self.tiles.tobytes()).hexdigest()
 
+    @property
+    def num_tiles(self) -> int:
+        return len(self.tiles)
+
     def pixel_values(self) -> np.ndarray:
         """The tiles rescaled and normalised, float32 [n, 3, S, S]."""
         channels = [self.table[:, c][self.tiles[:, c]] for c in range(self.tiles.shape[1])]
         return np.stack(channels, axis=1)
+
+
+@dataclass(frozen=True)
+class RememberedImage:
+    """A picture of an earlier run: what it was is known, its pixels are not at hand."""
+
+    digest: str
+    num_tiles: int
+    grid: tuple[int, int]
+    size: tuple[int, int]
+
+    def pixel_values(self) -> np.ndarray:
+        raise PromptError(
+            "going back that far needs the pictures again, which the prompt cache was saved "
+            "without; start a new conversation with the pictures themselves"
+        )
+
+
+PromptImage = TiledImage | RememberedImage
 
 
 @dataclass(frozen=True)

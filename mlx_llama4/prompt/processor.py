@@ -1,7 +1,8 @@
 """Messages with images → a prompt: token ids with slots for image features, and tiles.
 
 A message is a dict with a role and a content: a string, or a list of parts
-{"type": "text", "text": …} and {"type": "image", "image": path, bytes, PIL image or TiledImage}.
+{"type": "text", "text": …} and {"type": "image", "image": path, bytes, PIL image or one that
+`tile` gave}.
 An assistant's message may carry `token_ids`, which then stand for its content.
 """
 
@@ -22,7 +23,13 @@ from mlx_llama4.prompt.chat_template import (
     check_message,
     load_chat_template,
 )
-from mlx_llama4.prompt.image import ImageSource, ImageTiler, TiledImage
+from mlx_llama4.prompt.image import (
+    ImageSource,
+    ImageTiler,
+    PromptImage,
+    RememberedImage,
+    TiledImage,
+)
 from mlx_llama4.prompt.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -33,11 +40,39 @@ class Prompt:
     """ids: int32 [L]; images in the order in which their <|patch|> slots come."""
 
     ids: np.ndarray
-    images: tuple[TiledImage, ...] = ()
+    images: tuple[PromptImage, ...] = ()
 
     @property
     def num_tiles(self) -> int:
-        return sum(len(image.tiles) for image in self.images)
+        return sum(image.num_tiles for image in self.images)
+
+
+@dataclass(frozen=True)
+class PlacedImage:
+    """start: position of its first <|patch|>; stop: the one behind its last."""
+
+    image: PromptImage
+    start: int
+    stop: int
+
+
+def place_images(prompt: Prompt, config: Config) -> list[PlacedImage]:
+    """Where each picture of the prompt stands.
+
+    Raises PromptError if there are not as many <|patch|> as the pictures have features.
+    """
+    slots = np.flatnonzero(prompt.ids == config.image_token_id)
+    per_tile = config.vision.tokens_per_tile if config.vision is not None else 0
+    if len(slots) != (features := prompt.num_tiles * per_tile):
+        raise PromptError(
+            f"the prompt has {len(slots)} <|patch|> tokens but its images give {features} features"
+        )
+    placed, first = [], 0
+    for image in prompt.images:
+        last = first + image.num_tiles * per_tile - 1
+        placed.append(PlacedImage(image, int(slots[first]), int(slots[last]) + 1))
+        first = last + 1
+    return placed
 
 
 class Processor:
@@ -93,11 +128,21 @@ class Processor:
             raise PromptError(f"the chat template left out {left} of {len(images)} images")
         return Prompt(np.array(ids, np.int32), tuple(images))
 
-    def tile(self, image: ImageSource | TiledImage) -> TiledImage:
+    def encode_open(self, messages: Sequence[Message]) -> Prompt:
+        """The prompt up to the end of the last message's content: its turn may yet go on."""
+        prompt = self.encode(messages, add_generation_prompt=False)
+        ends = np.flatnonzero(prompt.ids == self.tokenizer.special_id("<|eot|>"))
+        if not len(ends):
+            raise PromptError("this checkpoint's chat template does not end turns with <|eot|>")
+        return Prompt(prompt.ids[: ends[-1]], prompt.images)
+
+    def tile(self, image: ImageSource | PromptImage) -> PromptImage:
         """Read and tile a picture. Raises ImageError or, without a vision tower, PromptError."""
         if self.tiler is None:
             raise PromptError("this checkpoint has no vision tower; it cannot take images")
-        return image if isinstance(image, TiledImage) else self.tiler.tile(image)
+        if isinstance(image, TiledImage | RememberedImage):
+            return image
+        return self.tiler.tile(image)
 
     def _image_ids(self, waiting: Iterator[TiledImage]) -> list[int]:
         """<|image_start|>, the tiles of each row with an x separator between and a y separator

@@ -1,0 +1,268 @@
+"""A prompt cache on disk: one safetensors file.
+
+    layers.N.keys, layers.N.values      [1, kv_heads, tokens, head_dim]; packed ones have
+                                        layers.N.keys.codes, .scales and .biases instead
+    ids                                 int32, of all tokens
+    features.I                          [features, hidden_size], of picture I
+    conversation                        uint8: JSON in UTF-8
+
+Global layers have all tokens, chunked layers those since the last border. The small form has
+neither from that border on, but what it takes to compute them again: ids and features.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_llama4.cache.chunked import ChunkedKVCache
+from mlx_llama4.cache.kv import KVCache, Rows
+from mlx_llama4.cache.prompt_cache import PromptCache
+from mlx_llama4.cache.quantized import QuantizedKVCache
+from mlx_llama4.cache.safetensors_file import write_safetensors
+from mlx_llama4.convert.checkpoint import LENGTH_BYTES, StoredTensor, read_header
+from mlx_llama4.errors import CheckpointError
+from mlx_llama4.prompt.image import RememberedImage
+from mlx_llama4.prompt.processor import PlacedImage
+from mlx_llama4.quantization import KVQuantization
+
+if TYPE_CHECKING:
+    from mlx_llama4.identity import Identity
+    from mlx_llama4.prompt.image import PromptImage
+
+FORMAT = "mlx-llama4 prompt cache"
+VERSION = 1
+
+# Features of a picture, if they are known or can be had.
+FeaturesOf = Callable[["PromptImage"], mx.array | None]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """ids: of all tokens, of which the cache holds fewer in the small form. features: by the
+    pictures' digests.
+    """
+
+    cache: PromptCache
+    ids: np.ndarray
+    features: Mapping[str, mx.array]
+    conversation: Any
+
+
+def save_prompt_file(
+    path: Path,
+    cache: PromptCache,
+    identity: "Identity",
+    *,
+    conversation: Any = None,
+    features_of: FeaturesOf = lambda image: None,
+    small: bool = False,
+) -> int:
+    """Write `cache`, and `conversation` as JSON, to a file. Returns its bytes.
+
+    Raises OutputError or RunError; what was there before is then untouched.
+    """
+    ids, images = cache.ids, cache.images
+    border = _border(cache)
+    if small:
+        cache = cache.copy()
+        cache.rewind(border)
+    arrays: dict[str, mx.array] = {"ids": mx.array(ids)}
+    text = json.dumps(conversation, ensure_ascii=False, default=_describe)
+    arrays["conversation"] = mx.array(np.frombuffer(text.encode("utf-8"), np.uint8))
+    for index, image in enumerate(images):
+        # Of what comes before the border the small form has no need any more.
+        if (not small or image.stop > border) and (
+            features := features_of(image.image)
+        ) is not None:
+            arrays[f"features.{index}"] = features
+    for number, layer in enumerate(cache.layers):
+        for name, row in _rows(layer, border).items():
+            arrays[f"layers.{number}.{name}"] = row
+    packing = _packing(cache.layers)
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "held": str(len(cache.ids)),
+        "images": json.dumps([[i.start, i.stop, _describe(i.image)] for i in images]),
+        "name": identity.name,
+        "model": identity.model,
+        "tokenizer": identity.tokenizer,
+        "packing": json.dumps([packing.bits, packing.group_size] if packing else None),
+    }
+    return write_safetensors(path, arrays, metadata)
+
+
+class PromptFile:
+    """An opened file: its header is read and checked, its arrays are not read yet.
+
+    Raises CheckpointError if it is no such file, or not whole.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._tensors = {tensor.name: tensor for tensor in self._header()}
+        try:
+            metadata = self._metadata()
+            if metadata.get("format") != FORMAT:
+                raise CheckpointError(
+                    f"{path} is no prompt cache; make one with: mlx-llama4 cache PROMPT_FILE "
+                    f"--model MODEL -o {path.name}"
+                )
+            if metadata["version"] != str(VERSION):
+                raise CheckpointError(
+                    f"{path} is a prompt cache of version {metadata['version']}, of which this "
+                    f"program knows {VERSION} only; make it again"
+                )
+            self.held = int(metadata["held"])
+            self.name, self._model = metadata["name"], metadata["model"]
+            self._tokenizer = metadata["tokenizer"]
+            packing = json.loads(metadata["packing"])
+            self.quantization = KVQuantization(*packing) if packing else None
+            self._images = [
+                PlacedImage(_described(image), start, stop)
+                for start, stop, image in json.loads(metadata["images"])
+            ]
+            self.tokens = self._tensors["ids"].shape[0]
+        except (KeyError, ValueError, TypeError, OSError, IndexError):
+            raise self._damaged() from None
+
+    def check(self, identity: "Identity", quantization: KVQuantization | None) -> None:
+        """Raises CheckpointError if a model, or how its keys and values are to be packed, is
+        another than this file is for.
+        """
+        if self._model != identity.model:
+            raise CheckpointError(
+                f"{self.path} was made with another model ({self.name}) than this one "
+                f"({identity.name}); make it again with the model that is to use it"
+            )
+        if self._tokenizer != identity.tokenizer:
+            raise CheckpointError(
+                f"{self.path} was made with another tokenizer or chat template than "
+                f"{identity.name} has now; make it again"
+            )
+        ours = self.quantization
+        if (
+            ours
+            and quantization
+            and ours != KVQuantization(quantization.bits, quantization.group_size)
+        ):
+            raise CheckpointError(
+                f"{self.path} has keys and values of {ours.bits} bits in groups of "
+                f"{ours.group_size}, not {quantization.bits} in {quantization.group_size}; leave "
+                "--kv-bits and --kv-group-size out, or make it again"
+            )
+
+    def load(self, layers: Sequence[KVCache], dtype: mx.Dtype) -> Loaded:
+        """Put what is here into fresh caches, one a layer. Arrays are read when they are needed;
+        those that are not packed become `dtype`.
+        """
+        arrays = mx.load(str(self.path), format="safetensors")
+        cache = PromptCache(layers)
+        for number, layer in enumerate(layers):
+            prefix = f"layers.{number}."
+            rows = {
+                name.removeprefix(prefix): _cast(array, dtype)
+                for name, array in arrays.items()
+                if name.startswith(prefix)
+            }
+            self._fill(layer, rows)
+        ids = np.array(arrays["ids"])
+        cache.record(ids, self._images)
+        features = {
+            placed.image.digest: _cast(arrays[f"features.{index}"], dtype)
+            for index, placed in enumerate(self._images)
+            if f"features.{index}" in arrays
+        }
+        text = bytes(np.array(arrays["conversation"])).decode("utf-8")
+        try:
+            conversation = _with_images(json.loads(text))
+        except (ValueError, TypeError):
+            raise self._damaged() from None
+        return Loaded(cache, ids, features, conversation)
+
+    def _fill(self, layer: KVCache, rows: Rows) -> None:
+        lengths = {row.shape[2] for row in rows.values()}
+        start = 0
+        if isinstance(layer, ChunkedKVCache) and layer.chunk_size:
+            start = self.held // layer.chunk_size * layer.chunk_size
+            layer.skip_to(start)
+        if lengths != ({self.held - start} if self.held > start else set()):
+            raise self._damaged()
+        if rows:
+            layer.append(rows)
+
+    def _header(self) -> list[StoredTensor]:
+        try:
+            if not self.path.exists():
+                raise CheckpointError(
+                    f"{self.path} does not exist; give the path of a prompt cache"
+                )
+            if self.path.is_dir():
+                raise CheckpointError(f"{self.path} is a folder; give the path of a prompt cache")
+        except OSError as failure:
+            raise CheckpointError(f"cannot read {self.path}: {failure.strerror}") from None
+        try:
+            return read_header(self.path)
+        except CheckpointError as error:
+            # Its advice is for what was downloaded.
+            raise CheckpointError(
+                str(error).replace("download it again", "make it again")
+            ) from None
+
+    def _metadata(self) -> Mapping[str, str]:
+        with self.path.open("rb") as file:
+            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+            return json.loads(file.read(length)).get("__metadata__") or {}
+
+    def _damaged(self) -> CheckpointError:
+        return CheckpointError(f"{self.path} is damaged; make it again")
+
+
+def _border(cache: PromptCache) -> int:
+    """The last border at or before the end; 0 if there are none."""
+    sizes = [layer.chunk_size for layer in cache.layers if isinstance(layer, ChunkedKVCache)]
+    length = len(cache.ids)
+    return min((length // size * size if size else 0 for size in sizes), default=length)
+
+
+def _rows(layer: KVCache, border: int) -> Rows:
+    start = border if isinstance(layer, ChunkedKVCache) else 0
+    return layer.rows(start, layer.offset) if layer.offset > start else {}
+
+
+def _packing(layers: Sequence[KVCache]) -> KVQuantization | None:
+    packed = (
+        layer.quantization
+        for layer in layers
+        if isinstance(layer, QuantizedKVCache) and layer.is_packed
+    )
+    return next(packed, None)
+
+
+def _cast(array: mx.array, dtype: mx.Dtype) -> mx.array:
+    return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
+
+
+def _describe(image: "PromptImage") -> list[Any]:
+    return [image.digest, image.num_tiles, image.grid, image.size]
+
+
+def _described(entry: list[Any]) -> RememberedImage:
+    digest, num_tiles, grid, size = entry
+    return RememberedImage(digest, num_tiles, tuple(grid), tuple(size))
+
+
+def _with_images(value: Any) -> Any:
+    """The conversation with pictures where it has their descriptions."""
+    if isinstance(value, list):
+        return [_with_images(item) for item in value]
+    if isinstance(value, dict) and value.get("type") == "image":
+        return {"type": "image", "image": _described(value["image"])}
+    if isinstance(value, dict):
+        return {key: _with_images(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,147 @@
+"""`mlx-llama4 cache`: read a long document once, for all questions about it."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlx_llama4.cli import options, terminal
+from mlx_llama4.errors import CheckpointError, InputError, PromptError
+
+if TYPE_CHECKING:
+    from mlx_llama4.chat import Chat, ChatOptions
+    from mlx_llama4.prompt.image import PromptImage
+
+
+@terminal.reports_errors
+def cache(
+    prompt_file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[PROMPT_FILE]",
+            help="A text in UTF-8; - is standard input. May be left out if there are pictures.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FILE", help="The file to write.", show_default=False),
+    ],
+    model: options.Model,
+    revision: options.Revision = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--image",
+            "-i",
+            metavar="PATH",
+            help="A picture, before the text; give it once for each.",
+            show_default=False,
+        ),
+    ] = None,
+    small: Annotated[
+        bool,
+        typer.Option(
+            "--small",
+            help="Leave out what is computed anew from less than a chunk of tokens.",
+        ),
+    ] = False,
+    system: options.System = None,
+    prefill_step: options.PrefillStep = 2048,
+    kv_bits: options.KVBits = None,
+    kv_group_size: options.KVGroupSize = None,
+    kv_quantize_after: options.KVQuantizeAfter = None,
+) -> None:
+    """Read a document and pictures, and keep what the model makes of them in a file.
+
+    Ctrl-C keeps what was read so far: the same command goes on from there.
+
+    \b
+    Example:
+      mlx-llama4 cache book.txt --model scout-4bit --kv-bits 8 -o book.safetensors
+      mlx-llama4 ask "Who did it?" --model scout-4bit --cache book.safetensors
+    """
+    from mlx_llama4.cache.safetensors_file import check_place
+    from mlx_llama4.hub import find_folder
+
+    terminal.import_mlx()
+    text = _read_text(prompt_file)
+    if not text.strip() and not image:
+        raise PromptError("give a text to read, or pictures with --image")
+    check_place(out)
+    caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
+    sampling = options.Sampling(None, None, None, None)
+    folder = find_folder(model, revision)
+    chat_options = options.chat_options(folder, system, 1, sampling, caching)
+    images = _check(folder, text, image or [], chat_options, out)
+    chat = options.load_chat(folder, chat_options)
+    unfinished = out.with_name(out.name + ".unfinished")
+    if unfinished.is_file():
+        with contextlib.suppress(CheckpointError):  # damaged, or another model's: of no use
+            chat.load(unfinished)
+            chat.reset()
+    _read(chat, text, images, unfinished)
+    with terminal.status(f"Writing {out}"):
+        nbytes = chat.save(out, small)
+    unfinished.unlink(missing_ok=True)
+    _report(chat, out, nbytes)
+
+
+def _read_text(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as failure:
+        raise InputError(f"cannot read {path}: {failure.strerror or failure}") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as failure:
+        raise PromptError(
+            f"{path} is not UTF-8 (byte {failure.start:,}); convert it first, with iconv say"
+        ) from None
+
+
+def _check(
+    folder: Path, text: str, paths: list[Path], chat_options: "ChatOptions", out: Path
+) -> list["PromptImage"]:
+    """The pictures. Refuses all that can be refused before the weights are read."""
+    import mlx.core as mx
+
+    from mlx_llama4.cache.safetensors_file import check_place
+    from mlx_llama4.chat import document_prompt
+    from mlx_llama4.load import open_folder
+    from mlx_llama4.memory import prompt_file_bytes
+    from mlx_llama4.prompt.processor import check_length
+
+    config, processor = open_folder(folder)
+    images = [processor.tile(path) for path in paths]
+    prompt = document_prompt(processor, chat_options, text, images)
+    check_length(prompt, config)
+    dtype_bytes = 4 if mx.default_device() == mx.cpu else 2
+    quantization = chat_options.kv_quantization
+    check_place(out, prompt_file_bytes(config.text, len(prompt.ids), dtype_bytes, quantization))
+    return images
+
+
+def _read(chat: "Chat", text: str, images: list["PromptImage"], unfinished: Path) -> None:
+    try:
+        with terminal.Answer() as answer:
+            chat.read(text, images, answer.on_prefill)
+    except KeyboardInterrupt:
+        if len(chat.cache.ids):
+            chat.save(unfinished)
+            terminal.note(
+                f"{len(chat.cache.ids):,} tokens are kept in {unfinished}; the same command goes "
+                "on from there"
+            )
+        raise
+
+
+def _report(chat: "Chat", out: Path, nbytes: int) -> None:
+    from mlx_llama4.memory import human_bytes
+
+    terminal.line(f"{out}: {len(chat.cache.ids):,} tokens, {human_bytes(nbytes)}")

@@ -1,0 +1,131 @@
+"""`mlx-llama4 plan`: what a model takes in memory, and what of that fits a machine."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli.plan_report import plan_json, print_announced, print_plan
+
+if TYPE_CHECKING:
+    from mlx_llama4.machine import Machine
+    from mlx_llama4.planner import Subject
+
+BEHEMOTH = "behemoth"
+DEFAULT_CONTEXT = 131_072
+
+
+@terminal.reports_errors
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="[MODEL|scout|maverick|behemoth]",
+            help="A checkpoint, converted or not: its folder, or OWNER/NAME on the Hugging Face "
+            "hub, of which only headers are read. Or a release, by its published sizes.",
+            show_default=False,
+        ),
+    ] = "scout",
+    revision: options.Revision = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Plan for a Mac with so much, such as 128GB. Default: this machine.",
+            show_default=False,
+        ),
+    ] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens of prompt and answer; K is 1,024 and M its square, as the family counts. "
+            "Default: 128K.",
+            show_default=False,
+        ),
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Of the weights: 2, 3, 4, 5, 6, 8 or 16. Default: as they are stored, or 4.",
+            show_default=False,
+        ),
+    ] = None,
+    kv_bits: Annotated[
+        int,
+        typer.Option("--kv-bits", metavar="N", help="Of global layers' keys and values: 4, 8, 16."),
+    ] = 16,
+    kv_group_size: Annotated[
+        int,
+        typer.Option("--kv-group-size", metavar="N", help="Of those that share a scale."),
+    ] = 64,
+    images: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, help="Pictures in the prompt, of the most tiles each."),
+    ] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a model takes in memory at a context, and what of that fits.
+
+    \b
+    Examples:
+      mlx-llama4 plan scout --memory 128GB --context 1M --bits 4 --kv-bits 8
+      mlx-llama4 plan scout-4bit
+    """
+    from mlx_llama4.convert.meta_params import MAX_TILES
+    from mlx_llama4.machine import mac, parse_memory, this_machine
+    from mlx_llama4.planner import UNPACKED_BITS, Usage, make_plan, parse_tokens
+    from mlx_llama4.quantization import KVQuantization
+
+    machine = this_machine() if memory is None else mac(parse_memory(memory))
+    packed = KVQuantization(8 if kv_bits == UNPACKED_BITS else kv_bits, kv_group_size)
+    kv = None if kv_bits == UNPACKED_BITS else packed
+    tokens = None if context is None else parse_tokens(context)
+    if model == BEHEMOTH and not Path(model).exists():
+        print_announced(machine, bits, as_json)
+        return
+    subject = _open(model, revision, machine)
+    config = subject.config
+    made = make_plan(
+        subject,
+        machine,
+        Usage(
+            context=tokens or min(DEFAULT_CONTEXT, config.text.max_position_embeddings),
+            dtype_bytes=subject.dtype_bytes,
+            kv=kv,
+            tiles=(MAX_TILES + 1,) * images if config.vision else (),
+        ),
+        bits,
+        kv_group_size,
+    )
+    if as_json:
+        terminal.line(json.dumps(plan_json(made), indent=2))
+    else:
+        print_plan(made, is_this_machine=memory is None)
+
+
+def _open(model: str, revision: str | None, machine: "Machine") -> "Subject":
+    from mlx_llama4.hub import find_folder, is_repository
+    from mlx_llama4.planner import Subject, dtype_bytes, stored_weights
+    from mlx_llama4.releases import RELEASES, release_config
+
+    if model in RELEASES and revision is None and not Path(model).exists():
+        return Subject(
+            f"Llama 4 {model.title()}", release_config(model), dtype_bytes(None, machine)
+        )
+    from mlx_llama4.convert.formats import open_source
+    from mlx_llama4.convert.remote import open_remote
+
+    if is_repository(model):
+        checkpoint = open_remote(model, revision).checkpoint
+        source = open_source(checkpoint.folder, checkpoint)
+    else:
+        source = open_source(find_folder(model, revision))
+    source.matching.check(source.folder)
+    width = dtype_bytes(source.config.dtype, machine)
+    runs = source.matching.is_mlx and source.config.foreign_quantization is None
+    stored = stored_weights(source.matching, width) if runs else None
+    return Subject(model, source.config, width, stored)

@@ -1,0 +1,206 @@
+"""What `plan` prints: a page for people, or one JSON object."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from mlx_llama4.cli import terminal
+
+if TYPE_CHECKING:
+    from mlx_llama4.machine import Machine
+    from mlx_llama4.planner import MemoryPlan
+
+# Parts of the model that are said together.
+GROUPS = {
+    "routed experts": ("routed experts",),
+    "shared experts": ("shared expert",),
+    "dense MLPs": ("dense MLP",),
+    "attention, router, norms": ("attention", "router", "norms"),
+    "embedding, head": ("embedding", "head"),
+    "vision": ("vision tower", "projector"),
+}
+
+
+def print_plan(plan: "MemoryPlan", is_this_machine: bool) -> None:
+    bits = "as stored" if plan.chosen.bits is None else f"{plan.chosen.bits} bits"
+    kv_bits = plan.usage.kv.bits if plan.usage.kv else 8 * plan.usage.dtype_bytes
+    context = f"{plan.usage.context:,} tokens"
+    terminal.line(f"{plan.subject.name}, {bits}; {context}, keys and values in {kv_bits} bits")
+    terminal.line(_machine(plan.machine, is_this_machine))
+    terminal.line()
+    terminal.table(_bytes_rows(plan), right=(1,))
+    terminal.line()
+    terminal.table(_fit_rows(plan), right=(1,))
+    terminal.line()
+    _print_choices(plan)
+    if plan.wired_limit_command is not None:
+        terminal.line()
+        terminal.line("More than the GPU may hold by default. After each start of the Mac, first:")
+        terminal.line(f"  {plan.wired_limit_command}")
+
+
+def _machine(machine: "Machine", is_this_machine: bool) -> str:
+    from mlx_llama4.machine import GIB
+    from mlx_llama4.memory import human_bytes
+
+    size = f"{human_bytes(machine.memory)} ({machine.memory / GIB:.3g} GiB)"
+    if machine.wired is None:
+        return f"this machine of {size}"
+    return (
+        f"{'this' if is_this_machine else 'a'} Mac of {size}: {human_bytes(machine.usable)} "
+        f"for a model, {human_bytes(machine.wired)} by default"
+    )
+
+
+def _bytes_rows(plan: "MemoryPlan") -> list[tuple[str, ...]]:
+    from mlx_llama4.memory import human_bytes
+
+    text, need, weights = plan.subject.config.text, plan.chosen.need, plan.chosen.weights
+    rows = []
+    for group, parts in GROUPS.items():
+        if nbytes := sum(weights.get(part, 0) for part in parts):
+            rows.append((group, human_bytes(nbytes), ""))
+    chunk = text.attention_chunk_size
+    again, unpacks = max(need.dequantized, need.growing), need.dequantized > need.growing
+    rows += [
+        ("all weights", human_bytes(need.weights), ""),
+        (
+            "KV cache, global layers",
+            human_bytes(need.cache.global_layers),
+            f"{plan.cache_bytes_per_token:,} B a token",
+        ),
+        (
+            "KV cache, chunked layers",
+            human_bytes(need.cache.chunked_layers),
+            f"a chunk of {chunk:,} tokens at most" if chunk else "no chunks: all tokens",
+        ),
+        (
+            f"prefill of {min(plan.usage.span, plan.usage.context):,} tokens",
+            human_bytes(need.prefill),
+            f"{human_bytes(again)} of it a layer's KV, {'unpacked' if unpacks else 'growing'}",
+        ),
+    ]
+    if need.features:
+        tower = f"and {human_bytes(need.vision)} before the prefill"
+        rows.append((f"pictures: {sum(plan.usage.tiles)} tiles", human_bytes(need.features), tower))
+    rows.append(("total", human_bytes(need.total), ""))
+    return rows
+
+
+def _fit_rows(plan: "MemoryPlan") -> list[tuple[str, ...]]:
+    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.planner import fit
+
+    planned = "planned, not in this version"
+    verdict = {"yes": "fits", "raised": "fits if the limit is raised", "no": "does not fit"}
+    resident, streamed = plan.chosen.need.total, plan.streamed.total
+    kind = "such Macs" if plan.machine.has_gpu else "such machines"
+    return [
+        ("all in memory", human_bytes(resident), verdict[plan.chosen.fit]),
+        (
+            "routed experts on the disk",
+            human_bytes(streamed),
+            f"{verdict[fit(streamed, plan.machine)]} ({planned})",
+        ),
+        (f"on several {kind}", *_machines(plan.machines, planned)),
+    ]
+
+
+def _machines(count: int | None, planned: str) -> tuple[str, str]:
+    if count is None:
+        return "none", "what a step has in flight fits none of them"
+    return (str(count), "one will do") if count == 1 else (str(count), f"at least ({planned})")
+
+
+def _print_choices(plan: "MemoryPlan") -> None:
+    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.planner import UNPACKED_BITS, tokens_name
+
+    names = {UNPACKED_BITS: f"KV {8 * plan.usage.dtype_bytes} bits"}
+    kv_bits = list(plan.chosen.largest)
+    kv_names = [names.get(bits, f"KV {bits} bits") for bits in kv_bits]
+    rows = [("bits", "weights", "total", "fits", *kv_names)]
+    for choice in plan.choices:
+        largest = [choice.largest[bits] for bits in kv_bits]
+        rows.append(
+            (
+                "as stored" if choice.bits is None else str(choice.bits),
+                human_bytes(choice.need.weights),
+                human_bytes(choice.need.total),
+                choice.fit,
+                *(tokens_name(tokens) if tokens else "none" for tokens in largest),
+            )
+        )
+    terminal.line("The longest context that fits, by bits a weight and of keys and values:")
+    terminal.table(rows, right=(1, 2, 4, 5, 6))
+    if plan.chosen.fit != "raised" and any(choice.fit == "raised" for choice in plan.choices):
+        terminal.line("  raised: if the GPU may hold more than by default, by iogpu.wired_limit_mb")
+
+
+def plan_json(plan: "MemoryPlan") -> dict[str, Any]:
+    from mlx_llama4.planner import fit
+
+    need, kv = plan.chosen.need, plan.usage.kv
+    return {
+        "model": plan.subject.name,
+        "released": True,
+        "context": plan.usage.context,
+        "context_limit": plan.subject.config.text.max_position_embeddings,
+        "kv_bits": kv.bits if kv else 8 * plan.usage.dtype_bytes,
+        "kv_group_size": kv.group_size if kv else None,
+        "tiles": sum(plan.usage.tiles),
+        "machine": asdict(plan.machine),
+        "bits": plan.chosen.bits,
+        "weights": dict(plan.chosen.weights),
+        "weight_bytes": need.weights,
+        "cache": asdict(need.cache),
+        "cache_bytes_per_token": plan.cache_bytes_per_token,
+        "activation_bytes": need.activations,
+        "dequantized_bytes": need.dequantized,
+        "growing_bytes": need.growing,
+        "vision_bytes": need.vision,
+        "feature_bytes": need.features,
+        "total_bytes": need.total,
+        "fits": plan.chosen.fit,
+        "wired_limit_command": plan.wired_limit_command,
+        "streamed_experts": {
+            "total_bytes": plan.streamed.total,
+            "fits": fit(plan.streamed.total, plan.machine),
+        },
+        "machines": plan.machines,
+        "choices": [
+            {
+                "bits": choice.bits,
+                "weight_bytes": choice.need.weights,
+                "total_bytes": choice.need.total,
+                "fits": choice.fit,
+                "largest_context": {str(bits): tokens for bits, tokens in choice.largest.items()},
+            }
+            for choice in plan.choices
+        ],
+    }
+
+
+def print_announced(machine: "Machine", bits: int | None, as_json: bool) -> None:
+    """Of a model whose weights are not released: what can be said."""
+    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.planner import DEFAULT_BITS, announced_weights
+    from mlx_llama4.releases import BEHEMOTH
+
+    bits = DEFAULT_BITS if bits is None else bits
+    weights = announced_weights(BEHEMOTH.parameters, bits)
+    machines = -(-weights // machine.usable) if machine.usable else None
+    if as_json:
+        known = asdict(BEHEMOTH) | {"released": False, "bits": bits, "weight_bytes": weights}
+        unknown = {"cache": None, "total_bytes": None}
+        terminal.line(json.dumps(known | unknown | {"machines": machines}, indent=2))
+        return
+    terminal.line(f"{BEHEMOTH.name}: its weights are not released, its layers are not public")
+    terminal.line(
+        f"  {BEHEMOTH.active_parameters / 1e9:.0f}B active parameters, {BEHEMOTH.experts} experts, "
+        f"about {BEHEMOTH.parameters / 1e12:g}T in all"
+    )
+    terminal.line(f"  weights in {bits} bits: about {human_bytes(weights)}; KV cache: unknown")
+    if machines is not None:
+        room, memory = human_bytes(machine.usable), human_bytes(machine.memory)
+        terminal.line(f"  {room} for a model on each machine of {memory}: {machines} at least")

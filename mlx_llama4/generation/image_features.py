@@ -1,0 +1,61 @@
+"""Features of pictures, kept by what the pictures are: seen again, none is encoded again."""
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_llama4.cache.least_recently_used import LeastRecentlyUsed
+from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.prompt.image import PromptImage
+from mlx_llama4.prompt.processor import PlacedImage, Prompt, place_images
+
+FEATURE_BYTES = 512 * 2**20  # 20 pictures of 17 tiles, or 350 of one, for the releases
+
+
+class ImageFeatureCache:
+    """For one model. `budget` bytes in all; the longest unused go first."""
+
+    def __init__(self, budget: int = FEATURE_BYTES):
+        self._features: LeastRecentlyUsed[str, mx.array] = LeastRecentlyUsed(budget)
+
+    def get(self, model: Llama4, image: PromptImage) -> mx.array:
+        """[num_tiles · tokens_per_tile, D], evaluated.
+
+        Raises PromptError for a picture whose pixels are not at hand and that is not kept here.
+        """
+        features = self._features.get(image.digest)
+        if features is None:
+            features = model.image_features(image.pixel_values())
+            self.put(image.digest, features)
+        return features
+
+    def put(self, digest: str, features: mx.array) -> None:
+        self._features.put(digest, features, features.nbytes)
+
+
+class PromptFeatures:
+    """Features for the slots of a prompt, by range of tokens, from position `start` on.
+
+    All pictures that reach beyond `start` are encoded at once: what cannot be read shall be
+    refused before a long prompt is, not in its middle.
+    """
+
+    def __init__(self, model: Llama4, prompt: Prompt, cache: ImageFeatureCache, start: int):
+        self._slots = np.flatnonzero(prompt.ids == model.config.image_token_id)
+        self._features = [
+            (image, cache.get(model, image.image))
+            for image in place_images(prompt, model.config)
+            if image.stop > start
+        ]
+
+    def of(self, start: int, stop: int) -> mx.array | None:
+        """[slots in start … stop - 1, D]; None if there are none."""
+        parts = []
+        for image, features in self._features:
+            if image.start < stop and image.stop > start:
+                parts.append(features[self._before(image, start) : self._before(image, stop)])
+        return mx.concatenate(parts) if parts else None
+
+    def _before(self, image: PlacedImage, position: int) -> int:
+        """How many of the picture's slots come before a position."""
+        begin, end, at = np.searchsorted(self._slots, [image.start, image.stop, position])
+        return int(min(max(at, begin), end) - begin)

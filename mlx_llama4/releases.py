@@ -1,0 +1,74 @@
+"""The family's published sizes, for planning before there is a folder.
+
+Scout's and Maverick's config.json as released, as far as it fixes shapes and limits. Of Behemoth
+Meta has published three figures and no weights (ai.meta.com, "The Llama 4 herd", April 2025).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_llama4.config import Config, parse_config
+
+_TEXT: dict[str, Any] = {
+    "vocab_size": 202_048,
+    "hidden_size": 5120,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 8192,
+    "intermediate_size_mlp": 16_384,
+    "num_experts_per_tok": 1,
+    "attention_chunk_size": 8192,
+}
+_VISION: dict[str, Any] = {
+    "hidden_size": 1408,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 34,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "pixel_shuffle_ratio": 0.5,
+    "projector_input_dim": 4096,
+    "projector_output_dim": 4096,
+    "vision_output_dim": 4096,
+}
+_SIZES: dict[str, dict[str, Any]] = {
+    "scout": {
+        "num_local_experts": 16,
+        "interleave_moe_layer_step": 1,
+        "max_position_embeddings": 10_485_760,
+    },
+    "maverick": {
+        "num_local_experts": 128,
+        "interleave_moe_layer_step": 2,
+        "max_position_embeddings": 1_048_576,
+        "use_qk_norm": False,
+    },
+}
+RELEASES = tuple(_SIZES)
+
+
+@dataclass(frozen=True)
+class Announced:
+    """A model of which only these figures are public. parameters: about."""
+
+    name: str
+    parameters: int
+    active_parameters: int
+    experts: int
+
+
+BEHEMOTH = Announced("Llama 4 Behemoth", 2 * 10**12, 288 * 10**9, 16)
+
+
+def release_config(name: str) -> Config:
+    """Config of one of `RELEASES`, in bfloat16, with its vision tower."""
+    raw = {
+        "model_type": "llama4",
+        "text_config": {"model_type": "llama4_text"} | _TEXT | _SIZES[name],
+        "vision_config": _VISION,
+        "image_token_index": 200_092,
+        "torch_dtype": "bfloat16",
+    }
+    return parse_config(raw)

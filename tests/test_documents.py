@@ -1,0 +1,208 @@
+"""Long documents in a conversation: read once, asked about, gone back to, saved."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlx_llama4.cache.prompt_cache import PromptCache
+from mlx_llama4.chat import Chat, ChatOptions
+from mlx_llama4.demo.questions import NOTES, PICTURES
+from mlx_llama4.errors import CheckpointError, PromptError
+from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.quantization import KVQuantization
+
+QUESTION = "What is the code of walnut?"
+ANSWER = "The code of walnut is 407."
+CHUNK = 128  # of the demo model
+
+
+@pytest.fixture(scope="module")
+def opened(demo_folder: Path) -> Chat:
+    return Chat.open(demo_folder)
+
+
+@pytest.fixture
+def chat(opened: Chat) -> Iterator[Chat]:
+    opened.options = ChatOptions()
+    opened.cache = PromptCache(opened.model.make_cache())
+    opened.document = []
+    opened.reset()
+    yield opened
+
+
+def say(chat: Chat, text: str) -> str:
+    return "".join(chat.send(text))
+
+
+def test_a_document_is_read_once(chat: Chat) -> None:
+    tokens = chat.read(NOTES * 2)
+    assert chat.cache.layers[0].offset == tokens > 2 * CHUNK
+    assert say(chat, QUESTION) == ANSWER
+    assert chat.statistics.cached_tokens == tokens
+    chat.reset()  # the document stays
+    assert say(chat, QUESTION) == ANSWER
+    # The answer went over no border, or what follows the border below is fed again.
+    assert chat.statistics.cached_tokens >= tokens // CHUNK * CHUNK
+
+
+def test_the_question_is_part_of_the_document_s_message(chat: Chat) -> None:
+    """As if both had been said at once: the same tokens, the same answer."""
+    chat.read(NOTES)
+    first = say(chat, QUESTION)
+    ids = chat.cache.ids
+    assert len(chat.messages) == 2
+    chat.document = []
+    chat.reset()
+    assert say(chat, NOTES.rstrip("\n") + "\n\n" + QUESTION) == first
+    assert list(chat.cache.ids) == list(ids)
+
+
+def test_pictures_of_a_document(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither further questions nor going back have them encoded again."""
+    chat.read("", [chat.open_image(PICTURES / "star.png")])
+    monkeypatch.setattr(Llama4, "image_features", None)
+    assert "star" in say(chat, "What is in the image?")
+    chat.cache.rewind(0)
+    chat.reset()
+    assert "star" in say(chat, "What is in the image?")
+    assert chat.statistics.cached_tokens == 0
+
+
+def test_retry_and_edit(chat: Chat) -> None:
+    say(chat, "My name is Ada.")
+    first = say(chat, "What is 2 plus 3?")
+    cached = chat.statistics.cached_tokens
+    assert "".join(chat.retry()) == first
+    assert chat.statistics.cached_tokens > cached
+    assert "".join(chat.retry("What is my name?")) == "Your name is Ada."
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
+    assert chat.messages[2]["content"] == "What is my name?"
+
+
+def test_retry_keeps_document_and_pictures(chat: Chat) -> None:
+    chat.read(NOTES)
+    say(chat, "What is 2 plus 3?")
+    assert "".join(chat.retry(QUESTION)) == ANSWER
+    chat.document = []
+    chat.reset()
+    list(chat.send("Describe the image.", [chat.open_image(PICTURES / "star.png")]))
+    assert "star" in "".join(chat.retry("What is in the image?"))
+
+
+def test_a_refused_retry_changes_nothing(chat: Chat) -> None:
+    with pytest.raises(PromptError, match="nothing has been asked yet"):
+        chat.retry()
+    say(chat, "What is 2 plus 3?")
+    before = list(chat.messages)
+    with pytest.raises(PromptError, match="context holds 32,768"):
+        list(chat.retry(NOTES * 300))
+    assert chat.messages == before
+
+
+def test_rewind(chat: Chat) -> None:
+    chat.read(NOTES)
+    say(chat, QUESTION)
+    say(chat, "What is 2 plus 3?")
+    for bad in (0, 3, -1):
+        with pytest.raises(PromptError, match=f"cannot go back {bad} questions; 2 were asked"):
+            chat.rewind(bad)
+    chat.rewind()
+    assert len(chat.messages) == 2
+    chat.rewind()
+    assert chat.messages == []
+    assert say(chat, QUESTION) == ANSWER  # the document waits for a question again
+    assert chat.statistics.cached_tokens > CHUNK
+
+
+def test_rewind_over_many_borders_is_exact(chat: Chat) -> None:
+    """Against a conversation that never was anything else."""
+    say(chat, "My name is Ada.")
+    say(chat, NOTES * 3 + QUESTION)
+    chat.rewind()
+    answer = say(chat, "What is my name?")
+    ids = list(chat.cache.ids)
+    chat.cache = PromptCache(chat.model.make_cache())
+    assert "".join(chat.retry()) == answer == "Your name is Ada."
+    assert list(chat.cache.ids) == ids
+
+
+def test_forks_go_their_own_ways(chat: Chat) -> None:
+    say(chat, "My name is Ada.")
+    other = chat.fork()
+    assert say(other, "What is 2 plus 3?") == "2 plus 3 is 5."
+    assert other.statistics.cached_tokens > 0
+    assert say(chat, "What is my name?") == "Your name is Ada."
+    assert say(other, "What is my name?") == "Your name is Ada."
+    assert (len(chat.messages), len(other.messages)) == (4, 6)
+
+
+def test_saved_and_loaded(chat: Chat, demo_folder: Path, tmp_path: Path) -> None:
+    chat.read(NOTES, [chat.open_image(PICTURES / "star.png")])
+    say(chat, QUESTION)
+    tokens = len(chat.cache.ids)
+    chat.save(tmp_path / "full")
+    chat.save(tmp_path / "small", small=True)
+    answers = []
+    for name in ("full", "small"):
+        other = Chat.open(demo_folder)
+        other.load(tmp_path / name)
+        assert [message["role"] for message in other.messages] == ["user", "assistant"]
+        answers.append(say(other, "What is in the image?"))
+        assert other.statistics.cached_tokens == (
+            tokens if name == "full" else tokens // CHUNK * CHUNK
+        )
+        other.rewind(2)
+        assert say(other, QUESTION) == ANSWER
+    assert answers[0] == answers[1]
+
+
+def test_packed_conversations(demo_folder: Path, tmp_path: Path) -> None:
+    """Saved, loaded with the packing that the file has, gone back over a border."""
+    packed = Chat.open(demo_folder, ChatOptions(kv_quantization=KVQuantization(8)))
+    packed.read(NOTES * 2)
+    assert say(packed, QUESTION) == ANSWER
+    packed.save(tmp_path / "packed")
+    plain = Chat.open(demo_folder)
+    assert (tmp_path / "packed").stat().st_size < 0.8 * plain.cache.nbytes + 10**6
+    plain.load(tmp_path / "packed")
+    assert plain.options.kv_quantization == KVQuantization(8)
+    plain.rewind()
+    assert say(plain, QUESTION) == ANSWER
+    other = Chat.open(demo_folder, ChatOptions(kv_quantization=KVQuantization(4)))
+    with pytest.raises(CheckpointError, match="of 8 bits in groups of 64, not 4 in 64"):
+        other.load(tmp_path / "packed")
+
+
+def test_an_interrupted_reading_goes_on(chat: Chat) -> None:
+    chat.options.prefill_step = 64
+
+    def stop(done: int, total: int) -> None:
+        if done >= 192:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        chat.read(NOTES * 2, on_prefill=stop)
+    assert len(chat.cache.ids) == 192
+    seen: list[int] = []
+    chat.read(NOTES * 2, on_prefill=lambda done, total: seen.append(done))
+    assert seen[0] == 256
+    assert say(chat, QUESTION) == ANSWER
+
+
+def test_what_cannot_be_read_or_saved(chat: Chat, tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="the document is empty"):
+        chat.read(" \n")
+    with pytest.raises(PromptError, match="nothing has been read or said yet"):
+        chat.save(tmp_path / "a")
+    anonymous = Chat(chat.model, chat.processor, _no_defaults())
+    list(anonymous.send("Hello"))
+    with pytest.raises(PromptError, match=r"make it with Chat.open\(folder\)"):
+        anonymous.save(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def _no_defaults() -> object:
+    from mlx_llama4.config import GenerationConfig
+
+    return GenerationConfig(eos_token_ids=())
