@@ -51,10 +51,6 @@ def write_heat_map(heat_map: HeatMap, path: Path) -> None:
     axes.set_ylabel(heat_map.row_label, fontsize=8)
     axes.tick_params(length=0, labelsize=8)
     axes.spines[:].set_visible(False)
-    figure.suptitle(_wrapped(heat_map.title, width), fontsize=8)
+    title = textwrap.fill(heat_map.title, int(width * TITLE_CHARACTERS_PER_INCH))
+    figure.suptitle(title, fontsize=8)
     write_figure(figure, path)
-
-
-def _wrapped(title: str, inches: float) -> str:
-    characters = int(inches * TITLE_CHARACTERS_PER_INCH)
-    return "\n".join(textwrap.fill(line, characters) for line in title.splitlines())

@@ -19,6 +19,7 @@ from benchmarks.recall import Asked, Reading, Recall, as_json, heat_map, print_r
 from benchmarks.report import write_whole
 from mlx_llama4.cli import terminal
 from mlx_llama4.errors import InputError
+from mlx_llama4.planner import parse_tokens
 
 if TYPE_CHECKING:
     from mlx_llama4.chat import Chat
@@ -81,11 +82,8 @@ def needle(
 
 
 def parse_lengths(text: str) -> list[int]:
-    """ "768,3K,1M" → tokens, in ascending order, K being 1,024. Raises InputError."""
-    found = [re.fullmatch(r"\s*([1-9]\d*)([KM]?)\s*", part.upper()) for part in text.split(",")]
-    if None in found:
-        raise InputError(f"--lengths {text}: write numbers of tokens like 768,8K,1M")
-    return sorted({int(match[1]) * 1024 ** " KM".index(match[2] or " ") for match in found})
+    """ "768,3K,1M" → tokens, in ascending order. Raises InputError."""
+    return sorted({parse_tokens(part, "--lengths") for part in text.split(",")})
 
 
 def parse_seeds(text: str, lengths: int) -> list[int]:

@@ -110,7 +110,7 @@ def show_interval(share: Share) -> str:
 
 def heat_map(recall: Recall) -> HeatMap:
     return HeatMap(
-        title=f"right answers, {recall.model}\n{recall.machine}",
+        title=f"right answers: {recall.model}",
         row_label="depth of the fact",
         rows=[show_depth(depth) for depth in recall.depths],
         column_label="length of the document in tokens",
