@@ -7,6 +7,8 @@ import typer
 
 from benchmarks.convert import convert
 from benchmarks.needle import needle
+from benchmarks.positions import positions
+from benchmarks.prefill import prefill
 from benchmarks.quality import quality
 
 app = typer.Typer(
@@ -17,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for subject in (convert, quality, needle):
+for subject in (convert, quality, prefill, positions, needle):
     app.command()(subject)
 
 

@@ -43,7 +43,10 @@ class Preset(StrEnum):
 
 @dataclass(frozen=True)
 class Size:
-    """Every layer has experts. sparse: weights are zeros that take no room on the disk."""
+    """Every layer has experts, and every fourth sees everything unless global_layers is false.
+
+    chunk: tokens. sparse: weights are zeros that take no room on the disk.
+    """
 
     hidden_size: int
     layers: int
@@ -53,6 +56,8 @@ class Size:
     head_dim: int = 64
     heads: int = 8
     key_value_heads: int = 2
+    chunk: int = 8192
+    global_layers: bool = True
     sparse: bool = False
 
 
@@ -140,10 +145,12 @@ def config(size: Size) -> dict[str, Any]:
         "num_local_experts": size.experts,
         "vocab_size": size.vocabulary,
         "rope_scaling": None,
-        "attention_chunk_size": 8192,
-        "floor_scale": 8192,
+        "attention_chunk_size": size.chunk,
+        "floor_scale": size.chunk,
         "max_position_embeddings": 1_048_576,
     }
+    if not size.global_layers:
+        raw["text_config"]["no_rope_layers"] = [1] * size.layers
     return raw
 
 

@@ -45,7 +45,8 @@ def _unheard(done: int, total: int) -> None:
 @dataclass
 class ChatOptions:
     """kv_quantization: of global layers' keys and values; fixed once the Chat is made.
-    prefix_bytes: of earlier prompts' beginnings, kept for later ones; fixed too.
+    prefix_bytes: of earlier prompts' beginnings, kept for later ones; fixed too. max_context:
+    tokens of prompt and answer that there is memory for; None asks the model alone.
     """
 
     max_tokens: int = 4096
@@ -54,6 +55,7 @@ class ChatOptions:
     prefill_step: int = PREFILL_SPAN
     kv_quantization: KVQuantization | None = None
     prefix_bytes: int = PREFIX_BYTES
+    max_context: int | None = None
 
 
 def opening_messages(options: ChatOptions) -> list[Message]:
@@ -152,7 +154,7 @@ class Chat:
         self._stop()
         parts = document_parts(text, images)
         prompt = self.processor.encode_open([*self.messages, {"role": "user", "content": parts}])
-        check_length(prompt, self.model.config)
+        self._check_length(prompt)
         with self._feeding(prompt, len(prompt.ids)):
             prefill(
                 self.model,
@@ -266,6 +268,20 @@ class Chat:
             return self.features.get(self.model, image)
         return None
 
+    def _check_length(self, prompt: Prompt) -> int:
+        """Tokens that there is room for behind the prompt. Raises PromptError if none."""
+        check_length(prompt, self.model.config)
+        context = self.model.config.text.max_position_embeddings
+        if self.options.max_context is not None and self.options.max_context < context:
+            context = self.options.max_context
+            if len(prompt.ids) >= context:
+                raise PromptError(
+                    f"the prompt has {len(prompt.ids):,} tokens; beside the model this machine's "
+                    f"memory holds {context:,}, answer included; pack them with --kv-bits, shorten "
+                    "it or start a new conversation; --force tries anyway"
+                )
+        return context - len(prompt.ids)
+
     def _identity(self) -> Identity:
         if self.identity is None:
             raise PromptError("this Chat does not know its folder; make it with Chat.open(folder)")
@@ -296,18 +312,18 @@ class Chat:
         self, history: list[Message], message: Message, on_prefill: OnPrefill
     ) -> Generator[Step, None, None]:
         prompt = self.processor.encode([*history, message])
-        check_length(prompt, self.model.config)
+        max_tokens = min(self.options.max_tokens, self._check_length(prompt))
         self.statistics = Statistics()
         generated: list[int] = []
         texts: list[str] = []
-        with self._feeding(prompt, room(prompt, self.options.max_tokens), generated):
+        with self._feeding(prompt, room(prompt, max_tokens), generated):
             try:
                 for step in generate(
                     self.model,
                     prompt,
                     token_bytes=self.processor.tokenizer.token_bytes,
                     end_tokens=self.end_tokens,
-                    max_tokens=self.options.max_tokens,
+                    max_tokens=max_tokens,
                     sampler=self.options.sampler,
                     cache=self.cache.layers,
                     features=self.features,

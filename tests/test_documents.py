@@ -190,6 +190,19 @@ def test_an_interrupted_reading_goes_on(chat: Chat) -> None:
     assert say(chat, QUESTION) == ANSWER
 
 
+def test_memory_bounds_the_context(chat: Chat) -> None:
+    """Prompts that leave no room are refused, answers end where it does."""
+    chat.options.max_context = 30
+    say(chat, "What is a llama?")
+    assert chat.statistics.finish_reason == "length"
+    assert chat.statistics.prompt_tokens + chat.statistics.generated_tokens == 30
+    with pytest.raises(PromptError, match=r"this machine's memory holds 30, .*--kv-bits"):
+        say(chat, QUESTION)
+    with pytest.raises(PromptError, match="memory holds 30"):
+        chat.read(NOTES)
+    assert len(chat.messages) == 2
+
+
 def test_what_cannot_be_read_or_saved(chat: Chat, tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="the document is empty"):
         chat.read(" \n")

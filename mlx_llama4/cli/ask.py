@@ -72,9 +72,8 @@ def ask(
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     folder = find_folder(model, revision)
     chat_options = options.chat_options(folder, system, max_tokens, sampling, caching)
-    images = _check(folder, text, image or [], chat_options, force)
-    if cache is not None:
-        options.check_cache(cache, folder, chat_options)
+    held = options.open_cache(cache, folder, chat_options).tokens if cache is not None else 0
+    images = _check(folder, text, image or [], chat_options, held, force)
     chat = options.load_chat(folder, chat_options)
     if cache is not None:
         chat.load(cache)
@@ -85,9 +84,17 @@ def ask(
 
 
 def _check(
-    folder: Path, text: str, paths: list[Path], chat_options: "ChatOptions", force: bool
+    folder: Path,
+    text: str,
+    paths: list[Path],
+    chat_options: "ChatOptions",
+    held: int,
+    force: bool,
 ) -> list["PromptImage"]:
-    """The pictures. Refuses all that can be refused before the weights are read."""
+    """The pictures. Refuses all that can be refused before the weights are read.
+
+    held: tokens of the prompt cache that the question goes on from.
+    """
     from mlx_llama4.chat import opening_messages, user_message
     from mlx_llama4.load import open_folder
     from mlx_llama4.prompt.processor import check_length
@@ -97,8 +104,8 @@ def _check(
     messages = [*opening_messages(chat_options), user_message(text, images)]
     prompt = processor.encode(messages)
     check_length(prompt, config)
-    tiles = tuple(len(image.tiles) for image in images)
-    context = len(prompt.ids) + chat_options.max_tokens
+    tiles = tuple(image.num_tiles for image in images)
+    context = held + len(prompt.ids) + chat_options.max_tokens
     kv, span = chat_options.kv_quantization, chat_options.prefill_step
     check_memory(folder, context, tiles=tiles, kv=kv, span=span, force=force)
     return images

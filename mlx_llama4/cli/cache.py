@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli.memory_check import check_memory
 from mlx_llama4.errors import CheckpointError, InputError, PromptError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def cache(
     kv_bits: options.KVBits = None,
     kv_group_size: options.KVGroupSize = None,
     kv_quantize_after: options.KVQuantizeAfter = None,
+    force: options.Force = False,
 ) -> None:
     """Read a document and pictures, and keep what the model makes of them in a file.
 
@@ -76,7 +78,7 @@ def cache(
     sampling = options.Sampling(None, None, None, None)
     folder = find_folder(model, revision)
     chat_options = options.chat_options(folder, system, 1, sampling, caching)
-    images = _check(folder, text, image or [], chat_options, out)
+    images = _check(folder, text, image or [], chat_options, out, small, force)
     chat = options.load_chat(folder, chat_options)
     unfinished = out.with_name(out.name + ".unfinished")
     if unfinished.is_file():
@@ -106,7 +108,13 @@ def _read_text(path: Path | None) -> str:
 
 
 def _check(
-    folder: Path, text: str, paths: list[Path], chat_options: "ChatOptions", out: Path
+    folder: Path,
+    text: str,
+    paths: list[Path],
+    chat_options: "ChatOptions",
+    out: Path,
+    small: bool,
+    force: bool,
 ) -> list["PromptImage"]:
     """The pictures. Refuses all that can be refused before the weights are read."""
     import mlx.core as mx
@@ -122,8 +130,10 @@ def _check(
     prompt = document_prompt(processor, chat_options, text, images)
     check_length(prompt, config)
     dtype_bytes = 4 if mx.default_device() == mx.cpu else 2
-    quantization = chat_options.kv_quantization
-    check_place(out, prompt_file_bytes(config.text, len(prompt.ids), dtype_bytes, quantization))
+    kv, tokens = chat_options.kv_quantization, len(prompt.ids)
+    tiles = tuple(image.num_tiles for image in images)
+    check_memory(folder, tokens, tiles=tiles, kv=kv, span=chat_options.prefill_step, force=force)
+    check_place(out, prompt_file_bytes(config.text, tokens, dtype_bytes, kv, small=small))
     return images
 
 

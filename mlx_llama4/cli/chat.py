@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mlx_llama4.cli import options, terminal
-from mlx_llama4.cli.memory_check import check_memory
+from mlx_llama4.cli.memory_check import check_memory, largest_context_here
 from mlx_llama4.errors import Llama4Error
 
 if TYPE_CHECKING:
@@ -56,10 +56,11 @@ def chat(
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     folder = find_folder(model, revision)
     chat_options = options.chat_options(folder, system, max_tokens, sampling, caching)
-    if cache is not None:
-        options.check_cache(cache, folder, chat_options)
+    held = options.open_cache(cache, folder, chat_options).tokens if cache is not None else None
     kv, span = chat_options.kv_quantization, chat_options.prefill_step
-    check_memory(folder, kv=kv, span=span, force=force)
+    check_memory(folder, held, kv=kv, span=span, force=force)
+    if not force:
+        chat_options.max_context = largest_context_here(folder, kv, span)
     conversation = options.load_chat(folder, chat_options)
     if cache is not None:
         conversation.load(cache)

@@ -57,6 +57,19 @@ def check_memory(
         terminal.note(_above_wired_limit(total, machine))
 
 
+def largest_context_here(folder: Path, kv: "KVQuantization | None", span: int) -> int:
+    """Most tokens, of prompt and answer, that this machine's memory holds beside the weights."""
+    from mlx_llama4.config import load_config
+    from mlx_llama4.convert.checkpoint import open_checkpoint
+    from mlx_llama4.machine import this_machine
+    from mlx_llama4.planner import Usage, dtype_bytes, largest_context, loaded_bytes
+
+    machine, config = this_machine(), load_config(folder)
+    width = dtype_bytes(config.dtype, machine)
+    weights = loaded_bytes(open_checkpoint(folder).tensors.values(), width)
+    return largest_context(config, weights, Usage(span, width, kv, (), span), machine.usable)
+
+
 def _weight_files(folder: Path) -> list[Path]:
     return [file for file in folder.glob("*.safetensors") if file.is_file()]
 

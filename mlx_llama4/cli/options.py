@@ -11,6 +11,7 @@ from mlx_llama4.errors import InputError
 from mlx_llama4.quantization import KVQuantization
 
 if TYPE_CHECKING:
+    from mlx_llama4.cache.prompt_file import PromptFile
     from mlx_llama4.chat import Chat, ChatOptions
 
 Model = Annotated[
@@ -179,14 +180,19 @@ def chat_options(
     )
 
 
-def check_cache(path: Path, folder: Path, options: "ChatOptions") -> None:
-    """Refuses a prompt cache that is not for this model, before its weights are read."""
+def open_cache(path: Path, folder: Path, options: "ChatOptions") -> "PromptFile":
+    """Refuses a prompt cache that is not for this model, before its weights are read. Its packing
+    is taken over if the options have none.
+    """
     from mlx_llama4.cache.prompt_file import PromptFile
     from mlx_llama4.identity import identify
 
     if options.system is not None:
         raise InputError("--system: a prompt cache begins with a system prompt of its own, or none")
-    PromptFile(path).check(identify(folder), options.kv_quantization)
+    file = PromptFile(path)
+    file.check(identify(folder), options.kv_quantization)
+    options.kv_quantization = options.kv_quantization or file.quantization
+    return file
 
 
 def load_chat(folder: Path, options: "ChatOptions") -> "Chat":

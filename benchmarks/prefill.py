@@ -1,0 +1,273 @@
+"""`python -m benchmarks prefill`: a long prompt into the caches, to its first token."""
+
+import json as json_module
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks import options
+from benchmarks.engines import OURS, Engine, Idle, choose_engines
+from benchmarks.machine import this_machine
+from benchmarks.process import run_measured
+from benchmarks.report import Metric, Report, show_bytes, show_seconds
+from benchmarks.rounds import Figures, run_rounds
+from benchmarks.source import Size, check_room, write_checkpoint
+from mlx_llama4.cli import terminal
+from mlx_llama4.errors import InputError
+
+CHUNKS = (1, 4, 16)
+SCALES = (1, 2, 4, 8, 16, 32, 64)
+# Of the last layer, only keys and values are computed before the last token: of five layers,
+# three chunked ones and a global one are at work, which is the releases' mix.
+LAYERS = 5
+VOCABULARY = 2048
+IDS = 1000  # ids below are plain text to the demo's tokenizer
+
+BITS = (4, 8)
+GROUP_SIZE = 64
+
+# Each engine's own way from ids int32 [L] to the first token, as its command line goes it.
+WAYS = {
+    OURS: """
+from mlx_llama4.generation.prefill import prefill
+from mlx_llama4.load import load_model
+from mlx_llama4.prompt.processor import Prompt
+model = load_model(Path(folder))
+def first_token(ids):
+    cache = model.make_cache()
+    for layer in cache:
+        layer.reserve(len(ids))
+    mx.eval(mx.argmax(prefill(model, Prompt(ids), cache, span=step)))
+""",
+    "mlx-lm": """
+from mlx_lm.generate import generate_step
+from mlx_lm.utils import load_model
+model, _ = load_model(Path(folder))
+def first_token(ids):
+    list(generate_step(mx.array(ids), model, max_tokens=0, prefill_step_size=step))
+""",
+    "mlx-vlm": """
+from mlx_vlm.generate import generate_step
+from mlx_vlm.utils import load_model
+model = load_model(Path(folder))
+def first_token(ids):
+    options = dict(max_tokens=0, temperature=0, prefill_step_size=step)
+    list(generate_step(mx.array(ids)[None], model, None, None, **options))
+""",
+}
+IMPORTS = {
+    OURS: "mlx_llama4.load, mlx_llama4.generation.prefill",
+    "mlx-lm": "mlx_lm.utils, mlx_lm.generate",
+    "mlx-vlm": "mlx_vlm.utils, mlx_vlm.generate",
+}
+MEASURE = f"""\
+import json, sys, time
+from pathlib import Path
+import mlx.core as mx, numpy as np
+folder = sys.argv[1]
+tokens, step = map(int, sys.argv[2:])
+ids = np.random.default_rng(0).integers(0, {IDS}, tokens).astype(np.int32)
+%s
+first_token(ids[:step])
+mx.clear_cache()
+weights = mx.get_active_memory()
+mx.reset_peak_memory()
+start, cpu_start = time.perf_counter(), time.process_time()
+first_token(ids)
+print(json.dumps({{
+    "seconds": time.perf_counter() - start,
+    "cpu_seconds": time.process_time() - cpu_start,
+    "peak_bytes": mx.get_peak_memory() - weights,
+}}))
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """chunks: lengths of prompts. bits: None does not quantize."""
+
+    size: Size
+    chunks: Sequence[int]
+    bits: int | None
+    rounds: int
+    warm_up: bool
+
+    @property
+    def step(self) -> int:
+        """A quarter of a chunk, as 2,048 tokens are of the releases' 8,192."""
+        return self.size.chunk // 4
+
+
+@terminal.reports_errors
+def prefill(
+    scale: Annotated[
+        int, typer.Option(metavar="N", help="The releases' sizes divided by 1, 2, 4 … 64.")
+    ] = 16,
+    layers: Annotated[int, typer.Option(metavar="N", min=1, help="Every 4th is global.")] = LAYERS,
+    experts: Annotated[int, typer.Option(metavar="N", min=1, help="In each layer.")] = 16,
+    chunks: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Length of the prompt in chunks; repeatable. Default: 1, 4, 16.",
+            show_default=False,
+        ),
+    ] = None,
+    chunked_only: Annotated[
+        bool, typer.Option("--chunked-only", help="Ours alone, without global layers.")
+    ] = False,
+    bits: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="4 or 8. Default: not quantized.", show_default=False),
+    ] = None,
+    rounds: options.Rounds = 3,
+    warm_up: options.WarmUp = False,
+    only: options.Only = None,
+    python: options.Python = None,
+    prelude: options.Prelude = None,
+    json: options.Json = None,
+    png: options.Png = None,
+) -> None:
+    """Prefill prompts of several chunks: seconds to the first token, peak memory.
+
+    \b
+    Example:
+      python -m benchmarks prefill --rounds 5 --json prefill.json
+    """
+    outputs = options.Outputs(json, png)
+    if chunked_only and only not in (None, OURS):
+        raise InputError("--chunked-only is ours alone: the peers fix which layers are global")
+    engines = choose_engines(OURS if chunked_only else only, python or (), prelude or ())
+    size = scaled_down(scale, layers, experts, global_layers=not chunked_only)
+    _check_bits(bits, size)
+    settings = Settings(size, chunks or CHUNKS, bits, rounds, warm_up)
+    with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
+        folder = Path(temporary)
+        idle = options.ready_engines(engines, IMPORTS, folder)
+        with terminal.status("Writing the model"):
+            model, dtype = _write_model(settings, folder)
+        report = _compare(model, dtype, idle, settings, folder)
+    outputs.publish(report)
+
+
+def scaled_down(scale: int, layers: int, experts: int, global_layers: bool) -> Size:
+    """All widths and the chunk divided alike, so that attention keeps its share of the work.
+
+    Heads stay 128 wide while there are eight for keys and values to divide; 5 queries each.
+    """
+    if scale not in SCALES:
+        raise InputError(f"--scale {scale}: choose of {', '.join(map(str, SCALES))}")
+    key_value_heads = max(8 // scale, 1)
+    return Size(
+        hidden_size=5120 // scale,
+        layers=layers,
+        experts=experts,
+        expert_width=8192 // scale,
+        vocabulary=VOCABULARY,
+        head_dim=1024 // scale // key_value_heads,
+        heads=5 * key_value_heads,
+        key_value_heads=key_value_heads,
+        chunk=8192 // scale,
+        global_layers=global_layers,
+    )
+
+
+def _check_bits(bits: int | None, size: Size) -> None:
+    if bits is None:
+        return
+    if bits not in BITS:
+        raise InputError(f"--bits {bits}: choose of {', '.join(map(str, BITS))}")
+    if size.hidden_size % GROUP_SIZE:
+        raise InputError(
+            f"--bits {bits}: a row of {size.hidden_size} weights does not divide into groups of "
+            f"{GROUP_SIZE}; --scale 16 or less does"
+        )
+
+
+def feed_forward_over_attention(size: Size) -> float:
+    """FLOPs of a token's two MLPs over those of its attention to one chunk of keys."""
+    feed_forward = 2 * 6 * size.hidden_size * size.expert_width
+    return feed_forward / (4 * size.heads * size.head_dim * size.chunk)
+
+
+def _write_model(settings: Settings, folder: Path) -> tuple[Path, str]:
+    """A model folder that all engines load, and the dtype of what is not packed in it."""
+    import mlx.core as mx
+
+    from mlx_llama4.convert.recipes import Recipe
+    from mlx_llama4.convert.stream import convert
+    from mlx_llama4.quantization import Quantization
+
+    dtype = "float32" if mx.default_device() == mx.cpu else "bfloat16"
+    packing = None if settings.bits is None else Quantization(GROUP_SIZE, settings.bits)
+    source = write_checkpoint(settings.size, folder / "source")
+    written = sum(file.stat().st_size for file in source.glob("*.safetensors"))
+    check_room(folder, 2 * written, source_is_free=True)
+    convert(source, folder / "model", Recipe(dtype, packing))
+    return folder / "model", dtype
+
+
+def _compare(
+    model: Path, dtype: str, idle: Mapping[Engine, Idle], settings: Settings, folder: Path
+) -> Report:
+    def run_once(engine: Engine) -> Figures:
+        figures: dict[str, float] = {}
+        for chunks in settings.chunks:
+            tokens = chunks * settings.size.chunk
+            command = engine.command(MEASURE % WAYS[engine.name], model, tokens, settings.step)
+            output = run_measured(command, folder).output
+            found = json_module.loads(output.splitlines()[-1])
+            figures[f"seconds_{chunks}"] = found["seconds"]
+            figures[f"seconds_a_token_{chunks}"] = found["seconds"] / tokens
+            # For MLX's CPU backend on a machine that is not quiet; in JSON alone.
+            figures[f"cpu_seconds_{chunks}"] = found["cpu_seconds"]
+            figures[f"peak_bytes_{chunks}"] = found["peak_bytes"]
+        return figures
+
+    runs = run_rounds(list(idle), run_once, settings.rounds, settings.warm_up, terminal.note)
+    return Report(
+        subject="prefill" if settings.size.global_layers else "prefill, chunked layers alone",
+        setup=_setup(dtype, settings),
+        machine=this_machine(),
+        idle={engine.name: found for engine, found in idle.items()},
+        metrics=_metrics(settings),
+        runs=runs,
+    )
+
+
+def _setup(dtype: str, settings: Settings) -> dict[str, str]:
+    size = settings.size
+    packed = "" if settings.bits is None else f", weights in {settings.bits} bits"
+    layers = "every 4th global" if size.global_layers else "none global"
+    first = "after a warm-up" if settings.warm_up else "no warm-up"
+    return {
+        "model": f"random {dtype}{packed}, {size.layers} layers ({layers}), hidden size "
+        f"{size.hidden_size}, {size.heads} heads of {size.head_dim} on {size.key_value_heads}, "
+        f"{size.experts} experts of width {size.expert_width}",
+        "proportion": f"feed-forward : attention to one chunk of keys = "
+        f"{feed_forward_over_attention(size):.1f} : 1 in FLOPs (the releases: 3.0 : 1)",
+        "prompt": f"chunks of {size.chunk:,} tokens, in steps of {settings.step:,}",
+        "seconds": "from ids to the first token, weights loaded, one step done before",
+        "peak memory": "MLX's own count, above the weights",
+        "rounds": f"{settings.rounds}, {first}; a fresh process for each length, taking turns",
+    }
+
+
+def _metrics(settings: Settings) -> tuple[Metric, ...]:
+    seconds, a_token, peak = [], [], []
+    for count in settings.chunks:
+        length = "1 chunk" if count == 1 else f"{count} chunks"
+        seconds.append(Metric(f"seconds_{count}", length, show_seconds))
+        a_token.append(Metric(f"seconds_a_token_{count}", f"{length}, a token", _show_milliseconds))
+        peak.append(Metric(f"peak_bytes_{count}", f"{length}, peak memory", show_bytes))
+    # Without global layers the question is whether seconds grow with the length and no faster.
+    return (*(seconds if settings.size.global_layers else a_token), *peak)
+
+
+def _show_milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.3f} ms"
