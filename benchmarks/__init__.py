@@ -9,4 +9,6 @@ named in __main__.py; the rest is here for it to call. Not installed with the pa
     ratios.py      medians, and how sure their ratio is
     report.py      table and JSON;  chart.py: the same as a picture
     source.py      random checkpoints to work on
+    haystack.py    documents with facts to ask for
+    shares.py      right answers, and how sure their share is;  heat_map.py: as a picture
 """

@@ -6,6 +6,7 @@ import sys
 import typer
 
 from benchmarks.convert import convert
+from benchmarks.needle import needle
 from benchmarks.positions import positions
 from benchmarks.prefill import prefill
 from benchmarks.quality import quality
@@ -19,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for subject in (convert, quality, prefill, reuse, positions):
+for subject in (convert, quality, prefill, reuse, positions, needle):
     app.command()(subject)
 
 

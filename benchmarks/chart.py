@@ -11,6 +11,7 @@ from mlx_llama4.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 OURS_COLOR, PEER_COLOR = "#2a6f97", "#b0b7bd"
 PANEL_INCHES = (2.8, 2.4)
@@ -44,6 +45,13 @@ def write_chart(report: Report, path: Path) -> None:
     for panel, metric in zip(grid.flat, report.metrics, strict=False):
         _draw(panel, report, metric)
     figure.suptitle(f"{report.subject}\n{report.machine}", fontsize=8)
+    write_figure(figure, path)
+
+
+def write_figure(figure: "Figure", path: Path) -> None:
+    """A PNG, whatever the name ends in, and nothing of the figure is left in memory."""
+    from matplotlib import pyplot
+
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=150)
     pyplot.close(figure)

@@ -73,6 +73,7 @@ def _load_weights(checkpoint: Checkpoint, config: Config, dtype: mx.Dtype | None
                 is_float = mx.issubdtype(array.dtype, mx.floating)
                 weights.append((name, array.astype(dtype) if is_float else array))
     model.load_weights(weights)
+    weights.clear()  # or what is laid out anew would be there twice
     if mx.default_device() == mx.cpu:
         lay_out_for_cpu(model)
     model.eval()

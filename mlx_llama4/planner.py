@@ -194,12 +194,15 @@ def kv_choices(config: Config, group_size: int) -> dict[int, KVQuantization | No
     }
 
 
-def parse_tokens(text: str) -> int:
-    """ "128K", "1M" or "131072" → tokens; K is 1,024 and M its square, as the family counts."""
+def parse_tokens(text: str, option: str = "--context") -> int:
+    """ "128K", "1M" or "131072" → tokens; K is 1,024 and M its square, as the family counts.
+
+    Raises InputError, which names the option.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KM]?)\s*", text.upper())
     tokens = int(float(match[1]) * 1024 ** " KM".index(match[2] or " ")) if match else 0
     if tokens < 1:
-        raise InputError(f"--context {text}: write a number of tokens, such as 131072, 128K or 1M")
+        raise InputError(f"{option} {text}: write a number of tokens, such as 131072, 128K or 1M")
     return tokens
 
 

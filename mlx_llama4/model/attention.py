@@ -56,12 +56,10 @@ class Attention(nn.Module):
             queries, keys = self._rotate(queries, pieces), self._rotate(keys, pieces)
         elif self.tuned:
             queries, scale = self._tune(queries, cache.offset)
-        # Worth a copy where many queries share it.
-        lay_out = mx.default_device() == mx.cpu and length > 1
         outputs = [
             _attend(
                 queries if stop - start == length else queries[:, :, start:stop],
-                column_major(seen_keys) if lay_out else seen_keys,
+                seen_keys,
                 seen_values,
                 scale,
             )
@@ -109,5 +107,9 @@ def _attend(
     """Each query sees all keys but those of the queries behind it."""
     if isinstance(keys, PackedArray):
         return packed_attention(queries, keys, values, scale)
-    mask = "causal" if queries.shape[2] > 1 else None
+    if queries.shape[2] == 1:
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale)
+    if mx.default_device() == mx.cpu:
+        keys = column_major(keys)  # worth a copy where several queries share it
+    mask = "causal"
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)

@@ -1,0 +1,186 @@
+"""`python -m benchmarks needle`: recall of facts by depth and length of a document."""
+
+import contextlib
+import json as json_module
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from benchmarks import options
+from benchmarks.haystack import KEYS, Haystack, Needle, draw_haystack, spread
+from benchmarks.heat_map import write_heat_map
+from benchmarks.machine import this_machine
+from benchmarks.recall import Asked, Reading, Recall, as_json, heat_map, print_recall
+from benchmarks.report import write_whole
+from mlx_llama4.cli import terminal
+from mlx_llama4.errors import InputError
+from mlx_llama4.planner import parse_tokens
+
+if TYPE_CHECKING:
+    from mlx_llama4.chat import Chat
+    from mlx_llama4.model.llama4 import Llama4
+
+DEMO = "the demo model in 8 bits"
+DEMO_LENGTHS = "768,3K,12K"  # 1, 4 and 16 times the longest notes that it was trained on
+LENGTHS = "8K,32K,128K"
+ANSWER_TOKENS = 64
+ROOM_TOKENS = 256  # for the chat format, the question and the answer
+
+
+@terminal.reports_errors
+def needle(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="A converted model, by folder or name. Default: the demo.",
+            show_default=False,
+        ),
+    ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help=f"Of documents, in tokens; K is 1,024. Default: {LENGTHS}; demo: {DEMO_LENGTHS}.",
+            show_default=False,
+        ),
+    ] = None,
+    depths: Annotated[
+        int, typer.Option(metavar="N", min=2, max=len(KEYS), help="Facts in each document.")
+    ] = 9,
+    seeds: Annotated[
+        str, typer.Option(metavar="LIST", help="Documents of each length; one number or a list.")
+    ] = "2",
+    json: options.Json = None,
+    png: options.Png = None,
+) -> None:
+    """Ask for facts out of long documents: right answers by depth and length.
+
+    \b
+    Example:
+      python -m benchmarks needle --model scout-4bit --lengths 8K,128K --png recall.png
+    """
+    outputs = options.Outputs(json, png)
+    sizes = parse_lengths(lengths or (LENGTHS if model else DEMO_LENGTHS))
+    documents = list(zip(sizes, parse_seeds(seeds, len(sizes)), strict=True))
+    terminal.import_mlx()
+    with _folder(model) as folder:
+        recall = _measure(folder, model, documents, spread(depths))
+    print_recall(recall)
+    if outputs.json is not None:
+        whole = json_module.dumps(as_json(recall), indent=2) + "\n"
+        write_whole(outputs.json, whole.encode())
+    if outputs.png is not None:
+        write_heat_map(heat_map(recall), outputs.png)
+
+
+def parse_lengths(text: str) -> list[int]:
+    """ "768,3K,1M" → tokens, in ascending order. Raises InputError."""
+    return sorted({parse_tokens(part, "--lengths") for part in text.split(",")})
+
+
+def parse_seeds(text: str, lengths: int) -> list[int]:
+    """ "4" or "8,8,2" → documents of each of `lengths` lengths. Raises InputError."""
+    parts = text.split(",")
+    if not all(re.fullmatch(r"\s*[1-9]\d*\s*", part) for part in parts):
+        raise InputError(f"--seeds {text}: write a number, or one for each length like 8,8,2")
+    if len(parts) not in (1, lengths):
+        raise InputError(
+            f"--seeds {text}: there are {lengths} lengths; give one number or {lengths}"
+        )
+    return [int(part) for part in parts] * (lengths if len(parts) == 1 else 1)
+
+
+@contextlib.contextmanager
+def _folder(model: str | None) -> Iterator[Path]:
+    """Of the model, or of the demo, packed as `mlx-llama4 demo` does."""
+    from mlx_llama4.convert.recipes import Recipe
+    from mlx_llama4.convert.stream import convert
+    from mlx_llama4.demo.questions import CHECKPOINT
+    from mlx_llama4.hub import find_folder
+    from mlx_llama4.quantization import Quantization
+
+    if model is not None:
+        yield find_folder(model)
+        return
+    with tempfile.TemporaryDirectory(prefix="mlx-llama4-needle-") as temporary:
+        folder = Path(temporary) / "demo-8bit"
+        convert(CHECKPOINT, folder, Recipe("bfloat16", Quantization(group_size=64, bits=8)))
+        yield folder
+
+
+def _measure(
+    folder: Path,
+    model: str | None,
+    documents: Sequence[tuple[int, int]],
+    depths: Sequence[float],
+) -> Recall:
+    """documents: (length, how many of it)."""
+    from mlx_llama4.chat import ChatOptions
+    from mlx_llama4.cli.options import load_chat
+    from mlx_llama4.load import open_folder
+
+    tokenizer = open_folder(folder)[1].tokenizer
+    drawn = [
+        (
+            length,
+            seed,
+            draw_haystack(length, depths, seed, lambda text: len(tokenizer.encode(text))),
+        )
+        for length, count in documents
+        for seed in range(1, count + 1)
+    ]
+    chat = load_chat(folder, ChatOptions(max_tokens=ANSWER_TOKENS))
+    limit = _lift_limit(chat.model, max(haystack.tokens for _, _, haystack in drawn) + ROOM_TOKENS)
+    # The demo has one way of saying it; others may put the code into words of their own.
+    readings = [
+        _read(chat, length, seed, haystack, exact=model is None) for length, seed, haystack in drawn
+    ]
+    scoring = "the whole answer" if model is None else "the code is in the answer"
+    return Recall(model or DEMO, scoring, depths, limit, readings, this_machine())
+
+
+def _lift_limit(model: "Llama4", tokens: int) -> int | None:
+    """Let the model take prompts of `tokens` tokens; its own limit if that was lower."""
+    text = model.config.text
+    if tokens <= text.max_position_embeddings:
+        return None
+    # Only a check of prompts: positions are chunk-local, or absolute in the temperature alone.
+    lifted = replace(text, max_position_embeddings=tokens)
+    model.config = replace(model.config, text=lifted)
+    return text.max_position_embeddings
+
+
+def _read(chat: "Chat", length: int, seed: int, haystack: Haystack, exact: bool) -> Reading:
+    """Each question is the only one that is put; the cache carries the document over to it."""
+    asked: list[Asked] = []
+    seconds = 0.0
+    chat.reset()
+    for one in haystack.needles:
+        chat.messages.clear()
+        with terminal.Answer() as progress:
+            pieces = chat.send(haystack.text + one.question, on_prefill=progress.on_prefill)
+            answer = "".join(pieces).strip()
+        took = chat.statistics
+        seconds = seconds or took.time_to_first_token or 0.0
+        right = is_right(one, answer, exact)
+        asked.append(Asked(one, answer, right, took.prompt_tokens, took.cached_tokens))
+    hits = sum(one.right for one in asked)
+    terminal.note(
+        f"{length:,} tokens, seed {seed}: {hits} of {len(asked)} right, read in {seconds:.1f} s"
+    )
+    return Reading(length, haystack.tokens, seed, seconds, tuple(asked))
+
+
+def is_right(needle: Needle, answer: str, exact: bool) -> bool:
+    """exact: the answer is the sentence of the document; else the code as a number of its own."""
+    if exact:
+        return answer == needle.sentence
+    return re.search(rf"(?<!\d){needle.code}(?!\d)", answer) is not None
