@@ -74,7 +74,7 @@ def test_a_chunk_that_fills_and_the_next_are_the_same_at_any_chunk(preset: str) 
         # A chunk of 8,192 less the last half of the content, of which nothing is remembered.
         cache.offset = offset + CHUNK - TOKENS // 2
         kept = mx.zeros((1, text.num_key_value_heads, CHUNK, text.head_dim))
-        cache.keys.array, cache.values.array = kept, mx.array(kept)
+        cache.buffers["keys"].array, cache.buffers["values"].array = kept, mx.array(kept)
         return outputs(attention, cache, ())
 
     assert max(drift(at).values()) <= WITHIN
