@@ -83,6 +83,8 @@ class PrefixStore:
             for number, layer in enumerate(cache.layers)
             for rows in [layer.rows(border, len(cache.ids))]
         }
+        if _nbytes(tail) > self._blocks.budget:
+            return
         self._put(key, tail)
         self._tails.setdefault(before, set()).add(len(cache.ids) - border)
 
