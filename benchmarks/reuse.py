@@ -120,6 +120,8 @@ def ask_in_all_ways(
     found["same"] = reader.read(cache, prompts[1])
     reader.read(cache, other)
     found["between"] = reader.read(cache, prompts[2])
+    # Another process: what this one remembers does not count.
+    reader = _Reader(model, size.chunk // 4, PrefixStore(size.chunk, 0))
     for way, prompt in zip(("disk", "small"), prompts[3:], strict=True):
         found[way] = reader.read_from(folder / way, identity, prompt)
     return found
