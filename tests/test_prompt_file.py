@@ -1,14 +1,19 @@
 """Prompt caches on disk: how large they are, what they hold, and what is refused."""
 
+import os
 import resource
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_llama4.cache import safetensors_file
 from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.cache.prompt_file import PromptFile, save_prompt_file
 from mlx_llama4.cache.safetensors_file import check_place, write_safetensors
@@ -293,6 +298,50 @@ def test_places_that_cannot_be_written_to(tmp_path: Path) -> None:
             write_safetensors(path, {"a": mx.zeros(3)}, {})
     with pytest.raises(OutputError, match=r"needs 1e\+06 TB but only .* are free"):
         check_place(tmp_path / "a", 10**18)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="pipe is no ordinary file"):
+        write_safetensors(tmp_path / "pipe", {"a": mx.zeros(3)}, {})
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_what_a_killed_process_left_is_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its room on the disk counts as free."""
+    (tmp_path / "a.partial").write_bytes(bytes(1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+    check_place(tmp_path / "a", 1000)
+    with pytest.raises(OutputError, match=r"needs 1 KB but only 1 KB"):
+        check_place(tmp_path / "a", 1001)
+    write_safetensors(tmp_path / "a", {"a": mx.arange(3)}, {})
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+    assert mx.array_equal(mx.load(str(tmp_path / "a"), format="safetensors")["a"], mx.arange(3))
+
+
+def test_two_writers_of_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second waits for the first, and neither ever has a part of the other's."""
+    path, at_work, go_on = tmp_path / "a", threading.Event(), threading.Event()
+    sync = safetensors_file.sync_file
+
+    def slow(descriptor: int) -> None:
+        at_work.set()
+        go_on.wait(10)
+        sync(descriptor)
+
+    def write(value: int) -> None:
+        write_safetensors(path, {"a": mx.full((100 * value,), value)}, {})
+
+    monkeypatch.setattr(safetensors_file, "sync_file", slow)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(write, 1)
+        assert at_work.wait(10)
+        second = pool.submit(write, 2)
+        assert not wait([second], 0.2).done
+        go_on.set()
+        first.result()
+        second.result()
+    assert mx.array_equal(mx.load(str(path), format="safetensors")["a"], mx.full((200,), 2))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_files_are_what_mlx_reads(tmp_path: Path) -> None:
