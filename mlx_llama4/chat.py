@@ -243,7 +243,8 @@ class Chat:
         )
 
     def load(self, path: Path) -> None:
-        """Go on from a file that `save` wrote; its packing is taken over if the options have none.
+        """Go on from a file that `save` wrote. Its system prompt is taken over, and its packing if
+        the options have none.
 
         Raises CheckpointError if it is damaged or belongs to another model or tokenizer, or
         holds keys and values packed otherwise than the options say.
@@ -259,6 +260,8 @@ class Chat:
         for digest, features in loaded.features.items():
             self.features.put(digest, features)
         self.messages = loaded.conversation["messages"]
+        first = self.messages[0] if self.messages else {"role": "user"}
+        self.options.system = first["content"] if first["role"] == "system" else None
         self.document = loaded.conversation["document"]
         self._document_turn = loaded.conversation["document_turn"]
         if self.document:

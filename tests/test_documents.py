@@ -163,6 +163,20 @@ def test_saved_and_loaded(chat: Chat, demo_folder: Path, tmp_path: Path) -> None
     assert answers[0] == answers[1]
 
 
+def test_the_system_prompt_is_loaded_too(demo_folder: Path, tmp_path: Path) -> None:
+    """So that what is asked after a reset begins with what the file begins with."""
+    chat = Chat.open(demo_folder, ChatOptions(system="Be brief."))
+    tokens = chat.read(NOTES)
+    chat.save(tmp_path / "a")
+    other = Chat.open(demo_folder)
+    other.load(tmp_path / "a")
+    say(other, "What is 2 plus 3?")
+    other.reset()
+    say(other, QUESTION)
+    assert other.messages[0] == {"role": "system", "content": "Be brief."}
+    assert other.statistics.cached_tokens >= tokens
+
+
 def test_packed_conversations(demo_folder: Path, tmp_path: Path) -> None:
     """Saved, loaded with the packing that the file has, gone back over a border."""
     packed = Chat.open(demo_folder, ChatOptions(kv_quantization=KVQuantization(8)))
