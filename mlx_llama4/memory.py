@@ -42,7 +42,7 @@ def human_bytes(count: float) -> str:
 
 def parse_bytes(text: str) -> int:
     """ "60GB", "500 MB", "1.5T" or "4GiB" → bytes. Raises InputError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", text.upper())
+    match = re.fullmatch(r"\s*(\d{1,30}(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", text.upper())
     if match is None:
         raise InputError(f"{text!r} is not a size; write it like 60GB or 500MB")
     number, unit, binary = match.groups()

@@ -199,7 +199,7 @@ def parse_tokens(text: str, option: str = "--context") -> int:
 
     Raises InputError, which names the option.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KM]?)\s*", text.upper())
+    match = re.fullmatch(r"\s*(\d{1,30}(?:\.\d+)?)\s*([KM]?)\s*", text.upper())
     tokens = int(float(match[1]) * 1024 ** " KM".index(match[2] or " ")) if match else 0
     if tokens < 1:
         raise InputError(f"{option} {text}: write a number of tokens, such as 131072, 128K or 1M")
