@@ -70,6 +70,7 @@ def test_chat_with_a_cache_goes_on_saves_and_goes_back(
 
 def test_commands_of_chat_that_cannot_be_done(demo_folder: Path, tmp_path: Path) -> None:
     typed = f"/retry\n/undo\n/undo x\n/save\n/save {tmp_path}/a\nHello\n/save {tmp_path}\n/undo 2\n"
+    typed += "/save ~nobody-of-this-name/a\n"
     result = run("chat", "--model", demo_folder, text=typed)
     assert result.returncode == 0
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -81,6 +82,7 @@ def test_commands_of_chat_that_cannot_be_done(demo_folder: Path, tmp_path: Path)
         "error: nothing has been read or said yet that could be saved",
         f"error: {tmp_path} is a folder; give the name of a file",
         "error: cannot go back 2 questions; 1 were asked",
+        f"error: {Path.cwd()}/~nobody-of-this-name is not a folder; create it first",
     ]
 
 
@@ -116,6 +118,27 @@ def test_what_is_refused_before_the_weights_are_read(
     nowhere = tmp_path / "nowhere" / "out"
     assert "create it first" in refused("cache", book, "--model", demo_folder, "-o", nowhere)
     assert not (tmp_path / "out").exists()
+    before = book.read_bytes()
+    assert "is to be read, and would be lost" in refused(
+        "cache", book, "--model", demo_folder, "-o", book.parent / "." / "book.txt"
+    )
+    assert book.read_bytes() == before
+
+
+def interrupted(command: list[object], at: str) -> subprocess.CompletedProcess:
+    """`command`, with Ctrl-C where `at` is true of the tokens read so far, `done`."""
+    code = (
+        "import sys\n"
+        "import mlx_llama4.cli.progress as progress\n"
+        "def update(self, done, total):\n"
+        "    print(done, file=sys.stderr)\n"
+        f"    if {at}: raise KeyboardInterrupt\n"
+        "progress.ReadingProgress.update = update\n"
+        "from mlx_llama4.__main__ import run\n"
+        f"sys.argv[1:] = {[*map(str, command)]!r}\n"
+        "run()"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
 def test_ctrl_c_keeps_what_was_read(book: Path, demo_folder: Path, tmp_path: Path) -> None:
@@ -123,22 +146,7 @@ def test_ctrl_c_keeps_what_was_read(book: Path, demo_folder: Path, tmp_path: Pat
     out, unfinished = tmp_path / "out", tmp_path / "out.unfinished"
     command = ["cache", book, "--model", demo_folder, "-o", out, "--prefill-step", 64]
 
-    def read(at: str) -> subprocess.CompletedProcess:
-        """With Ctrl-C when so many tokens are read."""
-        code = (
-            "import sys\n"
-            "import mlx_llama4.cli.progress as progress\n"
-            "def update(self, done, total):\n"
-            "    print(done, file=sys.stderr)\n"
-            f"    if {at}: raise KeyboardInterrupt\n"
-            "progress.ReadingProgress.update = update\n"
-            "from mlx_llama4.__main__ import run\n"
-            f"sys.argv[1:] = {[*map(str, command)]!r}\n"
-            "run()"
-        )
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-
-    result = read("done >= 192")
+    result = interrupted(command, "done >= 192")
     assert result.returncode == 130
     assert result.stderr.splitlines()[-2:] == [
         f"192 tokens are kept in {unfinished}; the same command goes on from there",
@@ -146,10 +154,56 @@ def test_ctrl_c_keeps_what_was_read(book: Path, demo_folder: Path, tmp_path: Pat
     ]
     assert PromptFile(unfinished).held == 192
     assert not out.exists()
-    result = read("False")
+    result = interrupted(command, "False")
     assert result.returncode == 0, result.stderr
     assert result.stderr.splitlines()[0] == "256"
     assert list(tmp_path.iterdir()) == [out]
     again = run("cache", book, "--model", demo_folder, "-o", tmp_path / "again")
     assert again.returncode == 0
     assert out.stat().st_size == (tmp_path / "again").stat().st_size
+
+
+def test_what_was_read_under_other_options_is_not_gone_on_from(
+    cached: Path, book: Path, demo_folder: Path, tmp_path: Path
+) -> None:
+    """Neither its packing nor what was read unpacked gets into the file."""
+    for first, then in ((("--kv-bits", 8), ()), ((), ("--kv-bits", 8))):
+        out = tmp_path / f"out{len(then)}"
+        command = ["cache", book, "--model", demo_folder, "-o", out, "--prefill-step", 64]
+        assert interrupted([*command, *first], "done >= 192").returncode == 130
+        result = interrupted([*command, *then], "False")
+        assert result.returncode == 0, result.stderr
+        assert result.stderr.splitlines()[0] == "64"
+        assert (PromptFile(out).quantization is not None) == bool(then)
+
+
+def test_ctrl_c_while_the_file_is_written_keeps_what_was_read(
+    book: Path, demo_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ["cache", book, "--model", demo_folder, "-o", out]
+    code = (
+        "import sys\n"
+        "from mlx_llama4.chat import Chat\n"
+        "save = Chat.save\n"
+        "def interrupted(self, path, *options):\n"
+        f"    if path.name == {out.name!r}: raise KeyboardInterrupt\n"
+        "    return save(self, path, *options)\n"
+        "Chat.save = interrupted\n"
+        "from mlx_llama4.__main__ import run\n"
+        f"sys.argv[1:] = {[*map(str, command)]!r}\n"
+        "run()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 130
+    assert "the same command goes on from there" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out.unfinished"]
+    assert run(*command).returncode == 0
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_small_files_say_all_their_tokens(demo_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "small"
+    run("cache", "-", "--model", demo_folder, "-o", path, "--small", text=NOTES)
+    result = run("chat", "--model", demo_folder, "--cache", path, text="")
+    assert result.stderr == f"[{path}: {PromptFile(path).tokens} tokens]\n"

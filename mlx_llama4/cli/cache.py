@@ -9,7 +9,7 @@ import typer
 
 from mlx_llama4.cli import options, terminal
 from mlx_llama4.cli.memory_check import check_memory
-from mlx_llama4.errors import CheckpointError, InputError, PromptError
+from mlx_llama4.errors import CheckpointError, InputError, Llama4Error, OutputError, PromptError
 
 if TYPE_CHECKING:
     from mlx_llama4.chat import Chat, ChatOptions
@@ -74,6 +74,7 @@ def cache(
     if not text.strip() and not image:
         raise PromptError("give a text to read, or pictures with --image")
     check_place(out)
+    _check_is_none_of(out, [prompt_file, *(image or [])])
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     sampling = options.Sampling(None, None, None, None)
     folder = find_folder(model, revision)
@@ -83,14 +84,24 @@ def cache(
     chat = options.load_chat(folder, chat_options)
     unfinished = out.with_name(out.name + ".unfinished")
     if unfinished.is_file():
-        with contextlib.suppress(CheckpointError):  # damaged, or another model's: of no use
-            chat.load(unfinished)
-            chat.reset()
-    _read(chat, text, images, unfinished)
-    with terminal.status(f"Writing {out}"):
-        nbytes = chat.save(out, small)
+        _go_on_from(unfinished, chat)
+    try:
+        with terminal.Answer() as answer:
+            chat.read(text, images, answer.on_prefill)
+        with terminal.status(f"Writing {out}"):
+            nbytes = chat.save(out, small)
+    except KeyboardInterrupt:
+        _keep(chat, unfinished)
+        raise
     unfinished.unlink(missing_ok=True)
     _report(chat, out, nbytes)
+
+
+def _check_is_none_of(out: Path, given: list[Path | None]) -> None:
+    for path in given:
+        with contextlib.suppress(OSError):  # one of them is not there: said elsewhere, or right
+            if path is not None and out.samefile(path):
+                raise OutputError(f"{out} is to be read, and would be lost; give another name")
 
 
 def _read_text(path: Path | None) -> str:
@@ -138,18 +149,33 @@ def _check(
     return images
 
 
-def _read(chat: "Chat", text: str, images: list["PromptImage"], unfinished: Path) -> None:
+def _go_on_from(unfinished: Path, chat: "Chat") -> None:
+    """Take what an interrupted run of the same command left; anything else is of no use."""
+    from mlx_llama4.cache.prompt_file import PromptFile
+
+    system, kv = chat.options.system, chat.options.kv_quantization
+    with contextlib.suppress(CheckpointError):  # damaged, or another model's
+        file = PromptFile(unfinished)
+        # It would bring its own packing, or tokens that have seen what was not packed.
+        if (file.quantization is not None) == (kv is not None and file.held > kv.after):
+            chat.load(unfinished)
+    chat.options.system = system
+    chat.reset()
+
+
+def _keep(chat: "Chat", unfinished: Path) -> None:
+    """What was read before Ctrl-C."""
+    if not len(chat.cache.ids):
+        return
     try:
-        with terminal.Answer() as answer:
-            chat.read(text, images, answer.on_prefill)
-    except KeyboardInterrupt:
-        if len(chat.cache.ids):
-            chat.save(unfinished)
-            terminal.note(
-                f"{len(chat.cache.ids):,} tokens are kept in {unfinished}; the same command goes "
-                "on from there"
-            )
-        raise
+        chat.save(unfinished)
+    except Llama4Error as error:
+        terminal.note(f"error: {error}")
+        return
+    terminal.note(
+        f"{len(chat.cache.ids):,} tokens are kept in {unfinished}; the same command goes on from "
+        "there"
+    )
 
 
 def _report(chat: "Chat", out: Path, nbytes: int) -> None:

@@ -64,7 +64,7 @@ def chat(
     conversation = options.load_chat(folder, chat_options)
     if cache is not None:
         conversation.load(cache)
-        terminal.note(f"[{cache}: {len(conversation.cache.ids):,} tokens]")
+        terminal.note(f"[{cache}: {held:,} tokens]")
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  gives input() editing and history
     if sys.stdin.isatty():
@@ -141,7 +141,9 @@ def _save(conversation: "Chat", argument: str) -> None:
 
     if not argument:
         raise Llama4Error("give the name of a file: /save FILE")
-    path = Path(argument).expanduser()
+    path = Path(argument)
+    with contextlib.suppress(RuntimeError):  # "~nobody"
+        path = path.expanduser()
     nbytes = conversation.save(path)
     terminal.note(f"[{path}: {len(conversation.cache.ids):,} tokens, {human_bytes(nbytes)}]")
 
