@@ -18,7 +18,7 @@ from mlx_llama4.cache.prefixes import PrefixStore
 from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.cache.prompt_file import PromptFile, save_prompt_file
 from mlx_llama4.config import GenerationConfig, load_generation_config
-from mlx_llama4.errors import PromptError
+from mlx_llama4.errors import CheckpointError, PromptError
 from mlx_llama4.generation.generate import Statistics, Step, generate, room
 from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.generation.prefill import PREFILL_SPAN, prefill
@@ -255,15 +255,17 @@ class Chat:
         quantization = self.options.kv_quantization or file.quantization
         dtype = self.model.language_model.model.norm.weight.dtype
         loaded = file.load(self.model.make_cache(quantization), dtype)
+        try:
+            said = [loaded.conversation[key] for key in ("messages", "document", "document_turn")]
+        except (KeyError, TypeError):
+            raise CheckpointError(f"{path} is damaged; make it again") from None
+        self.messages, self.document, self._document_turn = said
+        first = self.messages[0] if self.messages else {"role": "user"}
+        self.options.system = first["content"] if first["role"] == "system" else None
         self.options.kv_quantization = quantization
         self.cache = loaded.cache
         for digest, features in loaded.features.items():
             self.features.put(digest, features)
-        self.messages = loaded.conversation["messages"]
-        first = self.messages[0] if self.messages else {"role": "user"}
-        self.options.system = first["content"] if first["role"] == "system" else None
-        self.document = loaded.conversation["document"]
-        self._document_turn = loaded.conversation["document_turn"]
         if self.document:
             self.prefixes.keep_tail(self.cache)
         self.statistics = Statistics()

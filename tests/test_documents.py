@@ -177,6 +177,17 @@ def test_the_system_prompt_is_loaded_too(demo_folder: Path, tmp_path: Path) -> N
     assert other.statistics.cached_tokens >= tokens
 
 
+def test_a_damaged_conversation_changes_nothing(chat: Chat, tmp_path: Path) -> None:
+    chat.read(NOTES)
+    chat.save(tmp_path / "a")
+    damaged = (tmp_path / "a").read_bytes().replace(b'"document_turn"', b'"document_tern"')
+    (tmp_path / "a").write_bytes(damaged)
+    cache = chat.cache
+    with pytest.raises(CheckpointError, match="a is damaged; make it again"):
+        chat.load(tmp_path / "a")
+    assert chat.cache is cache
+
+
 def test_packed_conversations(demo_folder: Path, tmp_path: Path) -> None:
     """Saved, loaded with the packing that the file has, gone back over a border."""
     packed = Chat.open(demo_folder, ChatOptions(kv_quantization=KVQuantization(8)))

@@ -244,11 +244,21 @@ def test_files_of_another_kind(saved: Path, golden_folder: Callable[[str], Path]
             PromptFile(saved)
 
 
-def test_layers_that_do_not_match(
-    saved: Path, golden_model: Callable[[str], Llama4], tmp_path: Path
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"held":"70"', b'"held":"69"'),
+        (b"layers.3.keys", b"layers.3.kays"),
+        (b"layers.3.values", b"layers.9.values"),
+        (b'"conversation"', b'"conversatiom"'),
+    ],
+)
+def test_arrays_that_do_not_match(
+    saved: Path, golden_model: Callable[[str], Llama4], old: bytes, new: bytes
 ) -> None:
-    data = saved.read_bytes().replace(b'"held":"70"', b'"held":"69"')
-    saved.write_bytes(data)
+    data = saved.read_bytes()
+    assert old in data
+    saved.write_bytes(data.replace(old, new))
     with pytest.raises(CheckpointError, match="is damaged; make it again"):
         PromptFile(saved).load(golden_model("scout").make_cache(), mx.float32)
 

@@ -22,7 +22,7 @@ import numpy as np
 from mlx_llama4.cache.chunked import ChunkedKVCache
 from mlx_llama4.cache.kv import KVCache, Rows
 from mlx_llama4.cache.prompt_cache import PromptCache
-from mlx_llama4.cache.quantized import QuantizedKVCache
+from mlx_llama4.cache.quantized import PARTS, QuantizedKVCache
 from mlx_llama4.cache.safetensors_file import write_safetensors
 from mlx_llama4.convert.checkpoint import LENGTH_BYTES, StoredTensor, read_header
 from mlx_llama4.errors import CheckpointError
@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from mlx_llama4.identity import Identity
     from mlx_llama4.prompt.image import PromptImage
 
+# Names of a layer's arrays: none, plain, packed.
+LAYER_NAMES = (
+    set(),
+    {"keys", "values"},
+    {f"{name}.{part}" for name in ("keys", "values") for part in PARTS},
+)
 FORMAT = "mlx-llama4 prompt cache"
 VERSION = 1
 
@@ -159,8 +165,15 @@ class PromptFile:
 
     def load(self, layers: Sequence[KVCache], dtype: mx.Dtype) -> Loaded:
         """Put what is here into fresh caches, one a layer. Arrays are read when they are needed;
-        those that are not packed become `dtype`.
+        those that are not packed become `dtype`. Raises CheckpointError if they do not belong
+        together.
         """
+        try:
+            return self._load(layers, dtype)
+        except (KeyError, ValueError, TypeError):
+            raise self._damaged() from None
+
+    def _load(self, layers: Sequence[KVCache], dtype: mx.Dtype) -> Loaded:
         arrays = mx.load(str(self.path), format="safetensors")
         cache = PromptCache(layers)
         for number, layer in enumerate(layers):
@@ -179,11 +192,7 @@ class PromptFile:
             if f"features.{index}" in arrays
         }
         text = bytes(np.array(arrays["conversation"])).decode("utf-8")
-        try:
-            conversation = _with_images(json.loads(text))
-        except (ValueError, TypeError):
-            raise self._damaged() from None
-        return Loaded(cache, ids, features, conversation)
+        return Loaded(cache, ids, features, _with_images(json.loads(text)))
 
     def _fill(self, layer: KVCache, rows: Rows) -> None:
         lengths = {row.shape[2] for row in rows.values()}
@@ -191,7 +200,8 @@ class PromptFile:
         if isinstance(layer, ChunkedKVCache) and layer.chunk_size:
             start = self.held // layer.chunk_size * layer.chunk_size
             layer.skip_to(start)
-        if lengths != ({self.held - start} if self.held > start else set()):
+        expected = {self.held - start} if self.held > start else set()
+        if lengths != expected or set(rows) not in LAYER_NAMES:
             raise self._damaged()
         if rows:
             layer.append(rows)
