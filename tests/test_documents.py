@@ -10,6 +10,7 @@ from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.demo.questions import NOTES, PICTURES
 from mlx_llama4.errors import CheckpointError, PromptError
+from mlx_llama4.generation.detokenizer import StreamingDetokenizer
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.quantization import KVQuantization
 
@@ -194,6 +195,28 @@ def test_an_interrupted_reading_goes_on(chat: Chat) -> None:
     chat.read(NOTES * 2, on_prefill=lambda done, total: seen.append(done))
     assert seen[0] == 256
     assert say(chat, QUESTION) == ANSWER
+
+
+def test_saved_after_an_interruption(
+    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C mostly comes while a token is awaited, and the layers hold that already."""
+
+    def stop(self: StreamingDetokenizer, token: int) -> str:
+        raise KeyboardInterrupt
+
+    pieces = chat.send("What is a llama?")
+    next(pieces)
+    monkeypatch.setattr(StreamingDetokenizer, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        next(pieces)
+    monkeypatch.undo()
+    assert {layer.offset for layer in chat.cache.layers} == {len(chat.cache.ids)}
+    messages = chat.messages
+    chat.save(tmp_path / "saved")
+    chat.load(tmp_path / "saved")
+    assert chat.messages == messages
+    assert say(chat, "What is 2 plus 3?") == "2 plus 3 is 5."
 
 
 def test_memory_bounds_the_context(chat: Chat) -> None:
