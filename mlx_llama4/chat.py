@@ -63,6 +63,11 @@ def opening_messages(options: ChatOptions) -> list[Message]:
     return [{"role": "system", "content": options.system}] if options.system else []
 
 
+def _system_of(messages: Sequence[Message]) -> str | None:
+    """What `opening_messages` made that message of."""
+    return messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+
+
 def user_message(text: str, images: Sequence[PromptImage]) -> Message:
     """A user's turn, its images before its text."""
     parts = [{"type": "image", "image": image} for image in images]
@@ -243,7 +248,8 @@ class Chat:
         )
 
     def load(self, path: Path) -> None:
-        """Go on from a file that `save` wrote; its packing is taken over if the options have none.
+        """Go on from a file that `save` wrote; its system prompt is taken over, and its packing if
+        the options have none.
 
         Raises CheckpointError if it is damaged or belongs to another model or tokenizer, or
         holds keys and values packed otherwise than the options say.
@@ -259,6 +265,7 @@ class Chat:
         for digest, features in loaded.features.items():
             self.features.put(digest, features)
         self.messages = loaded.conversation["messages"]
+        self.options.system = _system_of(self.messages)
         self.document = loaded.conversation["document"]
         self._document_turn = loaded.conversation["document_turn"]
         if self.document:

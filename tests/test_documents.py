@@ -181,6 +181,21 @@ def test_packed_conversations(demo_folder: Path, tmp_path: Path) -> None:
         other.load(tmp_path / "packed")
 
 
+def test_the_system_prompt_of_a_saved_conversation_stays(chat: Chat, tmp_path: Path) -> None:
+    """Without it the document would have to be read again, which comes after it."""
+    chat.options.system = "You are a helpful assistant."
+    chat.reset()
+    tokens = chat.read(NOTES * 2)
+    chat.save(tmp_path / "saved")
+    chat.options = ChatOptions(system="Another.")
+    chat.load(tmp_path / "saved")
+    assert say(chat, QUESTION) == ANSWER
+    chat.reset()
+    assert chat.messages == [{"role": "system", "content": "You are a helpful assistant."}]
+    assert say(chat, QUESTION) == ANSWER
+    assert chat.statistics.cached_tokens >= tokens
+
+
 def test_an_interrupted_reading_goes_on(chat: Chat) -> None:
     chat.options.prefill_step = 64
 

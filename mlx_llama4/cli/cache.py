@@ -82,9 +82,7 @@ def cache(
     chat = options.load_chat(folder, chat_options)
     unfinished = out.with_name(out.name + ".unfinished")
     if unfinished.is_file():
-        with contextlib.suppress(CheckpointError):  # damaged, or another model's: of no use
-            chat.load(unfinished)
-            chat.reset()
+        _resume(chat, unfinished)
     _read(chat, text, images, unfinished)
     with terminal.status(f"Writing {out}"):
         nbytes = chat.save(out, small)
@@ -135,6 +133,18 @@ def _check(
     check_memory(folder, tokens, tiles=tiles, kv=kv, span=chat_options.prefill_step, force=force)
     check_place(out, prompt_file_bytes(config.text, tokens, dtype_bytes, kv, small=small))
     return images
+
+
+def _resume(chat: "Chat", unfinished: Path) -> None:
+    """Have the cache hold what an interrupted run has read; how to go on says this one."""
+    from mlx_llama4.cache.prompt_file import PromptFile
+
+    system, quantization = chat.options.system, chat.options.kv_quantization
+    with contextlib.suppress(CheckpointError):  # damaged, or another model's: of no use
+        if quantization is not None or PromptFile(unfinished).quantization is None:
+            chat.load(unfinished)
+    chat.options.system = system
+    chat.reset()
 
 
 def _read(chat: "Chat", text: str, images: list["PromptImage"], unfinished: Path) -> None:
