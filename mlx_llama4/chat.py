@@ -260,6 +260,9 @@ class Chat:
         quantization = self.options.kv_quantization or file.quantization
         dtype = self.model.language_model.model.norm.weight.dtype
         loaded = file.load(self.model.make_cache(quantization), dtype)
+        if quantization != self.options.kv_quantization:
+            # A fork may have the former store too, and go on with keys and values as they were.
+            self.prefixes = PrefixStore(self.prefixes.chunk_size, self.options.prefix_bytes)
         self.options.kv_quantization = quantization
         self.cache = loaded.cache
         for digest, features in loaded.features.items():

@@ -196,6 +196,22 @@ def test_the_system_prompt_of_a_saved_conversation_stays(chat: Chat, tmp_path: P
     assert chat.statistics.cached_tokens >= tokens
 
 
+def test_a_fork_that_loads_packed_ones_leaves_the_other_plain(
+    chat: Chat, demo_folder: Path, tmp_path: Path
+) -> None:
+    packed = Chat.open(demo_folder, ChatOptions(kv_quantization=KVQuantization(8)))
+    packed.read(NOTES * 2)
+    packed.save(tmp_path / "packed")
+    other = chat.fork()
+    other.load(tmp_path / "packed")
+    other.reset()
+    other.document = []
+    say(other, "What is 2 plus 3?")  # what gave way to it is kept, packed
+    tokens = chat.read(NOTES * 2)
+    assert len(chat.cache.ids) == tokens
+    assert say(chat, QUESTION) == ANSWER
+
+
 def test_an_interrupted_reading_goes_on(chat: Chat) -> None:
     chat.options.prefill_step = 64
 
