@@ -365,6 +365,9 @@ class Chat:
         has come to hold.
         """
         images = place_images(prompt, self.model.config)
+        held = self.prefixes.reach(self.cache, prompt.ids, images)
+        # Before the cache is cut, which might not be fed again without the pictures either.
+        self.features.check(image.image for image in images if image.stop > held)
         self.cache.reserve(tokens)
         self.prefixes.fit(self.cache, prompt.ids, images)
         try:

@@ -11,6 +11,7 @@ from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.demo.questions import NOTES, PICTURES
 from mlx_llama4.errors import CheckpointError, PromptError
 from mlx_llama4.generation.detokenizer import StreamingDetokenizer
+from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.quantization import KVQuantization
 
@@ -105,6 +106,22 @@ def test_a_refused_retry_changes_nothing(chat: Chat) -> None:
     with pytest.raises(PromptError, match="context holds 32,768"):
         list(chat.retry(NOTES * 300))
     assert chat.messages == before
+
+
+def test_a_question_that_needs_lost_pictures_costs_nothing(chat: Chat, tmp_path: Path) -> None:
+    """The cache is as it was, though no prefixes are kept: what it held cannot be read again."""
+    list(chat.send(NOTES * 2 + QUESTION, [chat.open_image(PICTURES / "star.png")]))
+    chat.save(tmp_path / "saved", small=True)
+    chat.features, chat.prefixes = ImageFeatureCache(), PrefixStore(CHUNK, 0)
+    chat.load(tmp_path / "saved")
+    held = len(chat.cache.ids)
+    assert held >= 2 * CHUNK
+    before = list(chat.messages)
+    with pytest.raises(PromptError, match="needs the pictures again"):
+        list(chat.retry("What is in the image?"))
+    assert chat.messages == before
+    assert say(chat, "What is 2 plus 3?") == "2 plus 3 is 5."
+    assert chat.statistics.cached_tokens == held
 
 
 def test_rewind(chat: Chat) -> None:
