@@ -63,11 +63,6 @@ def opening_messages(options: ChatOptions) -> list[Message]:
     return [{"role": "system", "content": options.system}] if options.system else []
 
 
-def _system_of(messages: Sequence[Message]) -> str | None:
-    """What `opening_messages` made that message of."""
-    return messages[0]["content"] if messages and messages[0]["role"] == "system" else None
-
-
 def user_message(text: str, images: Sequence[PromptImage]) -> Message:
     """A user's turn, its images before its text."""
     parts = [{"type": "image", "image": image} for image in images]
@@ -268,7 +263,8 @@ class Chat:
         for digest, features in loaded.features.items():
             self.features.put(digest, features)
         self.messages = loaded.conversation["messages"]
-        self.options.system = _system_of(self.messages)
+        opening = (m["content"] for m in self.messages[:1] if m["role"] == "system")
+        self.options.system = next(opening, None)
         self.document = loaded.conversation["document"]
         self._document_turn = loaded.conversation["document_turn"]
         if self.document:
