@@ -27,6 +27,13 @@ from mlx_llama4.identity import Identity, identify
 from mlx_llama4.load import load
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.image import ImageSource, PromptImage
+from mlx_llama4.prompt.messages import (
+    Message,
+    document_parts,
+    joined_texts,
+    user_message,
+    with_text,
+)
 from mlx_llama4.prompt.processor import Processor, Prompt, check_length, place_images
 from mlx_llama4.quantization import KVQuantization
 
@@ -35,7 +42,6 @@ END_TOKENS = ("<|eot|>", "<|eom|>", "<|end_of_text|>")
 PREFIX_BYTES = 2 * 10**9
 
 OnPrefill = Callable[[int, int], None]
-Message = dict[str, Any]
 
 
 def _unheard(done: int, total: int) -> None:
@@ -61,25 +67,6 @@ class ChatOptions:
 def opening_messages(options: ChatOptions) -> list[Message]:
     """What a conversation begins with."""
     return [{"role": "system", "content": options.system}] if options.system else []
-
-
-def user_message(text: str, images: Sequence[PromptImage]) -> Message:
-    """A user's turn, its images before its text."""
-    parts = [{"type": "image", "image": image} for image in images]
-    content = [*parts, {"type": "text", "text": text}] if images else text
-    return {"role": "user", "content": content}
-
-
-def document_parts(text: str, images: Sequence[PromptImage]) -> list[dict[str, Any]]:
-    """What the message that begins with a document begins with.
-
-    A blank line ends it: a tokenizer joins no words over that, so what is said next does not
-    change the document's own tokens.
-    """
-    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    if text.strip():
-        parts.append({"type": "text", "text": text.rstrip("\n") + "\n\n"})
-    return parts
 
 
 def document_prompt(
@@ -153,7 +140,8 @@ class Chat:
             raise PromptError("the document is empty")
         self._stop()
         parts = document_parts(text, images)
-        prompt = self.processor.encode_open([*self.messages, {"role": "user", "content": parts}])
+        message = {"role": "user", "content": parts}
+        prompt = self.processor.encode_open(joined_texts([*self.messages, message]))
         self._check_length(prompt)
         with self._feeding(prompt, len(prompt.ids)):
             prefill(
@@ -197,7 +185,7 @@ class Chat:
         history = self._before(1)
         message = self.messages[len(history)]
         if text is not None:
-            message = _with_text(message, text)
+            message = with_text(message, text)
         return self._say(history, message, on_prefill)
 
     def rewind(self, turns: int = 1) -> None:
@@ -320,7 +308,7 @@ class Chat:
     def _answer(
         self, history: list[Message], message: Message, on_prefill: OnPrefill
     ) -> Generator[Step, None, None]:
-        prompt = self.processor.encode([*history, message])
+        prompt = self.processor.encode(joined_texts([*history, message]))
         max_tokens = min(self.options.max_tokens, self._check_length(prompt))
         self.statistics = Statistics()
         generated: list[int] = []
@@ -378,15 +366,6 @@ class Chat:
         # A slot for an image, which a model may well emit, would ask for one in every later turn.
         ids = [token for token in ids if token != self.model.config.image_token_id]
         return {"role": "assistant", "content": "".join(texts), "token_ids": ids}
-
-
-def _with_text(message: Message, text: str) -> Message:
-    """The message with other words: of its text parts the last is what was asked."""
-    content = message["content"]
-    if isinstance(content, str):
-        return message | {"content": text}
-    kept = content[:-1] if content[-1]["type"] == "text" else content
-    return message | {"content": [*kept, {"type": "text", "text": text}]}
 
 
 def _texts(steps: Generator[Step, None, None]) -> Iterator[str]:

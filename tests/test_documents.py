@@ -13,6 +13,7 @@ from mlx_llama4.errors import CheckpointError, PromptError
 from mlx_llama4.generation.detokenizer import StreamingDetokenizer
 from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.prompt.chat_template import DEFAULT_TEMPLATE, ChatTemplate
 from mlx_llama4.quantization import KVQuantization
 
 QUESTION = "What is the code of walnut?"
@@ -63,6 +64,22 @@ def test_the_question_is_part_of_the_document_s_message(chat: Chat) -> None:
     chat.reset()
     assert say(chat, NOTES.rstrip("\n") + "\n\n" + QUESTION) == first
     assert list(chat.cache.ids) == list(ids)
+
+
+def test_templates_that_trim(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part of a message, as some checkpoints' do: document and question stay apart."""
+    chat.read(NOTES)
+    say(chat, QUESTION)
+    ids = list(chat.cache.ids)
+    source = DEFAULT_TEMPLATE.replace("else part.text", "else part.text | trim")
+    processor, names = chat.processor, list(chat.processor.tokenizer.special_ids)
+    template = ChatTemplate(source, names, {"bos_token": "<|begin_of_text|>"})
+    monkeypatch.setattr(processor, "template", template)
+    chat.reset()
+    tokens = chat.read(NOTES)
+    assert say(chat, QUESTION) == ANSWER
+    assert chat.statistics.cached_tokens == tokens
+    assert list(chat.cache.ids) == ids
 
 
 def test_pictures_of_a_document(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,9 +30,12 @@ from mlx_llama4.prompt.image import (
     RememberedImage,
     TiledImage,
 )
+from mlx_llama4.prompt.messages import joined_texts
 from mlx_llama4.prompt.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
+
+LETTER = "x"  # begins a token of its own after white space or a picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,12 +132,20 @@ class Processor:
         return Prompt(np.array(ids, np.int32), tuple(images))
 
     def encode_open(self, messages: Sequence[Message]) -> Prompt:
-        """The prompt up to the end of the last message's content: its turn may yet go on."""
-        prompt = self.encode(messages, add_generation_prompt=False)
+        """The prompt up to where the last message's text may go on; its content is a list of parts.
+
+        Templates may trim texts, white space at the end included: so a letter is put there, and its
+        token left out again.
+        """
+        *before, last = messages
+        end = {"type": "text", "text": LETTER}
+        going_on = dict(last) | {"content": [*last["content"], end]}
+        prompt = self.encode([*before, *joined_texts([going_on])], add_generation_prompt=False)
         ends = np.flatnonzero(prompt.ids == self.tokenizer.special_id("<|eot|>"))
         if not len(ends):
             raise PromptError("this checkpoint's chat template does not end turns with <|eot|>")
-        return Prompt(prompt.ids[: ends[-1]], prompt.images)
+        length = ends[-1] - len(self.tokenizer.encode(LETTER))
+        return Prompt(prompt.ids[:length], prompt.images)
 
     def tile(self, image: ImageSource | PromptImage) -> PromptImage:
         """Read and tile a picture. Raises ImageError or, without a vision tower, PromptError."""
