@@ -30,6 +30,7 @@ from mlx_llama4.prompt.image import ImageSource, PromptImage
 from mlx_llama4.prompt.messages import (
     Message,
     document_parts,
+    image_parts,
     joined_texts,
     user_message,
     with_text,
@@ -215,7 +216,8 @@ class Chat:
         OutputError or RunError; what was there before is then untouched.
         """
         self._stop()
-        if not len(self.cache.ids):
+        # An interruption may have left layers and tokens out of step.
+        if not self.cache.rewind(len(self.cache.ids)):
             raise PromptError("nothing has been read or said yet that could be saved")
         return save_prompt_file(
             path,
@@ -226,6 +228,9 @@ class Chat:
                 "document": self.document,
                 "document_turn": self._document_turn,
             },
+            pictures=[
+                part["image"] for part in image_parts([*self.messages, {"content": self.document}])
+            ],
             features_of=self._known_features,
             small=small,
         )

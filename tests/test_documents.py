@@ -198,6 +198,45 @@ def test_saved_and_loaded(chat: Chat, demo_folder: Path, tmp_path: Path) -> None
     assert answers[0] == answers[1]
 
 
+def test_saved_before_the_rest_is_read(chat: Chat, demo_folder: Path, tmp_path: Path) -> None:
+    """The pictures of what a small file leaves out are still in a file that is made of it."""
+    chat.read(NOTES)
+    say(chat, "What is 2 plus 3?")
+    list(chat.send("What is in the image?", [chat.open_image(PICTURES / "star.png")]))
+    assert chat.cache.images[0].start > len(chat.cache.ids) // CHUNK * CHUNK
+    for small in (True, False):
+        chat.save(tmp_path / "saved", small)
+        chat = Chat.open(demo_folder)
+        chat.load(tmp_path / "saved")
+        assert not chat.cache.images
+    assert "star" in "".join(chat.retry("What is in the image?"))
+
+
+def test_saved_after_an_interruption_among_prefixes(
+    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = PrefixStore._append
+
+    def interrupted(self: PrefixStore, *args: object) -> None:
+        append(self, *args)
+        raise KeyboardInterrupt
+
+    chat.read(NOTES * 2)
+    say(chat, QUESTION)
+    chat.document = []
+    chat.reset()
+    say(chat, "What is 2 plus 3?")
+    monkeypatch.setattr(PrefixStore, "_append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        chat.read(NOTES * 2)
+    monkeypatch.undo()
+    assert chat.cache.layers[0].offset > len(chat.cache.ids) > 0
+    chat.save(tmp_path / "saved")
+    chat.load(tmp_path / "saved")
+    chat.read(NOTES * 2)
+    assert say(chat, QUESTION) == ANSWER
+
+
 def test_packed_conversations(demo_folder: Path, tmp_path: Path) -> None:
     """Saved, loaded with the packing that the file has, gone back over a border."""
     packed = Chat.open(demo_folder, ChatOptions(kv_quantization=KVQuantization(8)))

@@ -1,6 +1,6 @@
 """What a user says, as messages: pictures, a document, a question."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlx_llama4.prompt.image import PromptImage
@@ -34,6 +34,13 @@ def with_text(message: Message, text: str) -> Message:
         return message | {"content": text}
     kept = content[:-1] if content[-1]["type"] == "text" else content
     return message | {"content": [*kept, {"type": "text", "text": text}]}
+
+
+def image_parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Those of all messages, in order."""
+    for message in messages:
+        if not isinstance(message["content"], str):
+            yield from (part for part in message["content"] if part["type"] == "image")
 
 
 def joined_texts(messages: Sequence[Mapping[str, Any]]) -> list[Message]:

@@ -30,7 +30,7 @@ from mlx_llama4.prompt.image import (
     RememberedImage,
     TiledImage,
 )
-from mlx_llama4.prompt.messages import joined_texts
+from mlx_llama4.prompt.messages import image_parts, joined_texts
 from mlx_llama4.prompt.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -114,7 +114,7 @@ class Processor:
         """Raises PromptError for messages the model cannot take, ImageError for bad pictures."""
         for message in messages:
             check_message(message)
-        images = [self.tile(part["image"]) for part in _image_parts(messages)]
+        images = [self.tile(part["image"]) for part in image_parts(messages)]
         pieces = self.template.render(messages, add_generation_prompt)
         waiting = iter(images)
         ids: list[int] = []
@@ -182,12 +182,6 @@ def check_length(prompt: Prompt, config: Config) -> None:
             f"the prompt has {len(prompt.ids):,} tokens; this model's context holds {context:,}, "
             "answer included; shorten it or start a new conversation"
         )
-
-
-def _image_parts(messages: Sequence[Message]) -> Iterator[Message]:
-    for message in messages:
-        if not isinstance(message["content"], str):
-            yield from (part for part in message["content"] if part["type"] == "image")
 
 
 def _token_variables(folder: Path) -> dict[str, str]:
