@@ -138,8 +138,9 @@ class PrefixStore:
                 self._put(key, block)
 
     def _put(self, key: bytes, block: Block) -> None:
-        mx.eval([row for rows in block.values() for row in rows.values()])
-        self._blocks.put(key, block, _nbytes(block))
+        if (nbytes := _nbytes(block)) <= self._blocks.budget:  # else nothing shall be copied
+            mx.eval([row for rows in block.values() for row in rows.values()])
+            self._blocks.put(key, block, nbytes)
 
     def _block(self, cache: PromptCache, index: int) -> Block:
         """Copies, made when they are evaluated: the buffer that they are cut from shall go."""
