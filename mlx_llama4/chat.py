@@ -260,7 +260,7 @@ class Chat:
         self.options.system = next(opening, None)
         self.document = loaded.conversation["document"]
         self._document_turn = loaded.conversation["document_turn"]
-        if self.document:
+        if self.document and self._document_turn is None:  # the cache ends where the document does
             self.prefixes.keep_tail(self.cache)
         self.statistics = Statistics()
 

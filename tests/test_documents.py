@@ -188,6 +188,7 @@ def test_saved_and_loaded(chat: Chat, demo_folder: Path, tmp_path: Path) -> None
     for name in ("full", "small"):
         other = Chat.open(demo_folder)
         other.load(tmp_path / name)
+        assert other.prefixes.nbytes == 0  # the end of a conversation is no document's
         assert [message["role"] for message in other.messages] == ["user", "assistant"]
         answers.append(say(other, "What is in the image?"))
         assert other.statistics.cached_tokens == (
