@@ -160,19 +160,18 @@ class PromptFile:
             )
 
     def load(self, layers: Sequence[KVCache], dtype: mx.Dtype) -> Loaded:
-        """Put what is here into fresh caches, one a layer. Arrays are read when they are needed;
-        those that are not packed become `dtype`.
+        """Put what is here into fresh caches, one a layer, each read before the next. Arrays that
+        are not packed become `dtype`.
         """
         arrays = mx.load(str(self.path), format="safetensors")
         cache = PromptCache(layers)
         for number, layer in enumerate(layers):
             prefix = f"layers.{number}."
-            rows = {
-                name.removeprefix(prefix): _cast(array, dtype)
-                for name, array in arrays.items()
-                if name.startswith(prefix)
-            }
-            self._fill(layer, rows)
+            names = [name for name in arrays if name.startswith(prefix)]
+            self._fill(
+                layer, {name.removeprefix(prefix): _cast(arrays.pop(name), dtype) for name in names}
+            )
+            mx.eval(layer.arrays)  # or all that was read would be there with all the copies of it
         ids = np.array(arrays["ids"])
         cache.record(ids, self._images)
         features = {
