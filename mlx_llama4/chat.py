@@ -341,7 +341,8 @@ class Chat:
                     self._keep(history, message, self._assistant(texts, generated))
 
     def _keep(self, history: list[Message], message: Message, answer: Message) -> None:
-        if self.document and message["content"][: len(self.document)] == self.document:
+        begins = message["content"][: len(self.document)] == self.document
+        if self.document and self._document_turn is None and begins:
             self._document_turn = len(history)
         self.messages = [*history, message, answer]
 

@@ -82,6 +82,17 @@ def test_templates_that_trim(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(chat.cache.ids) == ids
 
 
+def test_a_picture_that_is_a_document_too(chat: Chat) -> None:
+    """Shown again, it is not what the document was first said with."""
+    star = chat.open_image(PICTURES / "star.png")
+    chat.read("", [star])
+    say(chat, "What is in the image?")
+    list(chat.send("What is in the image?", [star]))
+    chat.rewind()
+    say(chat, "What is 2 plus 3?")
+    assert chat.messages[2]["content"] == "What is 2 plus 3?"
+
+
 def test_pictures_of_a_document(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither further questions nor going back have them encoded again."""
     chat.read("", [chat.open_image(PICTURES / "star.png")])
@@ -226,7 +237,8 @@ def test_saved_after_an_interruption_among_prefixes(
     say(chat, QUESTION)
     chat.document = []
     chat.reset()
-    say(chat, "What is 2 plus 3?")
+    say(chat, NOTES + QUESTION)
+    chat.reset()
     monkeypatch.setattr(PrefixStore, "_append", interrupted)
     with pytest.raises(KeyboardInterrupt):
         chat.read(NOTES * 2)
