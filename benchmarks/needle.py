@@ -18,8 +18,12 @@ from benchmarks.machine import this_machine
 from benchmarks.recall import Asked, Reading, Recall, as_json, heat_map, print_recall
 from benchmarks.report import write_whole
 from mlx_llama4.cli import terminal
+from mlx_llama4.cli.memory_check import check_memory
+from mlx_llama4.cli.options import Caching, KVBits, KVGroupSize, load_chat
 from mlx_llama4.errors import InputError
+from mlx_llama4.memory import PREFILL_SPAN
 from mlx_llama4.planner import parse_tokens
+from mlx_llama4.quantization import KVQuantization
 
 if TYPE_CHECKING:
     from mlx_llama4.chat import Chat
@@ -58,6 +62,8 @@ def needle(
     seeds: Annotated[
         str, typer.Option(metavar="LIST", help="Documents of each length; one number or a list.")
     ] = "2",
+    kv_bits: KVBits = None,
+    kv_group_size: KVGroupSize = None,
     json: options.Json = None,
     png: options.Png = None,
 ) -> None:
@@ -70,9 +76,10 @@ def needle(
     outputs = options.Outputs(json, png)
     sizes = parse_lengths(lengths or (LENGTHS if model else DEMO_LENGTHS))
     documents = list(zip(sizes, parse_seeds(seeds, len(sizes)), strict=True))
+    packing = Caching(PREFILL_SPAN, kv_bits, kv_group_size, None).quantization()
     terminal.import_mlx()
     with _folder(model) as folder:
-        recall = _measure(folder, model, documents, spread(depths))
+        recall = _measure(folder, model, documents, spread(depths), packing)
     print_recall(recall)
     if outputs.json is not None:
         whole = json_module.dumps(as_json(recall), indent=2) + "\n"
@@ -121,13 +128,16 @@ def _measure(
     model: str | None,
     documents: Sequence[tuple[int, int]],
     depths: Sequence[float],
+    packing: KVQuantization | None,
 ) -> Recall:
     """documents: (length, how many of it)."""
     from mlx_llama4.chat import ChatOptions
-    from mlx_llama4.cli.options import load_chat
     from mlx_llama4.load import open_folder
 
-    tokenizer = open_folder(folder)[1].tokenizer
+    config, processor = open_folder(folder)
+    tokenizer = processor.tokenizer
+    if packing is not None:
+        packing.check(config.text.head_dim)
     drawn = [
         (
             length,
@@ -137,14 +147,19 @@ def _measure(
         for length, count in documents
         for seed in range(1, count + 1)
     ]
-    chat = load_chat(folder, ChatOptions(max_tokens=ANSWER_TOKENS))
-    limit = _lift_limit(chat.model, max(haystack.tokens for _, _, haystack in drawn) + ROOM_TOKENS)
+    longest = max(haystack.tokens for _, _, haystack in drawn) + ROOM_TOKENS
+    check_memory(folder, longest, kv=packing)
+    chat = load_chat(folder, ChatOptions(max_tokens=ANSWER_TOKENS, kv_quantization=packing))
+    limit = _lift_limit(chat.model, longest)
     # The demo has one way of saying it; others may put the code into words of their own.
     readings = [
         _read(chat, length, seed, haystack, exact=model is None) for length, seed, haystack in drawn
     ]
     scoring = "the whole answer" if model is None else "the code is in the answer"
-    return Recall(model or DEMO, scoring, depths, limit, readings, this_machine())
+    name = model or DEMO
+    if packing is not None:
+        name = f"{name}, keys and values in {packing.bits} bits"
+    return Recall(name, scoring, depths, limit, readings, this_machine())
 
 
 def _lift_limit(model: "Llama4", tokens: int) -> int | None:

@@ -8,6 +8,7 @@ import json as json_module
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,8 +37,17 @@ WAYS = {
     "disk": "another, from disk",
     "small": "another, from disk, --small",
 }
-# Seconds of each way, by round.
-Seconds = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """seconds: to the first token. held: tokens of the prompt that were there before."""
+
+    seconds: float
+    held: int
+
+
+Rounds = dict[str, list[Asked]]  # of each way
 
 
 @terminal.reports_errors
@@ -59,7 +69,7 @@ def reuse(
 
     outputs = options.Outputs(json, None)
     size = scaled_down(scale, LAYERS, experts=16, global_layers=True)
-    found: dict[int, Seconds] = {}
+    found: dict[int, Rounds] = {}
     with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
         folder = Path(temporary)
         with terminal.status("Writing the model"):
@@ -69,17 +79,23 @@ def reuse(
             found[tail] = {way: [] for way in WAYS}
             for number in range(rounds):
                 terminal.note(f"{chunks} chunks and {tail} tokens, round {number + 1} of {rounds}")
-                asked = _ask(model, size, chunks * size.chunk + tail, number, folder)
-                for way, seconds in asked.items():
-                    found[tail][way].append(seconds)
+                tokens = chunks * size.chunk + tail
+                for way, asked in ask_in_all_ways(model, size, tokens, number, folder).items():
+                    found[tail][way].append(asked)
     _print(found, size, chunks, dtype)
     if outputs.json is not None:
-        whole = {"machine": vars(this_machine()), "chunks": chunks, "seconds": found}
+        entries = {
+            tail: {way: [vars(asked) for asked in rounds] for way, rounds in ways.items()}
+            for tail, ways in found.items()
+        }
+        whole = {"machine": vars(this_machine()), "chunks": chunks, "tails": entries}
         write_whole(outputs.json, (json_module.dumps(whole, indent=2) + "\n").encode())
 
 
-def _ask(model: "Llama4", size: Size, tokens: int, seed: int, folder: Path) -> dict[str, float]:
-    """Seconds of each way, for a document of so many tokens."""
+def ask_in_all_ways(
+    model: "Llama4", size: Size, tokens: int, seed: int, folder: Path
+) -> dict[str, Asked]:
+    """Questions about one document of so many tokens. Files go into `folder`."""
     from mlx_llama4.cache.prefixes import PrefixStore
     from mlx_llama4.cache.prompt_cache import PromptCache
     from mlx_llama4.cache.prompt_file import save_prompt_file
@@ -94,15 +110,18 @@ def _ask(model: "Llama4", size: Size, tokens: int, seed: int, folder: Path) -> d
     identity = Identity("random", "model", "tokenizer")
     reader = _Reader(model, size.chunk // 4, PrefixStore(size.chunk, 10**10))
     cache = PromptCache(model.make_cache())
-    found = {"first": reader.read(cache, document)}
+    document_read = reader.read(cache, document)
     reader.store.keep_tail(cache)
     for way in ("disk", "small"):
         save_prompt_file(folder / way, cache, identity, small=way == "small")
-    found["first"] += reader.read(cache, prompts[0])
+    first = reader.read(cache, prompts[0])
+    found = {"first": Asked(document_read.seconds + first.seconds, 0)}
     reader.answer(cache)
     found["same"] = reader.read(cache, prompts[1])
     reader.read(cache, other)
     found["between"] = reader.read(cache, prompts[2])
+    # Another process: what this one remembers does not count.
+    reader = _Reader(model, size.chunk // 4, PrefixStore(size.chunk, 0))
     for way, prompt in zip(("disk", "small"), prompts[3:], strict=True):
         found[way] = reader.read_from(folder / way, identity, prompt)
     return found
@@ -116,8 +135,8 @@ class _Reader:
         self.step = step
         self.store = store
 
-    def read(self, cache: "PromptCache", ids: np.ndarray) -> float:
-        """Seconds to the first token behind a prompt."""
+    def read(self, cache: "PromptCache", ids: np.ndarray) -> Asked:
+        """To the first token behind a prompt."""
         import mlx.core as mx
 
         from mlx_llama4.generation.prefill import prefill
@@ -125,12 +144,12 @@ class _Reader:
 
         start = time.perf_counter()
         cache.reserve(len(ids) + 256)
-        self.store.fit(cache, ids, ())
+        held = self.store.fit(cache, ids, ())
         logits = prefill(self.model, Prompt(ids), cache.layers, span=self.step)
         mx.eval(mx.argmax(logits), cache.arrays)
         seconds = time.perf_counter() - start
         cache.record(ids, ())
-        return seconds
+        return Asked(seconds, held)
 
     def answer(self, cache: "PromptCache") -> None:
         """So many tokens more, as an answer leaves them; which ones does not matter."""
@@ -141,7 +160,7 @@ class _Reader:
             mx.eval(self.model(mx.array(token.reshape(1, 1)), cache.layers))
         cache.record(np.concatenate([cache.ids, ids]), ())
 
-    def read_from(self, path: Path, identity: "Identity", ids: np.ndarray) -> float:
+    def read_from(self, path: Path, identity: "Identity", ids: np.ndarray) -> Asked:
         from mlx_llama4.cache.prompt_file import PromptFile
 
         start = time.perf_counter()
@@ -150,10 +169,11 @@ class _Reader:
         dtype = self.model.language_model.model.norm.weight.dtype
         cache = file.load(self.model.make_cache(), dtype).cache
         opened = time.perf_counter() - start
-        return opened + self.read(cache, ids)
+        asked = self.read(cache, ids)
+        return Asked(opened + asked.seconds, asked.held)
 
 
-def _print(found: dict[int, Seconds], size: Size, chunks: int, dtype: str) -> None:
+def _print(found: dict[int, Rounds], size: Size, chunks: int, dtype: str) -> None:
     terminal.line("time to the first token of another question, beside the first's")
     terminal.table(
         [
@@ -171,9 +191,11 @@ def _print(found: dict[int, Seconds], size: Size, chunks: int, dtype: str) -> No
     rows = [("median of rounds", *(f"+ {tail}" for tail in found))]
     for way, what in WAYS.items():
         cells = []
-        for seconds in found.values():
-            median = statistics.median(seconds[way])
-            share = median / statistics.median(seconds["first"])
+        for ways in found.values():
+            median, first = (
+                statistics.median(asked.seconds for asked in ways[one]) for one in (way, "first")
+            )
+            share = median / first
             cells.append(f"{median:.2f} s" if way == "first" else f"{median:.2f} s {share:6.1%}")
         rows.append((what, *cells))
     terminal.table(rows, right=tuple(range(1, len(rows[0]))))

@@ -14,7 +14,7 @@ from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.config import parse_config
 from mlx_llama4.errors import PromptError
 from mlx_llama4.generation.prefill import prefill
-from mlx_llama4.memory import cache_bytes
+from mlx_llama4.memory import cache_bytes, dequantized_bytes
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.model.rope import TextRope
 from mlx_llama4.prompt.image import RememberedImage
@@ -279,6 +279,32 @@ def test_chunked_memory_stays_flat_over_a_thousand_chunks() -> None:
         sign * cache_bytes(config.text, done, 4).total for done, sign in ((last, 1), (first, -1))
     )
     assert after - before == pytest.approx(growth, rel=0.01)
+
+
+def test_a_prefill_step_unpacks_one_layer_at_a_time() -> None:
+    """What it takes above plain caches is one layer's keys and values, not those of all eight."""
+    config = parse_config(tiny.config("scout", head_dim=64, no_rope_layers=[0] * 8))
+    model, held, step = Llama4(config), 4032, tiny.text_ids(64, 0)
+    rows = {"keys": mx.ones((1, 2, held, 64)), "values": mx.ones((1, 2, held, 64))}
+    peaks = []
+    for quantization in (None, KVQuantization(8, 64)):
+        cache = model.make_cache(quantization)
+        for layer in cache:
+            layer.reserve(held + 64)
+            layer.append(rows)
+        # Packed, or brought to the room reserved for it, by one token; which then goes again.
+        mx.eval(model(mx.array([[1]]), cache), [array for c in cache for array in c.arrays])
+        for layer in cache:
+            layer.rewind(held)
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(model(mx.array(step), cache, last_only=True))
+        peaks.append(mx.get_peak_memory() - before)
+    plain, packed = peaks
+    one_layer = dequantized_bytes(config.text, held + 64, 4, KVQuantization(8, 64))
+    assert one_layer == 2 * 2 * 4096 * 64 * 4
+    assert packed - plain < 2 * one_layer
 
 
 def test_positions_inside_the_chunk_are_exact_at_ten_million_tokens() -> None:

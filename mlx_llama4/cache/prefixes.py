@@ -96,6 +96,8 @@ class PrefixStore:
             for number, layer in enumerate(cache.layers)
             for rows in [layer.rows(border, len(cache.ids))]
         }
+        if _nbytes(tail) > self._blocks.budget:
+            return
         self._put(key, tail)
         self._tails.setdefault(before, set()).add(len(cache.ids) - border)
 
@@ -138,9 +140,8 @@ class PrefixStore:
                 self._put(key, block)
 
     def _put(self, key: bytes, block: Block) -> None:
-        if (nbytes := _nbytes(block)) <= self._blocks.budget:  # else nothing shall be copied
-            mx.eval([row for rows in block.values() for row in rows.values()])
-            self._blocks.put(key, block, nbytes)
+        mx.eval([row for rows in block.values() for row in rows.values()])
+        self._blocks.put(key, block, _nbytes(block))
 
     def _block(self, cache: PromptCache, index: int) -> Block:
         """Copies, made when they are evaluated: the buffer that they are cut from shall go."""

@@ -72,7 +72,7 @@ def ask(
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     folder = find_folder(model, revision)
     chat_options = options.chat_options(folder, system, max_tokens, sampling, caching)
-    chat_options.prefix_bytes = 0  # there is no other prompt to come
+    chat_options.prefix_bytes = 0  # nothing comes after it
     held = options.open_cache(cache, folder, chat_options).tokens if cache is not None else 0
     images = _check(folder, text, image or [], chat_options, held, force)
     chat = options.load_chat(folder, chat_options)

@@ -78,7 +78,7 @@ def cache(
     sampling = options.Sampling(None, None, None, None)
     folder = find_folder(model, revision)
     chat_options = options.chat_options(folder, system, 1, sampling, caching)
-    chat_options.prefix_bytes = 0  # there is no other prompt to come
+    chat_options.prefix_bytes = 0  # nothing comes after it
     images = _check(folder, text, image or [], chat_options, out, small, force)
     chat = options.load_chat(folder, chat_options)
     unfinished = out.with_name(out.name + ".unfinished")

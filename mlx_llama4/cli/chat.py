@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mlx_llama4.cli import options, terminal
-from mlx_llama4.cli.memory_check import check_memory, largest_context_here
+from mlx_llama4.cli.memory_check import check_memory, limit_to_memory
 from mlx_llama4.errors import Llama4Error
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def chat(
     kv, span = chat_options.kv_quantization, chat_options.prefill_step
     check_memory(folder, held, kv=kv, span=span, force=force)
     if not force:
-        chat_options.max_context = largest_context_here(folder, kv, span)
+        limit_to_memory(chat_options, folder)
     conversation = options.load_chat(folder, chat_options)
     if cache is not None:
         conversation.load(cache)

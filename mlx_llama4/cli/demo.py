@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mlx_llama4.demo.questions import Question
 
 NEXT_STEPS = """\
-Next, with real weights (Llama 4 Scout: 218 GB to download, 61 GB in 4 bits):
+Next, with real weights (Llama 4 Scout: 218 GB to download, 62 GB in 4 bits):
   mlx-llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct scout-4bit --while-downloading
   mlx-llama4 chat --model scout-4bit"""
 

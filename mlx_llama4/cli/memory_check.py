@@ -10,6 +10,7 @@ from mlx_llama4.cli import terminal
 from mlx_llama4.errors import InputError
 
 if TYPE_CHECKING:
+    from mlx_llama4.chat import ChatOptions
     from mlx_llama4.config import Config
     from mlx_llama4.convert.plan import Plan
     from mlx_llama4.machine import Machine
@@ -57,17 +58,25 @@ def check_memory(
         terminal.note(_above_wired_limit(total, machine))
 
 
-def largest_context_here(folder: Path, kv: "KVQuantization | None", span: int) -> int:
-    """Most tokens, of prompt and answer, that this machine's memory holds beside the weights."""
+def limit_to_memory(options: "ChatOptions", folder: Path) -> None:
+    """Let a conversation grow, and keep what earlier prompts left, no further than this machine's
+    memory goes.
+    """
     from mlx_llama4.config import load_config
     from mlx_llama4.convert.checkpoint import open_checkpoint
     from mlx_llama4.machine import this_machine
-    from mlx_llama4.planner import Usage, dtype_bytes, largest_context, loaded_bytes
+    from mlx_llama4.planner import Usage, dtype_bytes, largest_context, loaded_bytes, need_of
 
     machine, config = this_machine(), load_config(folder)
-    width = dtype_bytes(config.dtype, machine)
+    width, span = dtype_bytes(config.dtype, machine), options.prefill_step
     weights = loaded_bytes(open_checkpoint(folder).tensors.values(), width)
-    return largest_context(config, weights, Usage(span, width, kv, (), span), machine.usable)
+    usage = Usage(span, width, options.kv_quantization, (), span)
+    spare = max(machine.usable - need_of(config, weights, usage).total, 0)
+    # Most of what is left is for the conversation itself.
+    options.prefix_bytes = min(options.prefix_bytes, spare // 4)
+    options.max_context = largest_context(
+        config, weights + options.prefix_bytes, usage, machine.usable
+    )
 
 
 def _weight_files(folder: Path) -> list[Path]:
