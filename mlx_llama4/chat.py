@@ -27,6 +27,14 @@ from mlx_llama4.identity import Identity, identify
 from mlx_llama4.load import load
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.image import ImageSource, PromptImage
+from mlx_llama4.prompt.messages import (
+    Message,
+    document_parts,
+    image_parts,
+    joined_texts,
+    user_message,
+    with_text,
+)
 from mlx_llama4.prompt.processor import Processor, Prompt, check_length, place_images
 from mlx_llama4.quantization import KVQuantization
 
@@ -35,7 +43,6 @@ END_TOKENS = ("<|eot|>", "<|eom|>", "<|end_of_text|>")
 PREFIX_BYTES = 2 * 10**9
 
 OnPrefill = Callable[[int, int], None]
-Message = dict[str, Any]
 
 
 def _unheard(done: int, total: int) -> None:
@@ -61,25 +68,6 @@ class ChatOptions:
 def opening_messages(options: ChatOptions) -> list[Message]:
     """What a conversation begins with."""
     return [{"role": "system", "content": options.system}] if options.system else []
-
-
-def user_message(text: str, images: Sequence[PromptImage]) -> Message:
-    """A user's turn, its images before its text."""
-    parts = [{"type": "image", "image": image} for image in images]
-    content = [*parts, {"type": "text", "text": text}] if images else text
-    return {"role": "user", "content": content}
-
-
-def document_parts(text: str, images: Sequence[PromptImage]) -> list[dict[str, Any]]:
-    """What the message that begins with a document begins with.
-
-    A blank line ends it: a tokenizer joins no words over that, so what is said next does not
-    change the document's own tokens.
-    """
-    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    if text.strip():
-        parts.append({"type": "text", "text": text.rstrip("\n") + "\n\n"})
-    return parts
 
 
 def document_prompt(
@@ -153,7 +141,8 @@ class Chat:
             raise PromptError("the document is empty")
         self._stop()
         parts = document_parts(text, images)
-        prompt = self.processor.encode_open([*self.messages, {"role": "user", "content": parts}])
+        message = {"role": "user", "content": parts}
+        prompt = self.processor.encode_open(joined_texts([*self.messages, message]))
         self._check_length(prompt)
         with self._feeding(prompt, len(prompt.ids)):
             prefill(
@@ -197,7 +186,7 @@ class Chat:
         history = self._before(1)
         message = self.messages[len(history)]
         if text is not None:
-            message = _with_text(message, text)
+            message = with_text(message, text)
         return self._say(history, message, on_prefill)
 
     def rewind(self, turns: int = 1) -> None:
@@ -227,7 +216,8 @@ class Chat:
         OutputError or RunError; what was there before is then untouched.
         """
         self._stop()
-        if not len(self.cache.ids):
+        # An interruption may have left layers and tokens out of step.
+        if not self.cache.rewind(len(self.cache.ids)):
             raise PromptError("nothing has been read or said yet that could be saved")
         return save_prompt_file(
             path,
@@ -238,12 +228,15 @@ class Chat:
                 "document": self.document,
                 "document_turn": self._document_turn,
             },
+            pictures=[
+                part["image"] for part in image_parts([*self.messages, {"content": self.document}])
+            ],
             features_of=self._known_features,
             small=small,
         )
 
     def load(self, path: Path) -> None:
-        """Go on from a file that `save` wrote. Its system prompt is taken over, and its packing if
+        """Go on from a file that `save` wrote; its system prompt is taken over, and its packing if
         the options have none.
 
         Raises CheckpointError if it is damaged or belongs to another model or tokenizer, or
@@ -260,13 +253,16 @@ class Chat:
         except (KeyError, TypeError):
             raise CheckpointError(f"{path} is damaged; make it again") from None
         self.messages, self.document, self._document_turn = said
-        first = self.messages[0] if self.messages else {"role": "user"}
-        self.options.system = first["content"] if first["role"] == "system" else None
+        opening = (m["content"] for m in self.messages[:1] if m["role"] == "system")
+        self.options.system = next(opening, None)
+        if quantization != self.options.kv_quantization:
+            # A fork may have the former store too, and go on with keys and values as they were.
+            self.prefixes = PrefixStore(self.prefixes.chunk_size, self.options.prefix_bytes)
         self.options.kv_quantization = quantization
         self.cache = loaded.cache
         for digest, features in loaded.features.items():
             self.features.put(digest, features)
-        if self.document:
+        if self.document and self._document_turn is None:  # the cache ends where the document does
             self.prefixes.keep_tail(self.cache)
         self.statistics = Statistics()
 
@@ -319,7 +315,7 @@ class Chat:
     def _answer(
         self, history: list[Message], message: Message, on_prefill: OnPrefill
     ) -> Generator[Step, None, None]:
-        prompt = self.processor.encode([*history, message])
+        prompt = self.processor.encode(joined_texts([*history, message]))
         max_tokens = min(self.options.max_tokens, self._check_length(prompt))
         self.statistics = Statistics()
         generated: list[int] = []
@@ -347,7 +343,8 @@ class Chat:
                     self._keep(history, message, self._assistant(texts, generated))
 
     def _keep(self, history: list[Message], message: Message, answer: Message) -> None:
-        if self.document and message["content"][: len(self.document)] == self.document:
+        begins = message["content"][: len(self.document)] == self.document
+        if self.document and self._document_turn is None and begins:
             self._document_turn = len(history)
         self.messages = [*history, message, answer]
 
@@ -360,6 +357,9 @@ class Chat:
         has come to hold.
         """
         images = place_images(prompt, self.model.config)
+        held = self.prefixes.reach(self.cache, prompt.ids, images)
+        # Before the cache is cut, which might not be fed again without the pictures either.
+        self.features.check(image.image for image in images if image.stop > held)
         self.cache.reserve(tokens)
         self.prefixes.fit(self.cache, prompt.ids, images)
         try:
@@ -374,15 +374,6 @@ class Chat:
         # A slot for an image, which a model may well emit, would ask for one in every later turn.
         ids = [token for token in ids if token != self.model.config.image_token_id]
         return {"role": "assistant", "content": "".join(texts), "token_ids": ids}
-
-
-def _with_text(message: Message, text: str) -> Message:
-    """The message with other words: of its text parts the last is what was asked."""
-    content = message["content"]
-    if isinstance(content, str):
-        return message | {"content": text}
-    kept = content[:-1] if content[-1]["type"] == "text" else content
-    return message | {"content": [*kept, {"type": "text", "text": text}]}
 
 
 def _texts(steps: Generator[Step, None, None]) -> Iterator[str]:

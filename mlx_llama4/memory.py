@@ -14,6 +14,9 @@ from mlx_llama4.errors import InputError
 from mlx_llama4.quantization import KVQuantization, Quantization
 from mlx_llama4.tensors import Part, TensorSpec, model_tensors, quantized_tensors
 
+# What one attention step may materialise where there is no fused kernel: MLX's CPU backend.
+SCORE_BYTES = 512 * 2**20
+LEAST_QUERIES = 16  # fewer at once would take too long
 CACHE_BLOCK_TOKENS = 256  # caches grow by whole blocks of this many tokens
 PREFILL_SPAN = 2048  # tokens of a prompt that go through the layers together
 TILES_PER_BATCH = 8  # tiles of a picture that go through the vision tower together
@@ -120,6 +123,20 @@ def prompt_file_bytes(
         global_layers * held * global_row + chunked_layers * (held - border) * row
     )
     return keys_and_values + 4 * tokens + feature_tokens * text.hidden_size * dtype_bytes
+
+
+def score_bytes(text: TextConfig, span: int, keys: int, dtype_bytes: int) -> int:
+    """What one layer's attention of `span` tokens materialises where no fused kernel spares it:
+    float32 scores of as many queries as go at once, and the keys laid out for the CPU.
+    """
+    queries = min(span, queries_at_once(text.num_attention_heads, keys))
+    scores = 4 * text.num_attention_heads * queries * keys
+    return scores + text.num_key_value_heads * text.head_dim * keys * dtype_bytes
+
+
+def queries_at_once(heads: int, keys: int) -> int:
+    """How many queries may have their scores with so many keys materialised in one step."""
+    return max(SCORE_BYTES // (4 * heads * keys), LEAST_QUERIES)
 
 
 def activation_bytes(text: TextConfig, span: int, dtype_bytes: int) -> int:

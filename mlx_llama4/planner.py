@@ -20,6 +20,7 @@ from mlx_llama4.memory import (
     cache_bytes,
     dequantized_bytes,
     feature_bytes,
+    score_bytes,
     vision_bytes,
     weight_bytes,
 )
@@ -43,6 +44,7 @@ Fit = Literal["yes", "raised", "no"]
 class Usage:
     """What a model is to do. context: tokens of prompt and answer. dtype_bytes: of an element of
     activations and caches. tiles: of each picture in the prompt. span: tokens of a prefill step.
+    fused: attention materialises no scores, as on a GPU.
     """
 
     context: int
@@ -50,6 +52,7 @@ class Usage:
     kv: KVQuantization | None = None
     tiles: tuple[int, ...] = ()
     span: int = PREFILL_SPAN
+    fused: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,11 +129,13 @@ def need_of(config: Config, weights: int, usage: Usage) -> Need:
     global_layers = sum(kind.attention == "global" for kind in text.layers)
     tiles = max(usage.tiles, default=0)
     vision = vision_bytes(config.vision, tiles, width) if config.vision and tiles else 0
+    span = min(usage.span, context)
+    scores = 0 if usage.fused else score_bytes(text, span, context, width)
     return Need(
         weights=weights,
         cache=cache,
         features=feature_bytes(config, sum(usage.tiles), width),
-        activations=activation_bytes(text, min(usage.span, context), width),
+        activations=activation_bytes(text, span, width) + scores,
         dequantized=dequantized_bytes(text, context, width, usage.kv),
         growing=cache.global_layers // max(global_layers, 1),
         vision=vision,

@@ -202,6 +202,15 @@ def test_prompt_cache_of_an_interrupted_step(golden_model: Callable[[str], Llama
         assert {layer.offset for layer in cache.layers} == {len(cache.ids)} == {expected}
 
 
+def test_prompt_cache_of_a_token_that_came_too_late(golden_model: Callable[[str], Llama4]) -> None:
+    model, ids = golden_model("scout"), cases.text_ids(70)[0]
+    for told in (69, 65, 64, 63):
+        cache = PromptCache(model.make_cache())
+        model(mx.array(ids[None, : told + 1]), cache.layers)
+        cache.record(ids[:told], [])
+        assert {layer.offset for layer in cache.layers} == {len(cache.ids)} == {told}
+
+
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 256, 257, 600])
 @pytest.mark.parametrize("chunk", [32, None])
 def test_bytes_are_as_predicted(length: int, chunk: int | None) -> None:

@@ -207,3 +207,19 @@ def test_small_files_say_all_their_tokens(demo_folder: Path, tmp_path: Path) -> 
     run("cache", "-", "--model", demo_folder, "-o", path, "--small", text=NOTES)
     result = run("chat", "--model", demo_folder, "--cache", path, text="")
     assert result.stderr == f"[{path}: {PromptFile(path).tokens} tokens]\n"
+
+
+def test_an_unfinished_file_of_another_command(
+    book: Path, demo_folder: Path, tmp_path: Path
+) -> None:
+    """Neither its system prompt nor its packing is taken over."""
+    out = tmp_path / "out"
+    make = ("cache", book, "--model", demo_folder, "-o", out)
+    assert run(*make).returncode == 0
+    size = out.stat().st_size
+    for other in (("--kv-bits", 8), ("--system", "You are a helpful assistant.")):
+        assert run(*make, *other).returncode == 0
+        out.rename(tmp_path / "out.unfinished")
+        assert run(*make).returncode == 0
+        assert PromptFile(out).quantization is None
+        assert out.stat().st_size == size

@@ -10,7 +10,10 @@ from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.demo.questions import NOTES, PICTURES
 from mlx_llama4.errors import CheckpointError, PromptError
+from mlx_llama4.generation.detokenizer import StreamingDetokenizer
+from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.prompt.chat_template import DEFAULT_TEMPLATE, ChatTemplate
 from mlx_llama4.quantization import KVQuantization
 
 QUESTION = "What is the code of walnut?"
@@ -63,6 +66,33 @@ def test_the_question_is_part_of_the_document_s_message(chat: Chat) -> None:
     assert list(chat.cache.ids) == list(ids)
 
 
+def test_templates_that_trim(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part of a message, as some checkpoints' do: document and question stay apart."""
+    chat.read(NOTES)
+    say(chat, QUESTION)
+    ids = list(chat.cache.ids)
+    source = DEFAULT_TEMPLATE.replace("else part.text", "else part.text | trim")
+    processor, names = chat.processor, list(chat.processor.tokenizer.special_ids)
+    template = ChatTemplate(source, names, {"bos_token": "<|begin_of_text|>"})
+    monkeypatch.setattr(processor, "template", template)
+    chat.reset()
+    tokens = chat.read(NOTES)
+    assert say(chat, QUESTION) == ANSWER
+    assert chat.statistics.cached_tokens == tokens
+    assert list(chat.cache.ids) == ids
+
+
+def test_a_picture_that_is_a_document_too(chat: Chat) -> None:
+    """Shown again, it is not what the document was first said with."""
+    star = chat.open_image(PICTURES / "star.png")
+    chat.read("", [star])
+    say(chat, "What is in the image?")
+    list(chat.send("What is in the image?", [star]))
+    chat.rewind()
+    say(chat, "What is 2 plus 3?")
+    assert chat.messages[2]["content"] == "What is 2 plus 3?"
+
+
 def test_pictures_of_a_document(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither further questions nor going back have them encoded again."""
     chat.read("", [chat.open_image(PICTURES / "star.png")])
@@ -104,6 +134,22 @@ def test_a_refused_retry_changes_nothing(chat: Chat) -> None:
     with pytest.raises(PromptError, match="context holds 32,768"):
         list(chat.retry(NOTES * 300))
     assert chat.messages == before
+
+
+def test_a_question_that_needs_lost_pictures_costs_nothing(chat: Chat, tmp_path: Path) -> None:
+    """The cache is as it was, though no prefixes are kept: what it held cannot be read again."""
+    list(chat.send(NOTES * 2 + QUESTION, [chat.open_image(PICTURES / "star.png")]))
+    chat.save(tmp_path / "saved", small=True)
+    chat.features, chat.prefixes = ImageFeatureCache(), PrefixStore(CHUNK, 0)
+    chat.load(tmp_path / "saved")
+    held = len(chat.cache.ids)
+    assert held >= 2 * CHUNK
+    before = list(chat.messages)
+    with pytest.raises(PromptError, match="needs the pictures again"):
+        list(chat.retry("What is in the image?"))
+    assert chat.messages == before
+    assert say(chat, "What is 2 plus 3?") == "2 plus 3 is 5."
+    assert chat.statistics.cached_tokens == held
 
 
 def test_rewind(chat: Chat) -> None:
@@ -153,6 +199,7 @@ def test_saved_and_loaded(chat: Chat, demo_folder: Path, tmp_path: Path) -> None
     for name in ("full", "small"):
         other = Chat.open(demo_folder)
         other.load(tmp_path / name)
+        assert other.prefixes.nbytes == 0  # the end of a conversation is no document's
         assert [message["role"] for message in other.messages] == ["user", "assistant"]
         answers.append(say(other, "What is in the image?"))
         assert other.statistics.cached_tokens == (
@@ -161,20 +208,6 @@ def test_saved_and_loaded(chat: Chat, demo_folder: Path, tmp_path: Path) -> None
         other.rewind(2)
         assert say(other, QUESTION) == ANSWER
     assert answers[0] == answers[1]
-
-
-def test_the_system_prompt_is_loaded_too(demo_folder: Path, tmp_path: Path) -> None:
-    """So that what is asked after a reset begins with what the file begins with."""
-    chat = Chat.open(demo_folder, ChatOptions(system="Be brief."))
-    tokens = chat.read(NOTES)
-    chat.save(tmp_path / "a")
-    other = Chat.open(demo_folder)
-    other.load(tmp_path / "a")
-    say(other, "What is 2 plus 3?")
-    other.reset()
-    say(other, QUESTION)
-    assert other.messages[0] == {"role": "system", "content": "Be brief."}
-    assert other.statistics.cached_tokens >= tokens
 
 
 def test_a_damaged_conversation_changes_nothing(chat: Chat, tmp_path: Path) -> None:
@@ -186,6 +219,46 @@ def test_a_damaged_conversation_changes_nothing(chat: Chat, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match="a is damaged; make it again"):
         chat.load(tmp_path / "a")
     assert chat.cache is cache
+
+
+def test_saved_before_the_rest_is_read(chat: Chat, demo_folder: Path, tmp_path: Path) -> None:
+    """The pictures of what a small file leaves out are still in a file that is made of it."""
+    chat.read(NOTES)
+    say(chat, "What is 2 plus 3?")
+    list(chat.send("What is in the image?", [chat.open_image(PICTURES / "star.png")]))
+    assert chat.cache.images[0].start > len(chat.cache.ids) // CHUNK * CHUNK
+    for small in (True, False):
+        chat.save(tmp_path / "saved", small)
+        chat = Chat.open(demo_folder)
+        chat.load(tmp_path / "saved")
+        assert not chat.cache.images
+    assert "star" in "".join(chat.retry("What is in the image?"))
+
+
+def test_saved_after_an_interruption_among_prefixes(
+    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = PrefixStore._append
+
+    def interrupted(self: PrefixStore, *args: object) -> None:
+        append(self, *args)
+        raise KeyboardInterrupt
+
+    chat.read(NOTES * 2)
+    say(chat, QUESTION)
+    chat.document = []
+    chat.reset()
+    say(chat, NOTES + QUESTION)
+    chat.reset()
+    monkeypatch.setattr(PrefixStore, "_append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        chat.read(NOTES * 2)
+    monkeypatch.undo()
+    assert chat.cache.layers[0].offset > len(chat.cache.ids) > 0
+    chat.save(tmp_path / "saved")
+    chat.load(tmp_path / "saved")
+    chat.read(NOTES * 2)
+    assert say(chat, QUESTION) == ANSWER
 
 
 def test_packed_conversations(demo_folder: Path, tmp_path: Path) -> None:
@@ -205,6 +278,37 @@ def test_packed_conversations(demo_folder: Path, tmp_path: Path) -> None:
         other.load(tmp_path / "packed")
 
 
+def test_the_system_prompt_of_a_saved_conversation_stays(chat: Chat, tmp_path: Path) -> None:
+    """Without it the document would have to be read again, which comes after it."""
+    chat.options.system = "You are a helpful assistant."
+    chat.reset()
+    tokens = chat.read(NOTES * 2)
+    chat.save(tmp_path / "saved")
+    chat.options = ChatOptions(system="Another.")
+    chat.load(tmp_path / "saved")
+    assert say(chat, QUESTION) == ANSWER
+    chat.reset()
+    assert chat.messages == [{"role": "system", "content": "You are a helpful assistant."}]
+    assert say(chat, QUESTION) == ANSWER
+    assert chat.statistics.cached_tokens >= tokens
+
+
+def test_a_fork_that_loads_packed_ones_leaves_the_other_plain(
+    chat: Chat, demo_folder: Path, tmp_path: Path
+) -> None:
+    packed = Chat.open(demo_folder, ChatOptions(kv_quantization=KVQuantization(8)))
+    packed.read(NOTES * 2)
+    packed.save(tmp_path / "packed")
+    other = chat.fork()
+    other.load(tmp_path / "packed")
+    other.reset()
+    other.document = []
+    say(other, "What is 2 plus 3?")  # what gave way to it is kept, packed
+    tokens = chat.read(NOTES * 2)
+    assert len(chat.cache.ids) == tokens
+    assert say(chat, QUESTION) == ANSWER
+
+
 def test_an_interrupted_reading_goes_on(chat: Chat) -> None:
     chat.options.prefill_step = 64
 
@@ -219,6 +323,28 @@ def test_an_interrupted_reading_goes_on(chat: Chat) -> None:
     chat.read(NOTES * 2, on_prefill=lambda done, total: seen.append(done))
     assert seen[0] == 256
     assert say(chat, QUESTION) == ANSWER
+
+
+def test_saved_after_an_interruption(
+    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C mostly comes while a token is awaited, and the layers hold that already."""
+
+    def stop(self: StreamingDetokenizer, token: int) -> str:
+        raise KeyboardInterrupt
+
+    pieces = chat.send("What is a llama?")
+    next(pieces)
+    monkeypatch.setattr(StreamingDetokenizer, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        next(pieces)
+    monkeypatch.undo()
+    assert {layer.offset for layer in chat.cache.layers} == {len(chat.cache.ids)}
+    messages = chat.messages
+    chat.save(tmp_path / "saved")
+    chat.load(tmp_path / "saved")
+    assert chat.messages == messages
+    assert say(chat, "What is 2 plus 3?") == "2 plus 3 is 5."
 
 
 def test_memory_bounds_the_context(chat: Chat) -> None:

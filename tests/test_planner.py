@@ -18,10 +18,14 @@ from mlx_llama4.load import load_model
 from mlx_llama4.machine import GIB, MIB, Machine, mac
 from mlx_llama4.memory import (
     CACHE_BLOCK_TOKENS,
+    LEAST_QUERIES,
+    SCORE_BYTES,
     cache_bytes,
     dequantized_bytes,
     feature_bytes,
     human_bytes,
+    queries_at_once,
+    score_bytes,
     vision_bytes,
 )
 from mlx_llama4.model.llama4 import Llama4
@@ -321,3 +325,30 @@ def test_what_is_announced_weighs_about_what_its_bits_do() -> None:
     assert announced_weights(total, 4) == pytest.approx(
         sum(packed_weights(SCOUT, 4, 2).values()), rel=0.03
     )
+
+
+def test_scores_where_nothing_fuses_them() -> None:
+    """Measured against the formula: the CPU's attention of a whole span, and its keys' copy."""
+    raw = tiny.config("scout", head_dim=64, no_rope_layers=[0] * 8)
+    config, held, span = parse_config(raw), 6000, 512
+    model, cache = Llama4(config), Llama4(config).make_cache()
+    rows = {"keys": mx.ones((1, 2, held, 64)), "values": mx.ones((1, 2, held, 64))}
+    for layer in cache:
+        layer.reserve(held + span)
+        layer.append(rows)
+    mx.eval(model(mx.array([[1]]), cache), [array for c in cache for array in c.arrays])
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(model(mx.array(tiny.text_ids(span - 1, 0)), cache, last_only=True))
+    peak = mx.get_peak_memory() - before
+    scores = score_bytes(config.text, span, held + span, 4)
+    assert scores == 4 * 4 * span * (held + span) + 2 * 64 * (held + span) * 4
+    usage = Usage(held + span, 4, span=span, fused=False)
+    assert 0.9 * scores < peak <= need_of(config, 0, usage).prefill
+
+
+@given(heads=st.integers(1, 128), keys=st.integers(1, 10**7))
+def test_queries_go_in_steps_that_bound_their_scores(heads: int, keys: int) -> None:
+    queries = queries_at_once(heads, keys)
+    assert queries >= LEAST_QUERIES
+    assert queries == LEAST_QUERIES or 4 * heads * queries * keys <= SCORE_BYTES

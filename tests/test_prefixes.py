@@ -67,6 +67,21 @@ def test_room_for_the_beginning_only(golden_model: Callable[[str], Llama4]) -> N
     assert read(store, cache, model, first) == 32
 
 
+def test_what_is_dropped_does_not_push_out_what_is_looked_for(
+    golden_model: Callable[[str], Llama4],
+) -> None:
+    """Two documents that fill the room each can still take turns."""
+    model = golden_model("scout")
+    store, cache = PrefixStore(CHUNK, 3 * BLOCK_BYTES), PromptCache(model.make_cache())
+    first, second = text(1, 100), text(2, 100)
+    read(store, cache, model, first)
+    read(store, cache, model, second)
+    for ids in (first, second, first):
+        assert store.reach(cache, ids, []) == 96
+        assert read(store, cache, model, ids) == 96
+        assert store.nbytes == 3 * BLOCK_BYTES
+
+
 def test_nothing_is_kept_without_room_or_borders(golden_model: Callable[[str], Llama4]) -> None:
     for name, store in (("scout", PrefixStore(CHUNK, 0)), ("one_chunk", PrefixStore(None, 10**9))):
         model = golden_model(name)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from mlx_llama4.cache import safetensors_file
+from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.cache.prompt_file import PromptFile, save_prompt_file
 from mlx_llama4.cache.safetensors_file import check_place, write_safetensors
@@ -171,6 +172,21 @@ def test_pictures_that_a_small_file_lacks_are_asked_for(
     found.cache.rewind(0)
     with pytest.raises(PromptError, match="needs the pictures again"):
         prefill(model, remembered, found.cache.layers)
+
+
+def test_loading_holds_one_layer_twice(tmp_path: Path) -> None:
+    """What is read, and the cache that it goes into."""
+    cache = PromptCache([KVCache() for _ in range(8)])
+    for layer in cache.layers:
+        layer.append({name: mx.random.normal((1, 2, 4000, 64)) for name in ("keys", "values")})
+    mx.eval(cache.arrays)
+    cache.record(np.zeros(4000, np.int32), [])
+    save_prompt_file(tmp_path / "a", cache, IDENTITY)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    found = PromptFile(tmp_path / "a").load([KVCache() for _ in range(8)], mx.float32)
+    mx.eval(found.cache.arrays)
+    assert mx.get_peak_memory() - before < 1.3 * found.cache.nbytes
 
 
 def test_conversation_and_types_come_back(

@@ -63,6 +63,10 @@ class ChunkedKVCache(KVCache):
                 self.chunk_start = self.offset
             yield from ranges(seen["keys"], seen["values"], start, stop, position, attention_step)
 
+    def most_seen(self, length: int) -> int:
+        seen = self.next_position + length
+        return min(seen, self.chunk_size) if self.chunk_size else seen
+
     def append(self, rows: Rows) -> None:
         position = self.next_position
         self.chunk_start = self.offset - position

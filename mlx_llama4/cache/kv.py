@@ -89,6 +89,10 @@ class KVCache:
         self.offset += length  # last: an interruption must not leave a hole
         yield from ranges(seen["keys"], seen["values"], 0, length, start, attention_step)
 
+    def most_seen(self, length: int) -> int:
+        """The most keys that any of the next `length` tokens sees."""
+        return self.offset + length
+
     def _write(self, rows: Rows, start: int) -> Rows:
         """Put rows behind `start` others that are held; returns all that is then held."""
         length = next(iter(rows.values())).shape[2]

@@ -51,11 +51,30 @@ class PrefixStore:
         At least one of the prompt's tokens is left to be fed. What the cache held beyond is kept
         here, as far as it is whole chunks.
         """
-        wanted = min(cache.common_prefix(ids, images), len(ids) - 1)
-        position = cache.rewind_point(wanted)
+        start, blocks = self._beginning(cache, ids, images)
+        if self.chunk_size:
+            self._keep_dropped(cache, start)
+        cache.rewind(start)
+        for block in blocks:
+            self._append(cache, block)
+        if blocks:
+            cache.record(ids, images)
+        return start + sum(map(_tokens, blocks))
+
+    def reach(self, cache: PromptCache, ids: np.ndarray, images: Sequence["PlacedImage"]) -> int:
+        """What `fit` would return; nothing is changed."""
+        start, blocks = self._beginning(cache, ids, images)
+        return start + sum(map(_tokens, blocks))
+
+    def _beginning(
+        self, cache: PromptCache, ids: np.ndarray, images: Sequence["PlacedImage"]
+    ) -> tuple[int, list[Block]]:
+        """How much `cache` has of the prompt's beginning, and what is known to come after it:
+        blocks begin at a border.
+        """
+        position = cache.rewind_point(min(cache.common_prefix(ids, images), len(ids) - 1))
         if not self.chunk_size:
-            return cache.rewind(position)
-        self._keep_dropped(cache, position)
+            return position, []
         first = position // self.chunk_size
         keys = self._keys(ids[:-1], images)
         blocks = self._found(keys[first:])
@@ -63,13 +82,7 @@ class PrefixStore:
         tail = self._longest_tail(keys[: first + len(blocks)], ids[border:-1], images)
         if tail is not None and border + _tokens(tail) > position:
             blocks.append(tail)
-        if not blocks:
-            return cache.rewind(position)
-        cache.rewind(first * self.chunk_size)
-        for block in blocks:
-            self._append(cache, block)
-        cache.record(ids, images)
-        return len(cache.ids)
+        return (first * self.chunk_size if blocks else position), blocks
 
     def keep_tail(self, cache: PromptCache) -> None:
         """Remember where `cache` ends, however far it goes on from here."""

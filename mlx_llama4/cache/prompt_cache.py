@@ -38,10 +38,11 @@ class PromptCache:
     def record(self, ids: np.ndarray, images: Sequence["PlacedImage"]) -> None:
         """Note what was fed: as many of `ids` as the layers have seen.
 
-        A step that was interrupted may have left some layers behind the others: all then go
-        back to where each of them can go on from.
+        A step that was interrupted may have left some layers behind the others, or all of them
+        ahead of `ids` by a token that came too late: all then go back to where each of them can
+        go on from.
         """
-        position = min(layer.offset for layer in self.layers)
+        position = min(len(ids), *(layer.offset for layer in self.layers))
         if any(layer.offset != position for layer in self.layers):
             position = self.rewind_point(position)
             for layer in self.layers:

@@ -3,7 +3,7 @@
     layers.N.keys, layers.N.values      [1, kv_heads, tokens, head_dim]; packed ones have
                                         layers.N.keys.codes, .scales and .biases instead
     ids                                 int32, of all tokens
-    features.I                          [features, hidden_size], of picture I
+    features.DIGEST                     [features, hidden_size], of the picture with that digest
     conversation                        uint8: JSON in UTF-8
 
 Global layers have all tokens, chunked layers those since the last border. The small form has
@@ -11,7 +11,7 @@ neither from that border on, but what it takes to compute them again: ids and fe
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,11 +65,13 @@ def save_prompt_file(
     identity: "Identity",
     *,
     conversation: Any = None,
+    pictures: Iterable["PromptImage"] = (),
     features_of: FeaturesOf = lambda image: None,
     small: bool = False,
 ) -> int:
     """Write `cache`, and `conversation` as JSON, to a file. Returns its bytes.
 
+    pictures: of the conversation; the cache may have come to hold fewer.
     Raises OutputError or RunError; what was there before is then untouched.
     """
     ids, images = cache.ids, cache.images
@@ -80,12 +82,12 @@ def save_prompt_file(
     arrays: dict[str, mx.array] = {"ids": mx.array(ids)}
     text = json.dumps(conversation, ensure_ascii=False, default=_describe)
     arrays["conversation"] = mx.array(np.frombuffer(text.encode("utf-8"), np.uint8))
-    for index, image in enumerate(images):
-        # Of what comes before the border the small form has no need any more.
-        if (not small or image.stop > border) and (
-            features := features_of(image.image)
-        ) is not None:
-            arrays[f"features.{index}"] = features
+    # Of what comes before the border the small form has no need any more.
+    passed = {placed.image.digest for placed in images if small and placed.stop <= border}
+    passed -= {placed.image.digest for placed in images if placed.stop > border}
+    for image in [*(placed.image for placed in images), *pictures]:
+        if image.digest not in passed and (features := features_of(image)) is not None:
+            arrays[f"features.{image.digest}"] = features
     for number, layer in enumerate(cache.layers):
         for name, row in _rows(layer, border).items():
             arrays[f"layers.{number}.{name}"] = row
@@ -164,9 +166,8 @@ class PromptFile:
             )
 
     def load(self, layers: Sequence[KVCache], dtype: mx.Dtype) -> Loaded:
-        """Put what is here into fresh caches, one a layer. Arrays are read when they are needed;
-        those that are not packed become `dtype`. Raises CheckpointError if they do not belong
-        together.
+        """Put what is here into fresh caches, one a layer, each read before the next. Arrays that
+        are not packed become `dtype`. Raises CheckpointError if they do not belong together.
         """
         try:
             return self._load(layers, dtype)
@@ -178,18 +179,17 @@ class PromptFile:
         cache = PromptCache(layers)
         for number, layer in enumerate(layers):
             prefix = f"layers.{number}."
-            rows = {
-                name.removeprefix(prefix): _cast(array, dtype)
-                for name, array in arrays.items()
-                if name.startswith(prefix)
-            }
-            self._fill(layer, rows)
+            names = [name for name in arrays if name.startswith(prefix)]
+            self._fill(
+                layer, {name.removeprefix(prefix): _cast(arrays.pop(name), dtype) for name in names}
+            )
+            mx.eval(layer.arrays)  # or all that was read would be there with all the copies of it
         ids = np.array(arrays["ids"])
         cache.record(ids, self._images)
         features = {
-            placed.image.digest: _cast(arrays[f"features.{index}"], dtype)
-            for index, placed in enumerate(self._images)
-            if f"features.{index}" in arrays
+            name.removeprefix("features."): _cast(array, dtype)
+            for name, array in arrays.items()
+            if name.startswith("features.")
         }
         text = bytes(np.array(arrays["conversation"])).decode("utf-8")
         return Loaded(cache, ids, features, _with_images(json.loads(text)))

@@ -96,8 +96,9 @@ def _check(
 
     held: tokens of the prompt cache that the question goes on from.
     """
-    from mlx_llama4.chat import opening_messages, user_message
+    from mlx_llama4.chat import opening_messages
     from mlx_llama4.load import open_folder
+    from mlx_llama4.prompt.messages import user_message
     from mlx_llama4.prompt.processor import check_length
 
     config, processor = open_folder(folder)

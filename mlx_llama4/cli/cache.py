@@ -84,7 +84,7 @@ def cache(
     chat = options.load_chat(folder, chat_options)
     unfinished = out.with_name(out.name + ".unfinished")
     if unfinished.is_file():
-        _go_on_from(unfinished, chat)
+        _resume(chat, unfinished)
     try:
         with terminal.Answer() as answer:
             chat.read(text, images, answer.on_prefill)
@@ -149,7 +149,7 @@ def _check(
     return images
 
 
-def _go_on_from(unfinished: Path, chat: "Chat") -> None:
+def _resume(chat: "Chat", unfinished: Path) -> None:
     """Take what an interrupted run of the same command left; anything else is of no use."""
     from mlx_llama4.cache.prompt_file import PromptFile
 

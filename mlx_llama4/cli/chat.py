@@ -60,7 +60,7 @@ def chat(
     kv, span = chat_options.kv_quantization, chat_options.prefill_step
     check_memory(folder, held, kv=kv, span=span, force=force)
     if not force:
-        limit_to_memory(chat_options, folder)
+        limit_to_memory(chat_options, folder, held or 0)
     conversation = options.load_chat(folder, chat_options)
     if cache is not None:
         conversation.load(cache)

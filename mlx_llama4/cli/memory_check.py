@@ -43,7 +43,7 @@ def check_memory(
     width = dtype_bytes(config.dtype, machine)
     span = PREFILL_SPAN if span is None else span
     limit = config.text.max_position_embeddings
-    usage = Usage(min(context or span, limit), width, kv, tiles, span)
+    usage = Usage(min(context or span, limit), width, kv, tiles, span, machine.has_gpu)
     # Loaded, 16 bits become 32 at most. That is known at once and mostly says enough.
     most = width // 2 * sum(file.stat().st_size for file in _weight_files(folder))
     if fit(need_of(config, most, usage).total, machine) == "yes":
@@ -58,19 +58,21 @@ def check_memory(
         terminal.note(_above_wired_limit(total, machine))
 
 
-def limit_to_memory(options: "ChatOptions", folder: Path) -> None:
+def limit_to_memory(options: "ChatOptions", folder: Path, held: int) -> None:
     """Let a conversation grow, and keep what earlier prompts left, no further than this machine's
-    memory goes.
+    memory goes; `held` tokens, which a prompt cache brings, come before all of that.
     """
     from mlx_llama4.config import load_config
     from mlx_llama4.convert.checkpoint import open_checkpoint
+    from mlx_llama4.convert.meta_params import MAX_TILES
     from mlx_llama4.machine import this_machine
     from mlx_llama4.planner import Usage, dtype_bytes, largest_context, loaded_bytes, need_of
 
     machine, config = this_machine(), load_config(folder)
     width, span = dtype_bytes(config.dtype, machine), options.prefill_step
     weights = loaded_bytes(open_checkpoint(folder).tensors.values(), width)
-    usage = Usage(span, width, options.kv_quantization, (), span)
+    tiles = (MAX_TILES + 1,) if config.vision is not None else ()
+    usage = Usage(held + span, width, options.kv_quantization, tiles, span, machine.has_gpu)
     spare = max(machine.usable - need_of(config, weights, usage).total, 0)
     # Most of what is left is for the conversation itself.
     options.prefix_bytes = min(options.prefix_bytes, spare // 4)
@@ -138,7 +140,7 @@ def check_conversion(plan: "Plan", config: "Config", force: bool) -> None:
             f"converting takes about {human_bytes(plan.peak_bytes)} of memory, of {memory} there "
             f"are; {without}use a larger machine; --force tries anyway"
         )
-    usage = Usage(PREFILL_SPAN, dtype_bytes(plan.recipe.dtype, machine))
+    usage = Usage(PREFILL_SPAN, dtype_bytes(plan.recipe.dtype, machine), fused=machine.has_gpu)
     weights = weight_bytes(config, lambda name, _: plan.packings[name], usage.dtype_bytes)
     total = need_of(config, sum(weights.values()), usage).total
     if fit(total, machine) == "no":

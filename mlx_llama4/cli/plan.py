@@ -97,6 +97,7 @@ def plan(
             dtype_bytes=subject.dtype_bytes,
             kv=kv,
             tiles=(MAX_TILES + 1,) * images if config.vision else (),
+            fused=machine.has_gpu,
         ),
         bits,
         kv_group_size,

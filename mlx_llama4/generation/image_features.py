@@ -1,11 +1,13 @@
 """Features of pictures, kept by what the pictures are: seen again, none is encoded again."""
 
+from collections.abc import Iterable
+
 import mlx.core as mx
 import numpy as np
 
 from mlx_llama4.cache.least_recently_used import LeastRecentlyUsed
 from mlx_llama4.model.llama4 import Llama4
-from mlx_llama4.prompt.image import PromptImage
+from mlx_llama4.prompt.image import PromptImage, RememberedImage
 from mlx_llama4.prompt.processor import PlacedImage, Prompt, place_images
 
 FEATURE_BYTES = 512 * 2**20  # 20 pictures of 17 tiles, or 350 of one, for the releases
@@ -27,6 +29,12 @@ class ImageFeatureCache:
             features = model.image_features(image.pixel_values())
             self.put(image.digest, features)
         return features
+
+    def check(self, images: Iterable[PromptImage]) -> None:
+        """Raises PromptError for what `get` would raise it for."""
+        for image in images:
+            if isinstance(image, RememberedImage) and self._features.get(image.digest) is None:
+                image.pixel_values()
 
     def put(self, digest: str, features: mx.array) -> None:
         self._features.put(digest, features, features.nbytes)

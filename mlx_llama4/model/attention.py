@@ -11,6 +11,7 @@ from mlx import nn
 from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.cache.quantized import PackedArray, packed_attention
 from mlx_llama4.config import LayerKind, TextConfig
+from mlx_llama4.memory import queries_at_once
 from mlx_llama4.model.layout import column_major
 from mlx_llama4.model.rope import TextRope
 
@@ -56,6 +57,9 @@ class Attention(nn.Module):
             queries, keys = self._rotate(queries, pieces), self._rotate(keys, pieces)
         elif self.tuned:
             queries, scale = self._tune(queries, cache.offset)
+        if mx.default_device() == mx.cpu:
+            keys_seen = cache.most_seen(length)
+            attention_step = min(attention_step, queries_at_once(self.num_heads, keys_seen))
         outputs = [
             _attend(
                 queries if stop - start == length else queries[:, :, start:stop],

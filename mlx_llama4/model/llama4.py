@@ -21,8 +21,8 @@ from mlx_llama4.model.projector import MultiModalProjector
 from mlx_llama4.model.vision import VisionModel
 from mlx_llama4.quantization import KVQuantization
 
-# Bounds what one attention call may materialise where no fused kernel exists: 40 heads of
-# 2,048 queries on 8,192 keys are 2.7 GB of float32 scores.
+# The most queries of one attention call. Where no fused kernel exists, fewer go at once as keys
+# grow more (memory.queries_at_once).
 ATTENTION_STEP = 2048
 
 

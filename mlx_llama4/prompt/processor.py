@@ -30,9 +30,12 @@ from mlx_llama4.prompt.image import (
     RememberedImage,
     TiledImage,
 )
+from mlx_llama4.prompt.messages import image_parts, joined_texts
 from mlx_llama4.prompt.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
+
+LETTER = "x"  # begins a token of its own after white space or a picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +114,7 @@ class Processor:
         """Raises PromptError for messages the model cannot take, ImageError for bad pictures."""
         for message in messages:
             check_message(message)
-        images = [self.tile(part["image"]) for part in _image_parts(messages)]
+        images = [self.tile(part["image"]) for part in image_parts(messages)]
         pieces = self.template.render(messages, add_generation_prompt)
         waiting = iter(images)
         ids: list[int] = []
@@ -129,12 +132,20 @@ class Processor:
         return Prompt(np.array(ids, np.int32), tuple(images))
 
     def encode_open(self, messages: Sequence[Message]) -> Prompt:
-        """The prompt up to the end of the last message's content: its turn may yet go on."""
-        prompt = self.encode(messages, add_generation_prompt=False)
+        """The prompt up to where the last message's text may go on; its content is a list of parts.
+
+        Templates may trim texts, white space at the end included: so a letter is put there, and its
+        token left out again.
+        """
+        *before, last = messages
+        end = {"type": "text", "text": LETTER}
+        going_on = dict(last) | {"content": [*last["content"], end]}
+        prompt = self.encode([*before, *joined_texts([going_on])], add_generation_prompt=False)
         ends = np.flatnonzero(prompt.ids == self.tokenizer.special_id("<|eot|>"))
         if not len(ends):
             raise PromptError("this checkpoint's chat template does not end turns with <|eot|>")
-        return Prompt(prompt.ids[: ends[-1]], prompt.images)
+        length = ends[-1] - len(self.tokenizer.encode(LETTER))
+        return Prompt(prompt.ids[:length], prompt.images)
 
     def tile(self, image: ImageSource | PromptImage) -> PromptImage:
         """Read and tile a picture. Raises ImageError or, without a vision tower, PromptError."""
@@ -171,12 +182,6 @@ def check_length(prompt: Prompt, config: Config) -> None:
             f"the prompt has {len(prompt.ids):,} tokens; this model's context holds {context:,}, "
             "answer included; shorten it or start a new conversation"
         )
-
-
-def _image_parts(messages: Sequence[Message]) -> Iterator[Message]:
-    for message in messages:
-        if not isinstance(message["content"], str):
-            yield from (part for part in message["content"] if part["type"] == "image")
 
 
 def _token_variables(folder: Path) -> dict[str, str]:

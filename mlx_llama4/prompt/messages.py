@@ -1,0 +1,65 @@
+"""What a user says, as messages: pictures, a document, a question."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mlx_llama4.prompt.image import PromptImage
+
+Message = dict[str, Any]
+
+
+def user_message(text: str, images: Sequence[PromptImage]) -> Message:
+    """A user's turn, its images before its text."""
+    parts = [{"type": "image", "image": image} for image in images]
+    content = [*parts, {"type": "text", "text": text}] if images else text
+    return {"role": "user", "content": content}
+
+
+def document_parts(text: str, images: Sequence[PromptImage]) -> list[dict[str, Any]]:
+    """What the message that begins with a document begins with.
+
+    A blank line ends it: a tokenizer joins no words over that, so what is said next does not
+    change the document's own tokens.
+    """
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    if text.strip():
+        parts.append({"type": "text", "text": text.rstrip("\n") + "\n\n"})
+    return parts
+
+
+def with_text(message: Message, text: str) -> Message:
+    """The message with other words: of its text parts the last is what was asked."""
+    content = message["content"]
+    if isinstance(content, str):
+        return message | {"content": text}
+    kept = content[:-1] if content[-1]["type"] == "text" else content
+    return message | {"content": [*kept, {"type": "text", "text": text}]}
+
+
+def image_parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Those of all messages, in order."""
+    for message in messages:
+        if not isinstance(message["content"], str):
+            yield from (part for part in message["content"] if part["type"] == "image")
+
+
+def joined_texts(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """The same, with neighbouring texts of a message made one: templates that trim each would have
+    what was said in two parts run together.
+    """
+    return [
+        message
+        if isinstance(message["content"], str)
+        else dict(message) | {"content": _joined(message["content"])}
+        for message in messages
+    ]
+
+
+def _joined(parts: Sequence[Mapping[str, Any]]) -> list[Message]:
+    joined: list[Message] = []
+    for part in parts:
+        if joined and joined[-1]["type"] == part["type"] == "text":
+            joined[-1] = {"type": "text", "text": joined[-1]["text"] + part["text"]}
+        else:
+            joined.append(part)
+    return joined
