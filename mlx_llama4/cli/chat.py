@@ -141,6 +141,9 @@ def _save(conversation: "Chat", argument: str) -> None:
 
     if not argument:
         raise Llama4Error("give the name of a file: /save FILE")
+    asked = any(message["role"] == "user" for message in conversation.messages)
+    if not asked and not conversation.document:
+        raise Llama4Error("nothing has been said yet that could be saved")
     path = Path(argument).expanduser()
     nbytes = conversation.save(path)
     terminal.note(f"[{path}: {len(conversation.cache.ids):,} tokens, {human_bytes(nbytes)}]")
