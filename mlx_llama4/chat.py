@@ -6,6 +6,7 @@ Knows no terminal.
 import contextlib
 import copy
 import dataclasses
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,8 +142,7 @@ class Chat:
             raise PromptError("the document is empty")
         self._stop()
         parts = document_parts(text, images)
-        message = {"role": "user", "content": parts}
-        prompt = self.processor.encode_open(joined_texts([*self.messages, message]))
+        prompt = self._open_prompt(parts)
         self._check_length(prompt)
         with self._feeding(prompt, len(prompt.ids)):
             prefill(
@@ -219,9 +219,15 @@ class Chat:
         # An interruption may have left layers and tokens out of step.
         if not self.cache.rewind(len(self.cache.ids)):
             raise PromptError("nothing has been read or said yet that could be saved")
+        cache = self.cache
+        if self.document and self._document_turn is None:
+            # What came after the document was forgotten.
+            cache, prompt = cache.copy(), self._open_prompt(self.document)
+            images = place_images(prompt, self.model.config)
+            self.prefixes.fit(cache, np.append(prompt.ids, 0), images)
         return save_prompt_file(
             path,
-            self.cache,
+            cache,
             self._identity(),
             conversation={
                 "messages": self.messages,
@@ -265,6 +271,11 @@ class Chat:
         if self.document and self._document_turn is None:  # the cache ends where the document does
             self.prefixes.keep_tail(self.cache)
         self.statistics = Statistics()
+
+    def _open_prompt(self, document: list[dict[str, Any]]) -> Prompt:
+        """What was said, and a document that the next question will be about."""
+        message = {"role": "user", "content": document}
+        return self.processor.encode_open(joined_texts([*self.messages, message]))
 
     def _known_features(self, image: PromptImage) -> mx.array | None:
         """Encoded anew if they were dropped and the pixels are at hand."""
@@ -315,6 +326,7 @@ class Chat:
     def _answer(
         self, history: list[Message], message: Message, on_prefill: OnPrefill
     ) -> Generator[Step, None, None]:
+        asked_at = time.perf_counter()
         prompt = self.processor.encode(joined_texts([*history, message]))
         max_tokens = min(self.options.max_tokens, self._check_length(prompt))
         self.statistics = Statistics()
@@ -335,6 +347,8 @@ class Chat:
                     statistics=self.statistics,
                     on_prefill=on_prefill,
                 ):
+                    if not generated:  # with what made ids of text, and caches fit for them
+                        self.statistics.time_to_first_token = time.perf_counter() - asked_at
                     generated.append(step.token)
                     texts.append(step.text)
                     yield step

@@ -79,7 +79,7 @@ def test_commands_of_chat_that_cannot_be_done(demo_folder: Path, tmp_path: Path)
         "error: nothing has been asked yet",
         "error: /undo takes a number, not 'x'",
         "error: give the name of a file: /save FILE",
-        "error: nothing has been read or said yet that could be saved",
+        "error: nothing has been said yet that could be saved",
         f"error: {tmp_path} is a folder; give the name of a file",
         "error: cannot go back 2 questions; 1 were asked",
         f"error: {Path.cwd()}/~nobody-of-this-name is not a folder; create it first",

@@ -261,6 +261,17 @@ def test_saved_after_an_interruption_among_prefixes(
     assert say(chat, QUESTION) == ANSWER
 
 
+def test_what_was_forgotten_is_not_saved(chat: Chat, tmp_path: Path) -> None:
+    tokens = chat.read(NOTES * 2)
+    say(chat, NOTES + QUESTION)
+    chat.reset()
+    chat.save(tmp_path / "a")
+    chat.load(tmp_path / "a")
+    assert len(chat.cache.ids) == tokens
+    assert say(chat, QUESTION) == ANSWER
+    assert chat.statistics.cached_tokens == tokens
+
+
 def test_packed_conversations(demo_folder: Path, tmp_path: Path) -> None:
     """Saved, loaded with the packing that the file has, gone back over a border."""
     packed = Chat.open(demo_folder, ChatOptions(kv_quantization=KVQuantization(8)))

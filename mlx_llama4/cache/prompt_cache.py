@@ -83,5 +83,5 @@ class PromptCache:
         return copied
 
     def _keep(self, ids: np.ndarray, images: Sequence["PlacedImage"], position: int) -> None:
-        self.ids = ids[:position].copy()
+        self.ids = np.array(ids[:position], np.int32)
         self.images = tuple(image for image in images if image.start < position)

@@ -141,6 +141,9 @@ def _save(conversation: "Chat", argument: str) -> None:
 
     if not argument:
         raise Llama4Error("give the name of a file: /save FILE")
+    asked = any(message["role"] == "user" for message in conversation.messages)
+    if not asked and not conversation.document:
+        raise Llama4Error("nothing has been said yet that could be saved")
     path = Path(argument)
     with contextlib.suppress(RuntimeError):  # "~nobody"
         path = path.expanduser()
