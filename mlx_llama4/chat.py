@@ -217,7 +217,8 @@ class Chat:
         """
         self._stop()
         # An interruption may have left layers and tokens out of step.
-        if not self.cache.rewind(len(self.cache.ids)):
+        held = self.cache.rewind(len(self.cache.ids))
+        if not (held or self.document or self.messages):
             raise PromptError("nothing has been read or said yet that could be saved")
         cache = self.cache
         if self.document and self._document_turn is None:

@@ -1,6 +1,7 @@
 """`mlx-llama4 cache`, and what ask and chat make of its files."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -118,17 +119,33 @@ def test_what_is_refused_before_the_weights_are_read(
     nowhere = tmp_path / "nowhere" / "out"
     assert "create it first" in refused("cache", book, "--model", demo_folder, "-o", nowhere)
     assert not (tmp_path / "out").exists()
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    assert "empty.txt is empty; give a text" in refused(*make, empty)
     before = book.read_bytes()
-    assert "is to be read, and would be lost" in refused(
+    assert "is there and no prompt cache; give another name" in refused(
         "cache", book, "--model", demo_folder, "-o", book.parent / "." / "book.txt"
     )
     assert book.read_bytes() == before
 
 
+def test_a_terminal_that_is_closed_keeps_what_was_read(
+    book: Path, demo_folder: Path, tmp_path: Path
+) -> None:
+    """And so does whoever ends the process: as Ctrl-C, once the step at hand is done."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        out = tmp_path / number.name
+        command = ["cache", book, "--model", demo_folder, "-o", out, "--prefill-step", 64]
+        result = interrupted(command, f"done == 128 and signal.raise_signal({number.value})")
+        assert result.returncode == 130
+        assert PromptFile(out.with_name(f"{number.name}.unfinished")).held == 128
+        assert not out.exists()
+
+
 def interrupted(command: list[object], at: str) -> subprocess.CompletedProcess:
     """`command`, with Ctrl-C where `at` is true of the tokens read so far, `done`."""
     code = (
-        "import sys\n"
+        "import signal, sys\n"
         "import mlx_llama4.cli.progress as progress\n"
         "def update(self, done, total):\n"
         "    print(done, file=sys.stderr)\n"

@@ -174,6 +174,8 @@ def test_plans_of_releases_import_nothing_heavy() -> None:
         (("maverick", "--context", "10M"), "Llama 4 Maverick takes at most 1,048,576 tokens"),
         (("scout", "--context", "much"), "--context much: write a number of tokens"),
         (("scout", "--memory", "much"), "'much' is not a size"),
+        (("scout", "--images", 10**8), "from 0 to 10,000 pictures"),
+        (("scout", "--images", -1), "from 0 to 10,000 pictures"),
         (("scout", "--bits", 7), "7 bits are not supported"),
         (("behemoth", "--bits", 7), "7 bits are not supported"),
         (("scout", "--kv-bits", 6), "--kv-bits 6: keys and values take 4 or 8 bits"),

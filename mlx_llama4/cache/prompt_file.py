@@ -23,9 +23,9 @@ from mlx_llama4.cache.chunked import ChunkedKVCache
 from mlx_llama4.cache.kv import KVCache, Rows
 from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.cache.quantized import PARTS, QuantizedKVCache
-from mlx_llama4.cache.safetensors_file import write_safetensors
+from mlx_llama4.cache.safetensors_file import check_place, write_safetensors
 from mlx_llama4.convert.checkpoint import LENGTH_BYTES, StoredTensor, read_header
-from mlx_llama4.errors import CheckpointError
+from mlx_llama4.errors import CheckpointError, OutputError
 from mlx_llama4.prompt.image import RememberedImage
 from mlx_llama4.prompt.processor import PlacedImage
 from mlx_llama4.quantization import KVQuantization
@@ -42,6 +42,7 @@ LAYER_NAMES = (
 )
 FORMAT = "mlx-llama4 prompt cache"
 VERSION = 1
+HEADER_START = 200  # bytes
 
 # Features of a picture, if they are known or can be had.
 FeaturesOf = Callable[["PromptImage"], mx.array | None]
@@ -59,6 +60,24 @@ class Loaded:
     conversation: Any
 
 
+def check_prompt_place(path: Path, nbytes: int = 0) -> None:
+    """Raises OutputError if no prompt cache of that size can be written there, or something else
+    would be lost by it.
+    """
+    check_place(path, nbytes)
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                start = file.read(HEADER_START)
+            # The format is named first in the header, so that a cut file is known by it too.
+            if start and FORMAT.encode() not in start:
+                raise OutputError(
+                    f"{path} is there and no prompt cache; give another name, or remove it first"
+                )
+    except OSError as failure:
+        raise OutputError(f"cannot write {path}: {failure.strerror or failure}") from None
+
+
 def save_prompt_file(
     path: Path,
     cache: PromptCache,
@@ -74,6 +93,7 @@ def save_prompt_file(
     pictures: of the conversation; the cache may have come to hold fewer.
     Raises OutputError or RunError; what was there before is then untouched.
     """
+    check_prompt_place(path)
     ids, images = cache.ids, cache.images
     border = _border(cache)
     if small:

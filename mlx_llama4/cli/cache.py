@@ -1,6 +1,7 @@
 """`mlx-llama4 cache`: read a long document once, for all questions about it."""
 
 import contextlib
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,7 @@ import typer
 
 from mlx_llama4.cli import options, terminal
 from mlx_llama4.cli.memory_check import check_memory
-from mlx_llama4.errors import CheckpointError, InputError, Llama4Error, OutputError, PromptError
+from mlx_llama4.errors import CheckpointError, InputError, Llama4Error, PromptError
 
 if TYPE_CHECKING:
     from mlx_llama4.chat import Chat, ChatOptions
@@ -59,22 +60,22 @@ def cache(
 ) -> None:
     """Read a document and pictures, and keep what the model makes of them in a file.
 
-    Ctrl-C keeps what was read so far: the same command goes on from there.
+    Ctrl-C, or closing the terminal, keeps what was read: the same command goes on from there.
 
     \b
     Example:
       mlx-llama4 cache book.txt --model scout-4bit --kv-bits 8 -o book.safetensors
       mlx-llama4 ask "Who did it?" --model scout-4bit --cache book.safetensors
     """
-    from mlx_llama4.cache.safetensors_file import check_place
+    from mlx_llama4.cache.prompt_file import check_prompt_place
     from mlx_llama4.hub import find_folder
 
     terminal.import_mlx()
     text = _read_text(prompt_file)
     if not text.strip() and not image:
-        raise PromptError("give a text to read, or pictures with --image")
-    check_place(out)
-    _check_is_none_of(out, [prompt_file, *(image or [])])
+        empty = "" if prompt_file is None else f"{prompt_file} is empty; "
+        raise PromptError(f"{empty}give a text to read, or pictures with --image")
+    check_prompt_place(out)
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     sampling = options.Sampling(None, None, None, None)
     folder = find_folder(model, revision)
@@ -85,6 +86,8 @@ def cache(
     unfinished = out.with_name(out.name + ".unfinished")
     if unfinished.is_file():
         _resume(chat, unfinished)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed, say
+        signal.signal(number, signal.default_int_handler)  # which stops as Ctrl-C does
     try:
         with terminal.Answer() as answer:
             chat.read(text, images, answer.on_prefill)
@@ -95,13 +98,6 @@ def cache(
         raise
     unfinished.unlink(missing_ok=True)
     _report(chat, out, nbytes)
-
-
-def _check_is_none_of(out: Path, given: list[Path | None]) -> None:
-    for path in given:
-        with contextlib.suppress(OSError):  # one of them is not there: said elsewhere, or right
-            if path is not None and out.samefile(path):
-                raise OutputError(f"{out} is to be read, and would be lost; give another name")
 
 
 def _read_text(path: Path | None) -> str:
@@ -131,7 +127,7 @@ def _check(
     """The pictures. Refuses all that can be refused before the weights are read."""
     import mlx.core as mx
 
-    from mlx_llama4.cache.safetensors_file import check_place
+    from mlx_llama4.cache.prompt_file import check_prompt_place
     from mlx_llama4.chat import document_prompt
     from mlx_llama4.load import open_folder
     from mlx_llama4.memory import prompt_file_bytes
@@ -145,7 +141,11 @@ def _check(
     kv, tokens = chat_options.kv_quantization, len(prompt.ids)
     tiles = tuple(image.num_tiles for image in images)
     check_memory(folder, tokens, tiles=tiles, kv=kv, span=chat_options.prefill_step, force=force)
-    check_place(out, prompt_file_bytes(config.text, tokens, dtype_bytes, kv, small=small))
+    slots = 0 if small else int((prompt.ids == config.image_token_id).sum())
+    nbytes = prompt_file_bytes(
+        config.text, tokens, dtype_bytes, kv, small=small, feature_tokens=slots
+    )
+    check_prompt_place(out, nbytes)
     return images
 
 
@@ -164,7 +164,7 @@ def _resume(chat: "Chat", unfinished: Path) -> None:
 
 
 def _keep(chat: "Chat", unfinished: Path) -> None:
-    """What was read before Ctrl-C."""
+    """What was read before it was stopped."""
     if not len(chat.cache.ids):
         return
     try:

@@ -8,6 +8,7 @@ import typer
 
 from mlx_llama4.cli import options, terminal
 from mlx_llama4.cli.plan_report import plan_json, print_announced, print_plan
+from mlx_llama4.errors import InputError
 
 if TYPE_CHECKING:
     from mlx_llama4.machine import Machine
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 BEHEMOTH = "behemoth"
 DEFAULT_CONTEXT = 131_072
+MOST_IMAGES = 10_000
 
 
 @terminal.reports_errors
@@ -64,7 +66,7 @@ def plan(
     ] = 64,
     images: Annotated[
         int,
-        typer.Option(metavar="N", min=0, help="Pictures in the prompt, of the most tiles each."),
+        typer.Option(metavar="N", help="Pictures in the prompt, of the most tiles each."),
     ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -80,6 +82,8 @@ def plan(
     from mlx_llama4.planner import UNPACKED_BITS, Usage, make_plan, parse_tokens
     from mlx_llama4.quantization import KVQuantization
 
+    if not 0 <= images <= MOST_IMAGES:
+        raise InputError(f"--images {images}: from 0 to {MOST_IMAGES:,} pictures can be planned")
     machine = this_machine() if memory is None else mac(parse_memory(memory))
     packed = KVQuantization(8 if kv_bits == UNPACKED_BITS else kv_bits, kv_group_size)
     kv = None if kv_bits == UNPACKED_BITS else packed
