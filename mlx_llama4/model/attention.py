@@ -115,5 +115,4 @@ def _attend(
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale)
     if mx.default_device() == mx.cpu:
         keys = column_major(keys)  # worth a copy where several queries share it
-    mask = "causal"
-    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask="causal")
