@@ -1,5 +1,6 @@
 """Prompt caches on disk: what is refused, and what a failure leaves."""
 
+import contextlib
 import os
 import resource
 import signal
@@ -99,23 +100,28 @@ def test_arrays_that_do_not_match(
         PromptFile(saved).load(golden_model("scout").make_cache(), mx.float32)
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def disk_of_4_kilobytes() -> Iterator[None]:
-    """No file can grow beyond: the system's own refusal, as on a full disk."""
+    """No file can grow beyond: the system's own refusal, as on a full disk. For no longer than it
+    takes: pytest may be writing to a file of its own.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_full_disk_leaves_the_old_file(
-    saved: Path, golden_model: Callable[[str], Llama4], disk_of_4_kilobytes: None
+    saved: Path, golden_model: Callable[[str], Llama4]
 ) -> None:
-    before = saved.read_bytes()
-    with pytest.raises(RunError, match=r"cannot write .*saved.safetensors: File too large"):
-        save_prompt_file(saved, filled(golden_model("scout"), text(90)), IDENTITY)
+    before, cache = saved.read_bytes(), filled(golden_model("scout"), text(90))
+    message = r"cannot write .*saved.safetensors: File too large"
+    with pytest.raises(RunError, match=message), disk_of_4_kilobytes():
+        save_prompt_file(saved, cache, IDENTITY)
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
 
