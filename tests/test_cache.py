@@ -221,6 +221,29 @@ def test_bytes_are_as_predicted(length: int, chunk: int | None) -> None:
     assert sum(layer.nbytes for layer in cache) == cache_bytes(config.text, length, 4).total
 
 
+@pytest.mark.parametrize("quantization", [None, KVQuantization(8, 64)])
+def test_room_is_given_back(quantization: KVQuantization | None) -> None:
+    """When a long conversation gives way to a short one; not when an answer is taken back."""
+    config = parse_config(tiny.config("scout", head_dim=64, attention_chunk_size=1024))
+    model, ids = Llama4(config), tiny.text_ids(3000, 0)
+    cache = PromptCache(model.make_cache(quantization))
+    model(mx.array(ids), cache.layers)
+    cache.record(ids[0], [])
+    whole = cache.nbytes
+    assert whole == cache_bytes(config.text, 3000, 4, quantization).total
+    assert (cache.rewind(2900), cache.nbytes) == (2900, whole)
+    assert (cache.rewind(1100), cache.nbytes) == (
+        1024,
+        cache_bytes(config.text, 1024, 4, quantization).total,
+    )
+    assert (cache.rewind(5), cache.nbytes) == (0, 0)
+    model(mx.array(ids[:, :300]), cache.layers)
+    cache.record(ids[0, :300], [])
+    logits = model(mx.array(ids[:, 300:301]), cache.layers)[0, -1]
+    fresh = model(mx.array(ids[:, :301]), model.make_cache(quantization))[0, -1]
+    assert mx.abs(logits - fresh).max() < 1e-4
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize(("length", "after"), [(1, 0), (300, 0), (300, 300), (300, 299)])
 def test_packed_bytes_are_as_predicted(bits: int, length: int, after: int) -> None:

@@ -53,6 +53,11 @@ class KVBuffer:
         self.array[:, :, start:stop] = new
         return self.array[:, :, :stop]
 
+    def shrink(self, capacity: int) -> None:
+        """Give room back, if there is more than twice what is needed."""
+        if self.array is not None and self.array.shape[2] > 2 * capacity:
+            self.array = mx.contiguous(self.array[:, :, :capacity])
+
     def copy(self) -> "KVBuffer":
         """Shares the array until one of the two writes to it, which then has a copy made."""
         copied = KVBuffer()
@@ -135,13 +140,17 @@ class KVCache:
         return min(position, self.offset)
 
     def rewind(self, position: int) -> None:
-        """Forget the tokens from `position` on; they are overwritten by the next update."""
+        """Forget the tokens from `position` on; they are overwritten by the next update, or their
+        room is given back if it is much more than what was reserved.
+        """
         if not 0 <= position <= self.offset or self.rewind_point(position) != position:
             raise PromptError(
                 f"a cache that holds tokens {self.first_held} to {self.offset} "
                 f"cannot go back to {position}"
             )
         self.offset = position
+        for buffer in self.buffers.values():
+            buffer.shrink(self._capacity(position))
 
     def copy(self) -> "KVCache":
         """A cache that holds the same and goes its own way."""
