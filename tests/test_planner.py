@@ -330,7 +330,7 @@ def test_what_is_announced_weighs_about_what_its_bits_do() -> None:
 def test_scores_where_nothing_fuses_them() -> None:
     """Measured against the formula: the CPU's attention of a whole span, and its keys' copy."""
     raw = tiny.config("scout", head_dim=64, no_rope_layers=[0] * 8)
-    config, held, span = parse_config(raw), 6000, 512
+    config, held, span = parse_config(raw), 2000, 256
     model, cache = Llama4(config), Llama4(config).make_cache()
     rows = {"keys": mx.ones((1, 2, held, 64)), "values": mx.ones((1, 2, held, 64))}
     for layer in cache:
