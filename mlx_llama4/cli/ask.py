@@ -30,16 +30,7 @@ def ask(
     *,
     model: options.Model,
     revision: options.Revision = None,
-    image: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--image",
-            "-i",
-            metavar="PATH",
-            help="A picture; give it once for each.",
-            show_default=False,
-        ),
-    ] = None,
+    image: options.Images = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: the answer and statistics.")
     ] = False,

@@ -34,16 +34,7 @@ def cache(
     ],
     model: options.Model,
     revision: options.Revision = None,
-    image: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--image",
-            "-i",
-            metavar="PATH",
-            help="A picture, before the text; give it once for each.",
-            show_default=False,
-        ),
-    ] = None,
+    image: options.Images = None,
     small: Annotated[
         bool,
         typer.Option(

@@ -33,6 +33,16 @@ Revision = Annotated[
         show_default=False,
     ),
 ]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image",
+        "-i",
+        metavar="PATH",
+        help="A picture, before the text; give it once for each.",
+        show_default=False,
+    ),
+]
 System = Annotated[
     str | None,
     typer.Option("--system", metavar="TEXT", help="System prompt.", show_default=False),
