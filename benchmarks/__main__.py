@@ -10,6 +10,7 @@ from benchmarks.needle import needle
 from benchmarks.positions import positions
 from benchmarks.prefill import prefill
 from benchmarks.quality import quality
+from benchmarks.random_model import random_model
 from benchmarks.reuse import reuse
 
 app = typer.Typer(
@@ -20,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for subject in (convert, quality, prefill, reuse, positions, needle):
+for subject in (convert, quality, prefill, reuse, positions, needle, random_model):
     app.command()(subject)
 
 

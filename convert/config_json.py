@@ -5,19 +5,17 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from mlx_llama4.config import TextConfig
-from mlx_llama4.convert.formats import Source
+from mlx_llama4.config import Config, TextConfig
 from mlx_llama4.convert.plan import Plan
 from mlx_llama4.quantization import Quantization
 
 
-def mlx_config(source: Source, plan: Plan) -> dict[str, Any]:
-    """The source's config.json completed for its MLX conversion.
+def mlx_config(raw: dict[str, Any], config: Config, plan: Plan) -> dict[str, Any]:
+    """The source's config.json, `raw`, completed for its MLX conversion.
 
     Both spellings of RoPE, every key that the peers require, and the `quantization` table. Keys
     that are not ours to decide stay as they are.
     """
-    raw, config = source.raw, source.config
     result = copy.deepcopy(raw)
     if config.model_type == "llama4_text":
         # Peers know the text tower only as a part of the whole.
