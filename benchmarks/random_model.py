@@ -42,6 +42,14 @@ if TYPE_CHECKING:
 BLOCK_WEIGHTS = 4 * 2**20
 SCALES = (1, 2, 4, 8, 16)
 ROUTED_EXPERTS = "*.feed_forward.experts.*"
+VISION_WIDTHS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "projector_input_dim",
+    "projector_output_dim",
+    "vision_output_dim",
+)
 # So that logits of the router, which decide by their order alone, differ clearly.
 ROUTER_GAIN = 2.0
 
@@ -111,17 +119,22 @@ def scaled_release(
     vocabulary: int | None = None,
     text_only: bool = False,
 ) -> dict[str, Any]:
-    """config.json of a release with the text tower's widths divided by `scale`; None keeps its own.
+    """config.json of a release with all widths divided by `scale`; None keeps its own numbers.
 
-    Heads stay 128 wide while there are eight for keys and values to divide; 5 queries each. The
-    vision tower is the release's. Raises InputError.
+    Heads keep their widths while there are several to divide. The vision tower loses as large a
+    share of its layers as the text tower. Raises InputError.
     """
     if preset not in RELEASES:
         raise InputError(f"--preset {preset}: choose of {', '.join(RELEASES)}")
     if scale not in SCALES:
         raise InputError(f"--scale {scale}: choose of {', '.join(map(str, SCALES))}")
     raw = copy.deepcopy(release_json(preset))
-    text = raw["text_config"]
+    text, vision = raw["text_config"], raw["vision_config"]
+    if layers is not None:
+        share = layers / text["num_hidden_layers"]
+        vision["num_hidden_layers"] = max(round(vision["num_hidden_layers"] * share), 1)
+    for key in VISION_WIDTHS:
+        vision[key] //= scale
     for key in ("hidden_size", "intermediate_size", "intermediate_size_mlp"):
         text[key] //= scale
     key_value_heads = max(text["num_key_value_heads"] // scale, 1)
@@ -165,7 +178,7 @@ def write_random_model(
     """Write the folder of config.json `raw` as `recipe` packs it; returns bytes of its tensors.
 
     Weights are normal with mean 0 and variance 1 / inputs, so that activations keep their size.
-    Memory stays under some 200 MB. Raises OutputError if `out` exists or the disk has no room,
+    Memory stays under 400 MB. Raises OutputError if `out` exists or the disk has no room,
     InputError for a vocabulary too small for a tokenizer.
     """
     from mlx_llama4.convert.config_json import mlx_config

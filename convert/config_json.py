@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from mlx_llama4.config import Config, TextConfig
+from mlx_llama4.config import Config, TextConfig, VisionConfig
 from mlx_llama4.convert.plan import Plan
 from mlx_llama4.quantization import Quantization
 
@@ -31,7 +31,7 @@ def mlx_config(raw: dict[str, Any], config: Config, plan: Plan) -> dict[str, Any
     if config.vision is None:
         result.pop("vision_config", None)
     else:
-        result["vision_config"] = _vision(result["vision_config"], config.vision.rope_theta)
+        result["vision_config"] = _vision(result["vision_config"], config.vision)
         result["image_token_index"] = result["image_token_id"] = config.image_token_id
     if table := _quantization(plan):
         # mlx-lm reads the first, transformers and older readers look for the second.
@@ -91,7 +91,7 @@ def _moe_step(text: TextConfig) -> int:
     return moe_layers[0] + 1 if moe_layers else text.num_hidden_layers + 1
 
 
-def _vision(raw: dict[str, Any], rope_theta: float) -> dict[str, Any]:
+def _vision(raw: dict[str, Any], vision: VisionConfig) -> dict[str, Any]:
     # mlx-vlm requires these, though nothing depends on their values.
     required = {
         "initializer_range": 0.02,
@@ -105,8 +105,9 @@ def _vision(raw: dict[str, Any], rope_theta: float) -> dict[str, Any]:
         | raw
         | {
             "model_type": "llama4_vision_model",
-            "rope_theta": rope_theta,
-            "rope_parameters": {"rope_theta": rope_theta, "rope_type": "default"},
+            "num_channels": vision.num_channels,
+            "rope_theta": vision.rope_theta,
+            "rope_parameters": {"rope_theta": vision.rope_theta, "rope_type": "default"},
         }
     )
 
