@@ -12,6 +12,7 @@ from benchmarks.prefill import prefill
 from benchmarks.quality import quality
 from benchmarks.random_model import random_model
 from benchmarks.reuse import reuse
+from benchmarks.streaming import streaming
 
 app = typer.Typer(
     name="python -m benchmarks",
@@ -21,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for subject in (convert, quality, prefill, reuse, positions, needle, random_model):
+for subject in (convert, quality, prefill, reuse, positions, needle, random_model, streaming):
     app.command()(subject)
 
 
