@@ -137,6 +137,16 @@ def read_experts(
             os.close(descriptor)
 
 
+def can_pass_cache(file: Path) -> bool:
+    """Some file systems refuse it."""
+    try:
+        with _opened(file, past_cache=True) as descriptor:
+            os.preadv(descriptor, [_aligned_memory(ALIGNMENT)], 0)
+    except OSError:
+        return False
+    return True
+
+
 def forget(files: Sequence[Path]) -> None:
     """Have the next reads of these files come from the disk."""
     os.sync()  # what is not written yet cannot be forgotten

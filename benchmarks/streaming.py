@@ -19,6 +19,7 @@ from benchmarks import options
 from benchmarks.disk import (
     ExpertRanges,
     Speed,
+    can_pass_cache,
     expert_ranges,
     read_experts,
     read_sequentially,
@@ -39,6 +40,7 @@ from mlx_llama4.errors import InputError
 from mlx_llama4.memory import human_bytes
 from mlx_llama4.offload.budget import BUFFER_SHARE
 from mlx_llama4.offload.expert_store import PIECE_BYTES, READERS
+from mlx_llama4.quantization import Quantization
 
 PEER = "mlx-vlm"
 BUDGETS = (10, 25, 50, 75, 100)  # percent of all experts' bytes
@@ -51,13 +53,14 @@ READ_BYTES = 10**9  # of each plain read, or all
 @dataclass(frozen=True)
 class Row:
     """What a process is told. budget: bytes for experts; None: all in memory, not streamed.
-    page_cache: may the system keep what was read. reads_back: as if some expert might be missing,
-    though none is.
+    page_cache: may the system keep what was read. fill: read experts for all slots first.
+    reads_back: go on as if some expert might be missing, though none is.
     """
 
     engine: Engine
     budget: int | None = None
     page_cache: bool = True
+    fill: bool = False
     reads_back: bool = False
 
 
@@ -112,6 +115,7 @@ def streaming(
     """
     outputs = options.Outputs(json, None)
     engines = _engines(only, python or (), prelude or ())
+    packing = packing_of(bits)
     settings = Settings(8, warm_up_tokens, tokens, long_prompt, rounds)
     config = scaled_release("scout", scale, layers, experts, VOCABULARY)
     with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
@@ -119,7 +123,7 @@ def streaming(
         idle = options.ready_engines(engines, IMPORTS, folder)
         with terminal.status("Writing the model"):
             model = folder / "model"
-            nbytes, dtype = _write_model(model, config, bits)
+            nbytes, dtype = _write_model(model, config, packing)
         ranges = expert_ranges(model)
         rows = table_rows([*idle], expert_bytes(ranges), len(ranges), budgets or BUDGETS)
         folders = {OURS: model}
@@ -143,8 +147,10 @@ def table_rows(
         if engine.name == OURS:
             # Each has a slot, after MLX's buffers and what passes through took their shares.
             enough = (nbytes + 3 * nbytes // count) * BUFFER_SHARE // (BUFFER_SHARE - 1)
-            rows[f"{OURS}, all in slots"] = Row(engine, enough)
-            rows[f"{OURS}, all in slots, reading back"] = Row(engine, enough, reads_back=True)
+            rows[f"{OURS}, all in slots"] = Row(engine, enough, fill=True)
+            rows[f"{OURS}, all in slots, reading back"] = Row(
+                engine, enough, fill=True, reads_back=True
+            )
         for budget, page_cache in itertools.product(budgets, (True, False)):
             how = "" if page_cache else ", no page cache"
             rows[f"{engine.name}, {budget}%{how}"] = Row(engine, nbytes * budget // 100, page_cache)
@@ -172,12 +178,13 @@ def _engines(only: str | None, pythons: Sequence[str], preludes: Sequence[str]) 
     return engines
 
 
-def _write_model(folder: Path, config: dict[str, Any], bits: int) -> tuple[int, str]:
+def _write_model(
+    folder: Path, config: dict[str, Any], packing: Quantization | None
+) -> tuple[int, str]:
     """Bytes, and the dtype of what is not packed: what this machine computes in."""
     import mlx.core as mx
 
     dtype = "float32" if mx.default_device() == mx.cpu else "bfloat16"
-    packing = packing_of(bits)
     return write_random_model(folder, config, recipe_of(packing, packing, dtype)), dtype
 
 
@@ -205,7 +212,7 @@ def _run(
     def run_once(turn: Engine) -> Figures:
         row = rows[turn.name]
         folder = folders[OURS if row.budget is None else row.engine.name]
-        chosen = {key: getattr(row, key) for key in ("budget", "page_cache", "reads_back")}
+        chosen = {key: getattr(row, key) for key in ("budget", "page_cache", "fill", "reads_back")}
         arguments = json_module.dumps(told | chosen | {"folder": str(folder)})
         files = sorted(folder.rglob("*.safetensors"))
         prepare_page_cache(files, "warm" if row.page_cache else "cold")
@@ -232,7 +239,8 @@ def plain_reads(folder: Path, ranges: ExpertRanges, seed: int) -> dict[str, Spee
     files = sorted(folder.glob("*.safetensors"))
     some = some_of(ranges, READ_BYTES, seed)
     found: dict[str, Speed] = {}
-    for past_cache, how in ((False, ""), (True, ", past the page cache")):
+    ways = {"": False} | ({", past the page cache": True} if can_pass_cache(files[0]) else {})
+    for how, past_cache in ways.items():
         found[f"one block after the other{how}"] = read_sequentially(
             files, READ_BYTES, past_cache=past_cache
         )

@@ -26,8 +26,8 @@ def _show_rate(rate: float) -> str:
 
 # Shares are of a token's time; reading goes on during all the others. Read-back is the wait for
 # the router, with the computing that leads to it.
-METRICS = (
-    Metric("tokens_per_second", "tokens/s", _show_rate),
+SPEED = Metric("tokens_per_second", "tokens/s", _show_rate)
+DECODING = (
     Metric("hit_rate", "hits", show_share),
     Metric("bytes_a_token", "read a token", show_bytes),
     Metric("disk_bytes_a_token", "from the disk", show_bytes),
@@ -36,9 +36,11 @@ METRICS = (
     Metric("waiting_share", "waiting", show_share),
     Metric("read_back_share", "read-back", show_share),
     Metric("rest_share", "the rest", show_share),
+)
+PREFILL_AND_MEMORY = (
     Metric("prefill_seconds", "prefill", show_seconds),
     Metric("prefill_bytes_read", "read in it", show_bytes),
-    Metric("anonymous_above_idle_bytes", "memory", show_bytes),
+    Metric("anonymous_above_idle_bytes", "peak memory", show_bytes),
 )
 
 
@@ -59,8 +61,8 @@ class Found:
 
 
 def derive(counts: Mapping[str, Mapping[str, float]], tokens: int) -> dict[str, float]:
-    """What METRICS name, from what a process counted while it decoded `tokens` tokens and while it
-    read a prompt. What was not counted is absent.
+    """The metrics' values, from what a process counted while it decoded `tokens` tokens and while
+    it read a prompt. What was not counted is absent.
     """
     decode, prefill = counts["decode"], counts["prefill"]
     seconds = decode["seconds"]
@@ -96,8 +98,9 @@ def print_found(found: Found, baseline: str) -> None:
     terminal.line()
     terminal.table(speed_rows(found.speeds), right=(1, 2))
     terminal.line()
-    rows = token_rows(found, baseline)
-    terminal.table(rows, right=tuple(range(1, len(rows[0]))))
+    for rows in (token_rows(found, baseline), _rows(found, PREFILL_AND_MEMORY)):
+        terminal.table(rows, right=tuple(range(1, len(rows[0]))))
+        terminal.line()
 
 
 def speed_rows(speeds: Sequence[Mapping[str, Speed]]) -> list[tuple[str, ...]]:
@@ -113,14 +116,21 @@ def speed_rows(speeds: Sequence[Mapping[str, Speed]]) -> list[tuple[str, ...]]:
 
 def token_rows(found: Found, baseline: str) -> list[tuple[str, ...]]:
     """Medians of the rounds; tokens a second also over the baseline's, with the interval."""
-    first, *rest = METRICS
-    rows = [("median of rounds", first.label, "of that in memory", *(one.label for one in rest))]
-    for label in found.runs.figures:
-        speed, ratio = _median(found, label, first), NOTHING
+    head, *rows = _rows(found, DECODING)
+    table = [(head[0], SPEED.label, "of that in memory", *head[1:])]
+    for label, *cells in rows:
+        ratio = None
         if baseline in found.runs.figures and label != baseline:
-            pair = [found.values(one, first.key) for one in (label, baseline)]
-            ratio = show_ratio(ratio_of_medians(*pair))
-        rows.append((label, speed, ratio, *(_median(found, label, one) for one in rest)))
+            pair = [found.values(one, SPEED.key) for one in (label, baseline)]
+            ratio = ratio_of_medians(*pair)
+        table.append((label, _median(found, label, SPEED), show_ratio(ratio), *cells))
+    return table
+
+
+def _rows(found: Found, metrics: Sequence[Metric]) -> list[tuple[str, ...]]:
+    rows = [("median of rounds", *(metric.label for metric in metrics))]
+    for label in found.runs.figures:
+        rows.append((label, *(_median(found, label, metric) for metric in metrics)))
     return rows
 
 

@@ -24,6 +24,9 @@ from mlx_llama4.prompt.processor import Prompt
 budget = settings["budget"]
 streaming = None if budget is None else ExpertStreaming(budget, settings["page_cache"])
 model = load_model(folder, streaming=streaming)
+if settings["fill"]:
+    for layer in model.expert_cache.layers.values():
+        layer.hold(range(layer.capacity))
 if settings["reads_back"]:
     LayerCache.holds_all = False
 def tokens(ids, sampler, count):
