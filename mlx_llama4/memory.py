@@ -19,6 +19,7 @@ SCORE_BYTES = 512 * 2**20
 LEAST_QUERIES = 16  # fewer at once would take too long
 CACHE_BLOCK_TOKENS = 256  # caches grow by whole blocks of this many tokens
 PREFILL_SPAN = 2048  # tokens of a prompt that go through the layers together
+FEED_FORWARD_ROWS = 2048  # inputs that go through an MLP or an expert together
 TILES_PER_BATCH = 8  # tiles of a picture that go through the vision tower together
 
 
@@ -60,17 +61,22 @@ def weight_bytes(
     """Bytes of each part of the model; `dtype_bytes` an element of what is not packed takes."""
     parts: dict[Part, int] = {}
     for name, spec in model_tensors(config).items():
-        quantization = quantization_of(name, spec)
-        if quantization is None:
-            nbytes = spec.size * dtype_bytes
-        else:
-            scale_bytes = dtype_bytes if quantization.mode == "affine" else 1
-            nbytes = sum(
-                math.prod(shape) * (4 if part == name else scale_bytes)
-                for part, shape in quantized_tensors(name, spec.shape, quantization).items()
-            )
+        nbytes = tensor_bytes(name, spec, quantization_of(name, spec), dtype_bytes)
         parts[spec.part] = parts.get(spec.part, 0) + nbytes
     return parts
+
+
+def tensor_bytes(
+    name: str, spec: TensorSpec, quantization: Quantization | None, dtype_bytes: int
+) -> int:
+    """Of a weight with its scales and biases."""
+    if quantization is None:
+        return spec.size * dtype_bytes
+    scale_bytes = dtype_bytes if quantization.mode == "affine" else 1
+    return sum(
+        math.prod(shape) * (4 if part == name else scale_bytes)
+        for part, shape in quantized_tensors(name, spec.shape, quantization).items()
+    )
 
 
 def cache_bytes(
@@ -145,8 +151,8 @@ def activation_bytes(text: TextConfig, span: int, dtype_bytes: int) -> int:
     MLX works ahead and frees an array when what reads it is done, so more is alive than the
     arithmetic needs. Counted are ten arrays of the hidden size (residual, norms, queries, keys,
     values, routed inputs before and after sorting, outputs) and four of the inner width (gate,
-    up, activation, product) for each MLP that a token takes; the CPU backend was measured to
-    stay within that. Attention scores are not counted: fused kernels make none, and without
+    up, activation, product) for each MLP that a token takes, of which only so many rows are at work
+    at once; the CPU backend was measured to stay within that. Attention scores are not counted: fused kernels make none, and without
     them attention goes in steps.
     """
     inner = max(
@@ -155,7 +161,8 @@ def activation_bytes(text: TextConfig, span: int, dtype_bytes: int) -> int:
         else text.intermediate_size_mlp
         for kind in text.layers
     )
-    return (span * (10 * text.hidden_size + 4 * inner) + text.vocab_size) * dtype_bytes
+    rows = min(span, FEED_FORWARD_ROWS)
+    return (span * 10 * text.hidden_size + rows * 4 * inner + text.vocab_size) * dtype_bytes
 
 
 def dequantized_bytes(

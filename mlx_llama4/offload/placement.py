@@ -1,0 +1,154 @@
+"""Where a model's routed experts are kept: all in memory, or on the disk, read as tokens need them.
+
+By the formulas of planner.py and budget.py. Needs no MLX.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mlx_llama4.config import Config
+from mlx_llama4.machine import Machine
+from mlx_llama4.memory import human_bytes
+from mlx_llama4.offload.budget import ExpertStreaming, plan_slots
+from mlx_llama4.offload.expert_weights import ExpertWeights
+from mlx_llama4.planner import Fit, Need, Usage, fit, need_of, wired_limit_command
+
+Where = Literal["auto", "resident", "stream"]
+
+# Where no limit of a GPU leaves something for the process, other programs and the page cache.
+SPARE_SHARE = 8
+# Of a prefill whose experts are read once a step. Powers of two, so that after an odd start steps
+# meet the borders of chunks.
+SPANS = (32_768, 16_384, 8192, 4096)
+# Of what is left for experts, what a step or a conversation may take: one part in so many.
+STEP_SHARE, LATER_SHARE = 4, 4
+
+
+@dataclass(frozen=True)
+class Placement:
+    """streaming: None for all experts in memory. usage: with the span of a prefill step. slots: of
+    each MoE layer, for experts that stay in memory. experts_fit: would all of them?
+    """
+
+    experts: ExpertWeights
+    streaming: ExpertStreaming | None
+    slots: tuple[int, ...]
+    usage: Usage
+    need: Need
+    fit: Fit
+    experts_fit: Fit
+
+    @property
+    def kept(self) -> float:
+        """Share of the experts that are in memory."""
+        return self.experts.kept(self.slots)
+
+    def line(self, machine: Machine) -> str:
+        """What is done with the experts, for people; of a streamed model."""
+        kept, taken = self.streaming.memory, min(self.streaming.memory, self.experts.most_memory)
+        size = human_bytes(self.experts.all)
+        reading = f"from the disk with {human_bytes(kept)} kept in memory ({self.kept:.0%})"
+        rest = self.need.total - taken
+        if self.experts_fit == "yes":
+            return f"Experts: streaming {size} {reading}"
+        if self.experts_fit == "no":
+            left = human_bytes(max(machine.usable - rest, 0))
+            return f"Experts: {size} do not fit in the {left} left; streaming them {reading}"
+        left = human_bytes(max(machine.wired - rest, 0))
+        return (
+            f"Experts: {size} do not fit in the {left} that this Mac's GPU has left by default; "
+            f"streaming them {reading}; to have all in memory, after each start first run: "
+            f"{wired_limit_command(rest + self.experts.all, machine)}"
+        )
+
+
+def place(
+    config: Config,
+    experts: ExpertWeights,
+    usage: Usage,
+    machine: Machine,
+    *,
+    where: Where = "auto",
+    memory: int | None = None,
+    page_cache: bool = True,
+    prompt: int | None = None,
+    later: int = 0,
+) -> Placement:
+    """Decide; the result may still say that it does not fit.
+
+    memory: for experts, which asks for streaming; by default what the rest leaves. prompt: tokens
+    that will be read, for which a streamed model's step may be longer than `usage` says; None
+    leaves it. later: bytes that a conversation is to have beyond `usage`, as far as it goes.
+
+    "auto" keeps all in memory where that fits as the machine is set, and streams where only that
+    does. Raises InputError for a memory that does not hold one expert.
+    """
+    resident = _resident(config, experts, usage, machine)
+    streams = where == "stream" or (where == "auto" and memory is not None)
+    if where == "resident" or not experts.layers or (not streams and resident.fit == "yes"):
+        return resident
+    if prompt is not None:
+        usage = replace(usage, span=_span(config, experts, usage, machine, prompt))
+    if memory is None:
+        memory = _default_memory(config, experts, usage, machine, later)
+    streamed = _streamed(config, experts, usage, machine, ExpertStreaming(memory, page_cache))
+    if not streams and resident.fit == "raised" and streamed.fit != "yes":
+        return resident
+    return replace(streamed, experts_fit=resident.fit)
+
+
+def room(machine: Machine) -> int:
+    """Bytes that a streamed model takes at most if it is not told otherwise."""
+    if machine.wired is not None:
+        return min(machine.wired, machine.usable)
+    return machine.usable - machine.usable // SPARE_SHARE
+
+
+def _resident(
+    config: Config, experts: ExpertWeights, usage: Usage, machine: Machine
+) -> Placement:
+    need = need_of(config, experts.others + experts.all, usage)
+    fits = fit(need.total, machine)
+    slots = tuple(layer.count for layer in experts.layers)
+    return Placement(experts, None, slots, usage, need, fits, fits)
+
+
+def _streamed(
+    config: Config,
+    experts: ExpertWeights,
+    usage: Usage,
+    machine: Machine,
+    streaming: ExpertStreaming,
+) -> Placement:
+    slots = plan_slots(experts.layers, streaming.memory).slots
+    taken = min(streaming.memory, experts.most_memory)
+    need = need_of(config, experts.others + taken, usage)
+    fits = fit(need.total, machine)
+    return Placement(experts, streaming, slots, usage, need, fits, fits)
+
+
+def _default_memory(
+    config: Config, experts: ExpertWeights, usage: Usage, machine: Machine, later: int
+) -> int:
+    """What is left of the memory, at most what all experts take."""
+    rest = need_of(config, experts.others, usage).total
+    least, left = experts.least_memory, room(machine) - rest
+    if left < least:  # only what the system would rather keep
+        return min(max(machine.usable - rest, least), experts.most_memory)
+    left -= min(later, (left - least) // LATER_SHARE)
+    return min(left, experts.most_memory)
+
+
+def _span(
+    config: Config, experts: ExpertWeights, usage: Usage, machine: Machine, prompt: int
+) -> int:
+    """The longest step, no longer than it takes for the prompt, that leaves experts most of the
+    memory.
+    """
+    start = need_of(config, experts.others, usage).total
+    left = room(machine) - start - experts.least_memory
+    for span in SPANS:
+        taken = need_of(config, experts.others, replace(usage, span=span)).total - start
+        if span > usage.span and span < 2 * prompt and taken <= left // STEP_SHARE:
+            return span
+    return usage.span
