@@ -4,14 +4,16 @@ From headers, or from a config and a packing. Needs no MLX.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_llama4.config import Config
 from mlx_llama4.memory import tensor_bytes
 from mlx_llama4.offload.budget import MOST_BUFFERS, LayerExperts, least_memory
 from mlx_llama4.planner import UNPACKED_BITS, loaded_bytes
+from mlx_llama4.quantization import Quantization
 from mlx_llama4.tensors import TensorSpec, model_tensors
 
 if TYPE_CHECKING:
@@ -66,6 +68,14 @@ class ExpertWeights:
         return experts_per_token * sum(missing)
 
 
+def folder_experts(folder: Path, config: Config, dtype_bytes: int) -> ExpertWeights:
+    """Of a model folder that is known to be complete. Reads headers."""
+    from mlx_llama4.convert.checkpoint import open_checkpoint
+    from mlx_llama4.convert.matching import match_tensors
+
+    return stored_experts(match_tensors(open_checkpoint(folder), config), dtype_bytes)
+
+
 def stored_experts(matching: "Matching", dtype_bytes: int) -> ExpertWeights:
     """Of a folder that can run as it is; `dtype_bytes` an element of what is not packed takes."""
     layers: dict[int, list[str]] = defaultdict(list)
@@ -85,26 +95,37 @@ def stored_experts(matching: "Matching", dtype_bytes: int) -> ExpertWeights:
     return ExpertWeights(others, tuple(made), tuple(stored))
 
 
-def packed_experts(config: Config, bits: int, dtype_bytes: int) -> ExpertWeights:
+def experts_in_bits(config: Config, bits: int, dtype_bytes: int) -> ExpertWeights:
     """As `convert --bits` would pack them. Raises InputError."""
     from mlx_llama4.convert.recipes import Recipe, packing
 
     recipe = Recipe("bfloat16", None if bits == UNPACKED_BITS else packing(bits, None, None))
+    return packed_experts(config, recipe.of, dtype_bytes)
+
+
+def packed_experts(
+    config: Config,
+    quantization_of: Callable[[str, TensorSpec], Quantization | None],
+    dtype_bytes: int,
+) -> ExpertWeights:
+    """As `quantization_of` packs them; `dtype_bytes` an element of what is not packed takes."""
     layers: dict[int, dict[str, TensorSpec]] = defaultdict(dict)
     others = 0
     for name, spec in model_tensors(config).items():
         if spec.part == "routed experts":
             layers[layer_number(name)][name] = spec
         else:
-            others += tensor_bytes(name, spec, recipe.of(name, spec), dtype_bytes)
+            others += tensor_bytes(name, spec, quantization_of(name, spec), dtype_bytes)
     count = config.text.num_local_experts
-
-    def one(tensors: Mapping[str, TensorSpec], width: int) -> int:
-        sizes = (tensor_bytes(name, s, recipe.of(name, s), width) for name, s in tensors.items())
-        return sum(sizes) // count
-
-    made = (LayerExperts(count, one(tensors, dtype_bytes), bits) for tensors in layers.values())
-    stored = (one(tensors, STORED_ITEM_BYTES) for tensors in layers.values())
+    made, stored = [], []
+    for tensors in layers.values():
+        packings = {name: quantization_of(name, spec) for name, spec in tensors.items()}
+        in_memory, on_disk = (
+            sum(tensor_bytes(name, tensors[name], packings[name], width) for name in tensors)
+            for width in (dtype_bytes, STORED_ITEM_BYTES)
+        )
+        made.append(LayerExperts(count, in_memory // count, tuple(packings.values())))
+        stored.append(on_disk // count)
     return ExpertWeights(others, tuple(made), tuple(stored))
 
 

@@ -76,9 +76,9 @@ def place(
 ) -> Placement:
     """Decide; the result may still say that it does not fit.
 
-    memory: for experts, which asks for streaming; by default what the rest leaves. prompt: tokens
-    that will be read, for which a streamed model's step may be longer than `usage` says; None
-    leaves it. later: bytes that a conversation is to have beyond `usage`, as far as it goes.
+    memory: for experts, which asks for streaming; by default what the rest leaves. prompt: the most
+    tokens that are read at once, for which a streamed model's step may be longer than `usage` says;
+    None leaves it. later: bytes that a conversation is to have beyond `usage`, as far as it goes.
 
     "auto" keeps all in memory where that fits as the machine is set, and streams where only that
     does. Raises InputError for a memory that does not hold one expert.
@@ -88,7 +88,7 @@ def place(
     if where == "resident" or not experts.layers or (not streams and resident.fit == "yes"):
         return resident
     if prompt is not None:
-        usage = replace(usage, span=_span(config, experts, usage, machine, prompt))
+        usage = _with_longer_steps(config, experts, usage, machine, prompt)
     if memory is None:
         memory = _default_memory(config, experts, usage, machine, later)
     streamed = _streamed(config, experts, usage, machine, ExpertStreaming(memory, page_cache))
@@ -139,16 +139,17 @@ def _default_memory(
     return min(left, experts.most_memory)
 
 
-def _span(
+def _with_longer_steps(
     config: Config, experts: ExpertWeights, usage: Usage, machine: Machine, prompt: int
-) -> int:
-    """The longest step, no longer than it takes for the prompt, that leaves experts most of the
-    memory.
-    """
+) -> Usage:
+    """With the longest steps of use for so many tokens that leave experts most of the memory."""
     start = need_of(config, experts.others, usage).total
     left = room(machine) - start - experts.least_memory
+    longest = min(prompt, config.text.max_position_embeddings)
     for span in SPANS:
-        taken = need_of(config, experts.others, replace(usage, span=span)).total - start
-        if span > usage.span and span < 2 * prompt and taken <= left // STEP_SHARE:
-            return span
-    return usage.span
+        context = max(usage.context, min(span, longest))
+        longer = replace(usage, span=span, context=context)
+        taken = need_of(config, experts.others, longer).total - start
+        if usage.span < span < 2 * longest and taken <= left // STEP_SHARE:
+            return longer
+    return usage
