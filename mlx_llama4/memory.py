@@ -152,9 +152,9 @@ def activation_bytes(text: TextConfig, span: int, dtype_bytes: int) -> int:
     MLX works ahead and frees an array when what reads it is done, so more is alive than the
     arithmetic needs. Counted are ten arrays of the hidden size (residual, norms, queries, keys,
     values, routed inputs before and after sorting, outputs) and four of the inner width (gate,
-    up, activation, product) for each MLP that a token takes, of which only so many rows are at work
-    at once; the CPU backend was measured to stay within that. Attention scores are not counted: fused kernels make none, and without
-    them attention goes in steps.
+    up, activation, product) for each MLP that a token takes, where only so many rows are at work at
+    once; the CPU backend was measured to stay within that. Attention scores are not counted: fused
+    kernels make none, and without them attention goes in steps.
     """
     inner = max(
         (1 + text.num_experts_per_tok) * text.intermediate_size

@@ -2,7 +2,7 @@
 has may stop altogether. What fits only with its experts on the disk is run so.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 

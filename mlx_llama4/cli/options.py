@@ -276,9 +276,7 @@ def open_cache(path: Path, folder: Path, options: "ChatOptions") -> "PromptFile"
     return file
 
 
-def load_chat(
-    folder: Path, options: "ChatOptions", placement: "Placement | None" = None
-) -> "Chat":
+def load_chat(folder: Path, options: "ChatOptions", placement: "Placement | None" = None) -> "Chat":
     """The model, ready to talk; its weights in memory, or of its experts as many as `placement`
     says.
     """

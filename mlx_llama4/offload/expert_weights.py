@@ -24,11 +24,12 @@ STORED_ITEM_BYTES = 2  # of scales, and of what is not packed: `convert` writes 
 
 @dataclass(frozen=True)
 class ExpertWeights:
-    """others: bytes in memory of all weights that are no routed expert's. layers: MoE layers.
-    stored: bytes that one expert of each takes on the disk.
+    """others: bytes in memory of all weights that are no routed expert's. per_token: experts that a
+    token takes in each of the MoE `layers`. stored: bytes on the disk of one expert of each.
     """
 
     others: int
+    per_token: int
     layers: tuple[LayerExperts, ...]
     stored: tuple[int, ...]
 
@@ -61,11 +62,11 @@ class ExpertWeights:
         """Share of the experts that so many slots of each layer hold."""
         return sum(slots) / max(self.count, 1)
 
-    def read_bytes(self, slots: tuple[int, ...], experts_per_token: int) -> float:
-        """Expected of one token whose router takes every expert as likely as any other."""
+    def read_bytes(self, slots: tuple[int, ...]) -> float:
+        """Expected to be read for a token by so many slots, if all experts are equally likely."""
         rows = zip(self.layers, self.stored, slots, strict=True)
         missing = (nbytes * (1 - held / layer.count) for layer, nbytes, held in rows)
-        return experts_per_token * sum(missing)
+        return self.per_token * sum(missing)
 
 
 def folder_experts(folder: Path, config: Config, dtype_bytes: int) -> ExpertWeights:
@@ -73,10 +74,10 @@ def folder_experts(folder: Path, config: Config, dtype_bytes: int) -> ExpertWeig
     from mlx_llama4.convert.checkpoint import open_checkpoint
     from mlx_llama4.convert.matching import match_tensors
 
-    return stored_experts(match_tensors(open_checkpoint(folder), config), dtype_bytes)
+    return stored_experts(match_tensors(open_checkpoint(folder), config), config, dtype_bytes)
 
 
-def stored_experts(matching: "Matching", dtype_bytes: int) -> ExpertWeights:
+def stored_experts(matching: "Matching", config: Config, dtype_bytes: int) -> ExpertWeights:
     """Of a folder that can run as it is; `dtype_bytes` an element of what is not packed takes."""
     layers: dict[int, list[str]] = defaultdict(list)
     others = 0
@@ -92,7 +93,7 @@ def stored_experts(matching: "Matching", dtype_bytes: int) -> ExpertWeights:
         packing = tuple((tensor.dtype, tensor.shape) for tensor in tensors)
         made.append(LayerExperts(count, loaded_bytes(tensors, dtype_bytes) // count, packing))
         stored.append(sum(tensor.nbytes for tensor in tensors) // count)
-    return ExpertWeights(others, tuple(made), tuple(stored))
+    return ExpertWeights(others, config.text.num_experts_per_tok, tuple(made), tuple(stored))
 
 
 def experts_in_bits(config: Config, bits: int, dtype_bytes: int) -> ExpertWeights:
@@ -126,7 +127,7 @@ def packed_experts(
         )
         made.append(LayerExperts(count, in_memory // count, tuple(packings.values())))
         stored.append(on_disk // count)
-    return ExpertWeights(others, tuple(made), tuple(stored))
+    return ExpertWeights(others, config.text.num_experts_per_tok, tuple(made), tuple(stored))
 
 
 def layer_number(name: str) -> int:

@@ -20,6 +20,8 @@ SPARE_SHARE = 8
 # Of a prefill whose experts are read once a step. Powers of two, so that after an odd start steps
 # meet the borders of chunks.
 SPANS = (32_768, 16_384, 8192, 4096)
+# GB/s that the SSDs of Macs read: of the smallest, of most, of the fastest.
+DISKS = (3.0, 5.5, 7.4)
 # Of what is left for experts, what a step or a conversation may take: one part in so many.
 STEP_SHARE, LATER_SHARE = 4, 4
 
@@ -27,7 +29,8 @@ STEP_SHARE, LATER_SHARE = 4, 4
 @dataclass(frozen=True)
 class Placement:
     """streaming: None for all experts in memory. usage: with the span of a prefill step. slots: of
-    each MoE layer, for experts that stay in memory. experts_fit: would all of them?
+    each MoE layer, for experts that stay in memory. resident_fit: of the model with all of them
+    there.
     """
 
     experts: ExpertWeights
@@ -36,22 +39,27 @@ class Placement:
     usage: Usage
     need: Need
     fit: Fit
-    experts_fit: Fit
+    resident_fit: Fit
 
     @property
     def kept(self) -> float:
         """Share of the experts that are in memory."""
         return self.experts.kept(self.slots)
 
+    @property
+    def bytes_per_token(self) -> float:
+        """Expected to be read, if all experts are equally likely."""
+        return self.experts.read_bytes(self.slots)
+
     def line(self, machine: Machine) -> str:
         """What is done with the experts, for people; of a streamed model."""
-        kept, taken = self.streaming.memory, min(self.streaming.memory, self.experts.most_memory)
         size = human_bytes(self.experts.all)
-        reading = f"from the disk with {human_bytes(kept)} kept in memory ({self.kept:.0%})"
-        rest = self.need.total - taken
-        if self.experts_fit == "yes":
+        kept = human_bytes(min(self.streaming.memory, self.experts.all))
+        reading = f"from the disk with {kept} kept in memory ({self.kept:.0%})"
+        rest = self.need.total - self.streaming.memory
+        if self.resident_fit == "yes":
             return f"Experts: streaming {size} {reading}"
-        if self.experts_fit == "no":
+        if self.resident_fit == "no":
             left = human_bytes(max(machine.usable - rest, 0))
             return f"Experts: {size} do not fit in the {left} left; streaming them {reading}"
         left = human_bytes(max(machine.wired - rest, 0))
@@ -94,7 +102,31 @@ def place(
     streamed = _streamed(config, experts, usage, machine, ExpertStreaming(memory, page_cache))
     if not streams and resident.fit == "raised" and streamed.fit != "yes":
         return resident
-    return replace(streamed, experts_fit=resident.fit)
+    return replace(streamed, resident_fit=resident.fit)
+
+
+def tokens_per_second(bytes_per_token: float) -> dict[float, float]:
+    """GB/s of a disk → tokens/s at most, while reading is all there is to wait for."""
+    return {disk: disk * 1e9 / bytes_per_token for disk in DISKS if bytes_per_token}
+
+
+@dataclass(frozen=True)
+class StreamingPlan:
+    """least: with an expert at a time in memory. default: with what the rest leaves."""
+
+    least: Placement
+    default: Placement
+
+
+def plan_streaming(
+    config: Config, experts: ExpertWeights, usage: Usage, machine: Machine
+) -> StreamingPlan | None:
+    """None for a model without routed experts."""
+    if not experts.layers:
+        return None
+    least = ExpertStreaming(experts.least_memory)
+    default = place(config, experts, usage, machine, where="stream", prompt=usage.context)
+    return StreamingPlan(_streamed(config, experts, usage, machine, least), default)
 
 
 def room(machine: Machine) -> int:
@@ -104,9 +136,7 @@ def room(machine: Machine) -> int:
     return machine.usable - machine.usable // SPARE_SHARE
 
 
-def _resident(
-    config: Config, experts: ExpertWeights, usage: Usage, machine: Machine
-) -> Placement:
+def _resident(config: Config, experts: ExpertWeights, usage: Usage, machine: Machine) -> Placement:
     need = need_of(config, experts.others + experts.all, usage)
     fits = fit(need.total, machine)
     slots = tuple(layer.count for layer in experts.layers)
@@ -121,8 +151,7 @@ def _streamed(
     streaming: ExpertStreaming,
 ) -> Placement:
     slots = plan_slots(experts.layers, streaming.memory).slots
-    taken = min(streaming.memory, experts.most_memory)
-    need = need_of(config, experts.others + taken, usage)
+    need = need_of(config, experts.others + streaming.memory, usage)
     fits = fit(need.total, machine)
     return Placement(experts, streaming, slots, usage, need, fits, fits)
 
