@@ -26,7 +26,6 @@ from mlx_llama4.generation.prefill import PREFILL_SPAN, ignore_progress, prefill
 from mlx_llama4.generation.sampler import Sampler, greedy
 from mlx_llama4.identity import Identity, identify
 from mlx_llama4.load import load
-from mlx_llama4.memory import PREFIX_BYTES
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.offload.budget import ExpertStreaming
 from mlx_llama4.prompt.image import ImageSource, PromptImage
@@ -43,6 +42,7 @@ from mlx_llama4.quantization import KVQuantization
 
 # What a turn of the family ends with, whatever generation_config.json says or leaves out.
 END_TOKENS = ("<|eot|>", "<|eom|>", "<|end_of_text|>")
+PREFIX_BYTES = 2 * 10**9
 
 OnPrefill = Callable[[int, int], None]
 

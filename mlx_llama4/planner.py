@@ -44,7 +44,8 @@ Fit = Literal["yes", "raised", "no"]
 class Usage:
     """What a model is to do. context: tokens of prompt and answer. dtype_bytes: of an element of
     activations and caches. tiles: of each picture in the prompt. span: tokens of a prefill step.
-    fused: attention materialises no scores, as on a GPU.
+    fused: attention materialises no scores, as on a GPU. streamed: routed experts are read from the
+    disk.
     """
 
     context: int
@@ -53,6 +54,7 @@ class Usage:
     tiles: tuple[int, ...] = ()
     span: int = PREFILL_SPAN
     fused: bool = True
+    streamed: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def need_of(config: Config, weights: int, usage: Usage) -> Need:
         weights=weights,
         cache=cache,
         features=feature_bytes(config, sum(usage.tiles), width),
-        activations=activation_bytes(text, span, width) + scores,
+        activations=activation_bytes(text, span, width, usage.streamed) + scores,
         dequantized=dequantized_bytes(text, context, width, usage.kv),
         growing=cache.global_layers // max(global_layers, 1),
         vision=vision,

@@ -118,9 +118,10 @@ def _answer_json(chat: "Chat", text: str, images: list["PromptImage"]) -> None:
     except KeyboardInterrupt:
         interrupted = True
     statistics = asdict(chat.statistics)
-    if (experts := statistics.get("experts")) is not None:
-        used = experts["hits"] + experts["misses"]
-        experts["hit_rate"] = experts["hits"] / used if used else None
+    for experts in (statistics["prefill_experts"], statistics["decode_experts"]):
+        if experts is not None:
+            needed = experts["hits"] + experts["misses"]
+            experts["hit_rate"] = experts["hits"] / needed if needed else None
     if interrupted:
         statistics["finish_reason"] = "interrupted"
     is_unicode = sys.stdout.encoding.lower().startswith("utf")

@@ -95,7 +95,8 @@ def place(
     streams = where == "stream" or (where == "auto" and memory is not None)
     if where == "resident" or not experts.layers or (not streams and resident.fit == "yes"):
         return resident
-    if prompt is not None:
+    usage = replace(usage, streamed=True)
+    if prompt is not None and (memory is None or memory < experts.most_memory):
         usage = _with_longer_steps(config, experts, usage, machine, prompt)
     if memory is None:
         memory = _default_memory(config, experts, usage, machine, later)
@@ -124,7 +125,7 @@ def plan_streaming(
     """None for a model without routed experts."""
     if not experts.layers:
         return None
-    least = ExpertStreaming(experts.least_memory)
+    usage, least = replace(usage, streamed=True), ExpertStreaming(experts.least_memory)
     default = place(config, experts, usage, machine, where="stream", prompt=usage.context)
     return StreamingPlan(_streamed(config, experts, usage, machine, least), default)
 
@@ -175,6 +176,8 @@ def _with_longer_steps(
     start = need_of(config, experts.others, usage).total
     left = room(machine) - start - experts.least_memory
     longest = min(prompt, config.text.max_position_embeddings)
+    if left >= experts.most_memory:  # nothing will have to be read twice
+        return usage
     for span in SPANS:
         context = max(usage.context, min(span, longest))
         longer = replace(usage, span=span, context=context)
