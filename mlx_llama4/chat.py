@@ -22,11 +22,12 @@ from mlx_llama4.config import GenerationConfig, load_generation_config
 from mlx_llama4.errors import CheckpointError, PromptError
 from mlx_llama4.generation.generate import Statistics, Step, generate, room
 from mlx_llama4.generation.image_features import ImageFeatureCache
-from mlx_llama4.generation.prefill import PREFILL_SPAN, prefill
+from mlx_llama4.generation.prefill import PREFILL_SPAN, ignore_progress, prefill
 from mlx_llama4.generation.sampler import Sampler, greedy
 from mlx_llama4.identity import Identity, identify
 from mlx_llama4.load import load
 from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.offload.budget import ExpertStreaming
 from mlx_llama4.prompt.image import ImageSource, PromptImage
 from mlx_llama4.prompt.messages import (
     Message,
@@ -44,10 +45,6 @@ END_TOKENS = ("<|eot|>", "<|eom|>", "<|end_of_text|>")
 PREFIX_BYTES = 2 * 10**9
 
 OnPrefill = Callable[[int, int], None]
-
-
-def _unheard(done: int, total: int) -> None:
-    pass
 
 
 @dataclass
@@ -111,10 +108,13 @@ class Chat:
 
     @classmethod
     def open(
-        cls, folder: Path, options: ChatOptions | None = None, dtype: mx.Dtype | None = None
+        cls,
+        folder: Path,
+        options: ChatOptions | None = None,
+        streaming: ExpertStreaming | None = None,
     ) -> "Chat":
         """With the model of an MLX folder. Raises what `load` raises."""
-        model, processor = load(folder, dtype)
+        model, processor = load(folder, streaming=streaming)
         generation_config = load_generation_config(folder)
         return cls(model, processor, generation_config, options, identify(folder))
 
@@ -130,7 +130,7 @@ class Chat:
         return self.processor.tile(source)
 
     def read(
-        self, text: str, images: Sequence[PromptImage] = (), on_prefill: OnPrefill = _unheard
+        self, text: str, images: Sequence[PromptImage] = (), on_prefill: OnPrefill = ignore_progress
     ) -> int:
         """Take in a document, pictures before text: the next question will be about it, and after
         a `reset` the next again. Returns the tokens that the cache then holds.
@@ -159,7 +159,7 @@ class Chat:
         return len(prompt.ids)
 
     def send(
-        self, text: str, images: Sequence[PromptImage] = (), on_prefill: OnPrefill = _unheard
+        self, text: str, images: Sequence[PromptImage] = (), on_prefill: OnPrefill = ignore_progress
     ) -> Iterator[str]:
         """The answer, piece by piece as it is generated; the images come before the text.
 
@@ -177,7 +177,9 @@ class Chat:
             message["content"] = [*self.document, *said]
         return self._say(self.messages, message, on_prefill)
 
-    def retry(self, text: str | None = None, on_prefill: OnPrefill = _unheard) -> Iterator[str]:
+    def retry(
+        self, text: str | None = None, on_prefill: OnPrefill = ignore_progress
+    ) -> Iterator[str]:
         """Answer the last question anew, or `text` in its place; its pictures stay.
 
         The former answer is gone once the new one begins.

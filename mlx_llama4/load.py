@@ -12,20 +12,30 @@ from mlx_llama4.convert.names import is_ignored
 from mlx_llama4.errors import CheckpointError
 from mlx_llama4.model.layout import lay_out_for_cpu
 from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.offload.budget import ExpertStreaming
+from mlx_llama4.offload.expert_cache import ExpertCache
+from mlx_llama4.offload.expert_store import expert_tensors, is_routed_expert
+from mlx_llama4.offload.streamed_experts import StreamedExperts
 from mlx_llama4.prompt.processor import Processor
 from mlx_llama4.tensors import without_absent_vision
 
+FLOAT_NAMES = {mx.float32: "F32", mx.bfloat16: "BF16", mx.float16: "F16"}
 
-def load(folder: Path, dtype: mx.Dtype | None = None) -> tuple[Llama4, Processor]:
+
+def load(
+    folder: Path, dtype: mx.Dtype | None = None, streaming: ExpertStreaming | None = None
+) -> tuple[Llama4, Processor]:
     """The model of an MLX folder, its weights in memory, and what turns messages into prompts.
 
     dtype: of activations and of all weights that are not packed. By default float32 on the CPU,
-    whose kernels for 16 bits are ten times slower, and the folder's own on a GPU.
+    whose kernels for 16 bits are ten times slower, and the folder's own on a GPU. streaming: leave
+    the routed experts on the disk and read them as tokens need them.
 
-    Raises CheckpointError or ConfigError if the folder is incomplete or not what it says.
+    Raises CheckpointError or ConfigError if the folder is incomplete or not what it says, and
+    InputError if `streaming` has not memory enough for one expert.
     """
     _, processor = open_folder(folder)
-    return load_model(folder, dtype), processor
+    return load_model(folder, dtype, streaming), processor
 
 
 def open_folder(folder: Path) -> tuple[Config, Processor]:
@@ -34,9 +44,11 @@ def open_folder(folder: Path) -> tuple[Config, Processor]:
     return config, Processor.load(folder, config)
 
 
-def load_model(folder: Path, dtype: mx.Dtype | None = None) -> Llama4:
+def load_model(
+    folder: Path, dtype: mx.Dtype | None = None, streaming: ExpertStreaming | None = None
+) -> Llama4:
     """As `load`, for a folder that need have no tokenizer."""
-    return _load_weights(*_open(folder), dtype)
+    return _load_weights(*_open(folder), dtype, streaming)
 
 
 def _open(folder: Path) -> tuple[Checkpoint, Config]:
@@ -53,10 +65,17 @@ def _open(folder: Path) -> tuple[Checkpoint, Config]:
     return checkpoint, config
 
 
-def _load_weights(checkpoint: Checkpoint, config: Config, dtype: mx.Dtype | None) -> Llama4:
+def _load_weights(
+    checkpoint: Checkpoint,
+    config: Config,
+    dtype: mx.Dtype | None,
+    streaming: ExpertStreaming | None,
+) -> Llama4:
     """The model with the weights of a folder whose tensors are known to match its config."""
     dtype = dtype or _default_dtype(config)
     model = Llama4(config)
+    if streaming is not None:
+        _stream_experts(model, checkpoint, dtype, streaming)
 
     def quantization_of(path: str, module: nn.Module) -> bool | dict[str, int | str]:
         if f"{path}.scales" not in checkpoint.tensors:
@@ -69,7 +88,7 @@ def _load_weights(checkpoint: Checkpoint, config: Config, dtype: mx.Dtype | None
     weights: list[tuple[str, mx.array]] = []
     for file in checkpoint.files:
         for name, array in mx.load(str(file), format="safetensors").items():
-            if not is_ignored(name):
+            if not is_ignored(name) and not (streaming and is_routed_expert(name)):
                 is_float = mx.issubdtype(array.dtype, mx.floating)
                 weights.append((name, array.astype(dtype) if is_float else array))
     model.load_weights(weights)
@@ -79,6 +98,20 @@ def _load_weights(checkpoint: Checkpoint, config: Config, dtype: mx.Dtype | None
     model.eval()
     mx.eval(model.parameters())
     return model
+
+
+def _stream_experts(
+    model: Llama4, checkpoint: Checkpoint, dtype: mx.Dtype, streaming: ExpertStreaming
+) -> None:
+    """Put what reads experts from the shards in their place."""
+    text = model.config.text
+    tensors = expert_tensors(checkpoint, model.config, FLOAT_NAMES[dtype])
+    if not tensors:
+        return
+    model.expert_cache = ExpertCache(tensors, streaming)
+    for index, layer in model.expert_cache.layers.items():
+        moe = model.language_model.model.layers[index].feed_forward
+        moe.experts = StreamedExperts(layer, text.num_experts_per_tok)
 
 
 def _default_dtype(config: Config) -> mx.Dtype:

@@ -19,6 +19,7 @@ SCORE_BYTES = 512 * 2**20
 LEAST_QUERIES = 16  # fewer at once would take too long
 CACHE_BLOCK_TOKENS = 256  # caches grow by whole blocks of this many tokens
 PREFILL_SPAN = 2048  # tokens of a prompt that go through the layers together
+FEED_FORWARD_ROWS = 2048  # tokens of a longer span that pass through an MLP together
 TILES_PER_BATCH = 8  # tiles of a picture that go through the vision tower together
 
 

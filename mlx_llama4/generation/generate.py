@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import mlx.core as mx
@@ -10,10 +10,11 @@ import mlx.core as mx
 from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.generation.detokenizer import StreamingDetokenizer
 from mlx_llama4.generation.image_features import ImageFeatureCache
-from mlx_llama4.generation.prefill import PREFILL_SPAN, prefill
+from mlx_llama4.generation.prefill import PREFILL_SPAN, ignore_progress, prefill
 from mlx_llama4.generation.sampler import Sampler, greedy
 from mlx_llama4.memory import CACHE_BLOCK_TOKENS
 from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.offload.expert_cache import StreamingStatistics
 from mlx_llama4.prompt.processor import Prompt, check_length
 
 FinishReason = Literal["stop", "length"]
@@ -45,6 +46,8 @@ class Statistics:
     prefill_tokens_per_second: float | None = None
     decode_tokens_per_second: float | None = None
     peak_memory_bytes: int = 0
+    prefill_experts: StreamingStatistics | None = None  # None: all experts are in memory
+    decode_experts: StreamingStatistics | None = None
     finish_reason: FinishReason | None = None
 
     def _start(self, model: Llama4, prompt: Prompt, cached: int) -> None:
@@ -79,7 +82,7 @@ def generate(
     features: ImageFeatureCache | None = None,
     prefill_step: int = PREFILL_SPAN,
     statistics: Statistics | None = None,
-    on_prefill: Callable[[int, int], None] = lambda done, total: None,
+    on_prefill: Callable[[int, int], None] = ignore_progress,
 ) -> Iterator[Step]:
     """Continue the prompt until an end token or `max_tokens` tokens.
 
@@ -95,15 +98,20 @@ def generate(
     detokenizer = StreamingDetokenizer(token_bytes)
     mx.reset_peak_memory()
     started_at = time.perf_counter()
+    experts = model.expert_statistics
+    loaded = experts and replace(experts)
     statistics._start(model, prompt, cached=cache[0].offset)
     for layer in cache:
         layer.reserve(room(prompt, max_tokens))
     logits = prefill(
         model, prompt, cache, span=prefill_step, features=features, on_progress=on_prefill
     )
+    prefilled = experts and replace(experts)
+    statistics.prefill_experts = experts and experts.since(loaded)
     tokens = _tokens(model, logits, cache, sampler, max_tokens)
     for count, (token, logprob) in enumerate(tokens, start=1):
         statistics._count(time.perf_counter() - started_at)
+        statistics.decode_experts = experts and experts.since(prefilled)
         if token in end_tokens:
             statistics.finish_reason = "stop"
         elif count == max_tokens:

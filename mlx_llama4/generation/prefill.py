@@ -15,6 +15,10 @@ from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.processor import Prompt
 
 
+def ignore_progress(done: int, total: int) -> None:
+    pass
+
+
 def prefill(
     model: Llama4,
     prompt: Prompt,
@@ -22,7 +26,7 @@ def prefill(
     *,
     span: int = PREFILL_SPAN,
     features: ImageFeatureCache | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = ignore_progress,
 ) -> mx.array:
     """Logits [1, vocabulary] after the prompt's last token.
 

@@ -1,12 +1,18 @@
 """The one seam between the model and its experts' weights.
 
 Resident, quantized, streamed and sharded experts differ here and nowhere else.
+
+Shapes: N routed inputs, D hidden size.
 """
 
 import mlx.core as mx
 from mlx import nn
 
 from mlx_llama4.quantization import Quantization
+
+# From this many routed inputs on, they are sorted by expert, so that each expert's weights are
+# read once and its inputs form one matmul.
+SORT_FROM = 64
 
 
 class ExpertLinear(nn.Module):
@@ -15,9 +21,9 @@ class ExpertLinear(nn.Module):
     weight: [experts, out, in]
     """
 
-    def __init__(self, num_experts: int, input_size: int, output_size: int):
+    def __init__(self, weight: mx.array):
         super().__init__()
-        self.weight = mx.zeros((num_experts, output_size, input_size))
+        self.weight = weight
 
     def __call__(self, x: mx.array, experts: mx.array, is_sorted: bool) -> mx.array:
         """x [N, 1, in], experts int [N] → [N, 1, out]; `is_sorted` promises ascending experts."""
@@ -67,3 +73,46 @@ class QuantizedExpertLinear(nn.Module):
             mode=self.quantization.mode,
             sorted_indices=is_sorted,
         )
+
+
+class Experts(nn.Module):
+    """The routed experts' gated MLPs, stacked.
+
+    What streams experts from the disk is called alike and stands in its place.
+    """
+
+    def __init__(
+        self,
+        gate_proj: ExpertLinear | QuantizedExpertLinear,
+        up_proj: ExpertLinear | QuantizedExpertLinear,
+        down_proj: ExpertLinear | QuantizedExpertLinear,
+    ):
+        super().__init__()
+        self.gate_proj = gate_proj
+        self.up_proj = up_proj
+        self.down_proj = down_proj
+
+    def __call__(self, x: mx.array, experts: mx.array, meanwhile: mx.array) -> mx.array:
+        """x [N, D], experts int [N] → [N, D].
+
+        meanwhile: what the caller needs besides and no expert has a part in, so that it can be
+        computed while experts are read. These are in memory: nothing to wait for.
+        """
+        if experts.size < SORT_FROM:
+            return self.apply(x, experts, is_sorted=False)
+        order = mx.argsort(experts)
+        return self.apply(x[order], experts[order], is_sorted=True)[mx.argsort(order)]
+
+    def apply(self, x: mx.array, experts: mx.array, is_sorted: bool) -> mx.array:
+        """As the call; `is_sorted` promises ascending experts."""
+        x = x[:, None]  # [N, 1, D]
+        gate = self.gate_proj(x, experts, is_sorted)
+        up = self.up_proj(x, experts, is_sorted)
+        return self.down_proj(nn.silu(gate) * up, experts, is_sorted)[:, 0]
+
+
+def empty_experts(num_experts: int, hidden_size: int, intermediate_size: int) -> Experts:
+    """Experts of zeros, lazily: their weights are loaded later."""
+    inner = mx.zeros((num_experts, intermediate_size, hidden_size))
+    outer = mx.zeros((num_experts, hidden_size, intermediate_size))
+    return Experts(ExpertLinear(inner), ExpertLinear(inner), ExpertLinear(outer))

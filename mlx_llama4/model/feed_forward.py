@@ -1,7 +1,17 @@
 """The gated MLP of dense layers and of shared experts."""
 
+from collections.abc import Iterator
+
 import mlx.core as mx
 from mlx import nn
+
+from mlx_llama4.memory import FEED_FORWARD_ROWS
+
+
+def row_slices(rows: int) -> Iterator[tuple[int, int]]:
+    """Starts and stops of as many rows as may have their inner activations in memory at once."""
+    for start in range(0, rows, FEED_FORWARD_ROWS):
+        yield start, min(start + FEED_FORWARD_ROWS, rows)
 
 
 class FeedForward(nn.Module):
@@ -14,4 +24,11 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) <= FEED_FORWARD_ROWS:
+            return self._apply(x)
+        pieces = [self._apply(rows[start:stop]) for start, stop in row_slices(len(rows))]
+        return mx.concatenate(pieces).reshape(x.shape)
+
+    def _apply(self, x: mx.array) -> mx.array:
         return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))

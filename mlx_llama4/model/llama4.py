@@ -4,6 +4,7 @@ Module names are the tensor names of an MLX folder (tensors.py). Knows ids and p
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -20,6 +21,9 @@ from mlx_llama4.model.fusion import fuse
 from mlx_llama4.model.projector import MultiModalProjector
 from mlx_llama4.model.vision import VisionModel
 from mlx_llama4.quantization import KVQuantization
+
+if TYPE_CHECKING:
+    from mlx_llama4.offload.expert_cache import ExpertCache, StreamingStatistics
 
 # The most queries of one attention call. Where no fused kernel exists, fewer go at once as keys
 # grow more (memory.queries_at_once).
@@ -74,12 +78,18 @@ class Llama4(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        self.expert_cache: ExpertCache | None = None  # where experts are read from the disk
         self.language_model = LanguageModel(config.text)
         if config.vision is not None:
             self.vision_model = VisionModel(config.vision)
             self.multi_modal_projector = MultiModalProjector(
                 config.vision.vision_output_dim, config.text.hidden_size
             )
+
+    @property
+    def expert_statistics(self) -> "StreamingStatistics | None":
+        """None: all experts are in memory."""
+        return None if self.expert_cache is None else self.expert_cache.statistics
 
     def __call__(
         self,

@@ -8,34 +8,8 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_llama4.config import TextConfig
-from mlx_llama4.model.expert_linear import ExpertLinear
+from mlx_llama4.model.expert_linear import empty_experts
 from mlx_llama4.model.feed_forward import FeedForward
-
-# From this many routed inputs on, they are sorted by expert, so that each expert's weights are
-# read once and its inputs form one matmul.
-SORT_FROM = 64
-
-
-class Experts(nn.Module):
-    """The routed experts' gated MLPs, stacked."""
-
-    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int):
-        super().__init__()
-        self.gate_proj = ExpertLinear(num_experts, hidden_size, intermediate_size)
-        self.up_proj = ExpertLinear(num_experts, hidden_size, intermediate_size)
-        self.down_proj = ExpertLinear(num_experts, intermediate_size, hidden_size)
-
-    def __call__(self, x: mx.array, experts: mx.array) -> mx.array:
-        """x [N, D], experts int [N] → [N, D]"""
-        is_sorted = experts.size >= SORT_FROM
-        if is_sorted:
-            order = mx.argsort(experts)
-            x, experts = x[order], experts[order]
-        x = x[:, None]  # [N, 1, D]
-        gate = self.gate_proj(x, experts, is_sorted)
-        up = self.up_proj(x, experts, is_sorted)
-        x = self.down_proj(nn.silu(gate) * up, experts, is_sorted)[:, 0]
-        return x[mx.argsort(order)] if is_sorted else x
 
 
 class MixtureOfExperts(nn.Module):
@@ -43,15 +17,17 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.num_experts_per_tok = text.num_experts_per_tok
         self.router = nn.Linear(text.hidden_size, text.num_local_experts, bias=False)
-        self.experts = Experts(text.num_local_experts, text.hidden_size, text.intermediate_size)
+        self.experts = empty_experts(
+            text.num_local_experts, text.hidden_size, text.intermediate_size
+        )
         self.shared_expert = FeedForward(text.hidden_size, text.intermediate_size)
 
     def __call__(self, x: mx.array) -> mx.array:
         """[B, L, D] → [B, L, D]"""
         batch, length, hidden = x.shape
-        routed = self.experts(*self.route(x))
-        routed = routed.reshape(batch, length, -1, hidden).sum(axis=-2)
-        return self.shared_expert(x) + routed
+        shared = self.shared_expert(x)
+        routed = self.experts(*self.route(x), shared)
+        return shared + routed.reshape(batch, length, -1, hidden).sum(axis=-2)
 
     def route(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """x [B, L, D] → what the experts are given, [N, D], and which expert takes it, int [N].

@@ -1,0 +1,207 @@
+"""The experts that are in memory, and fetching the others."""
+
+import time
+import weakref
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_llama4.offload.budget import ExpertStreaming, plan_slots
+from mlx_llama4.offload.expert_store import ExpertStore, ExpertTensor, Reading, layer_experts
+from mlx_llama4.offload.heat import Heat
+from mlx_llama4.offload.slot_bank import Slot, SlotBank
+
+
+@dataclass
+class StreamingStatistics:
+    """Since the model was loaded.
+
+    hits, misses: experts that a step of a layer needed and that were in memory or not; where all
+    are, as many hits as there can have been. waiting_seconds: that computing waited for reads.
+    read_backs: how often the host waited for a router's output, and read_back_seconds how long,
+    computing what led to it included.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    bytes_read: int = 0
+    waiting_seconds: float = 0.0
+    read_backs: int = 0
+    read_back_seconds: float = 0.0
+
+    def since(self, before: "StreamingStatistics") -> "StreamingStatistics":
+        """What came after an earlier state of the same."""
+        return StreamingStatistics(
+            **{name: value - getattr(before, name) for name, value in vars(self).items()}
+        )
+
+
+class ExpertCache:
+    """Of a whole model: its store, what passes through, and what is not computed to the end."""
+
+    def __init__(self, layers: dict[int, tuple[ExpertTensor, ...]], streaming: ExpertStreaming):
+        self.store = ExpertStore(layers, streaming.page_cache)
+        self.statistics = StreamingStatistics()
+        needs = [layer_experts(tensors) for tensors in layers.values()]
+        plan = plan_slots(needs, streaming.memory)
+        lanes = {
+            need.packing: SlotBank(tensors, plan.lanes).slots
+            for need, tensors in zip(needs, layers.values(), strict=True)
+        }
+        self.layers = {
+            layer: LayerCache(self, layer, need.count, slots, lanes[need.packing])
+            for layer, need, slots in zip(layers, needs, plan.slots, strict=True)
+        }
+        self._unfinished: list[mx.array] = []
+        weakref.finalize(self, mx.set_cache_limit, mx.set_cache_limit(plan.buffers))
+
+    def read_back(self, chosen: mx.array, meanwhile: mx.array) -> np.ndarray:
+        """The router's choice on the host, `meanwhile` then being computed.
+
+        All that was computed with slots before is then evaluated, so they may be written to.
+        """
+        started_at = time.perf_counter()
+        mx.async_eval(chosen, *self._unfinished)
+        mx.async_eval(meanwhile)
+        numbers = np.array(chosen)
+        self._unfinished.clear()
+        self.statistics.read_backs += 1
+        self.statistics.read_back_seconds += time.perf_counter() - started_at
+        return numbers
+
+    def computing(self, output: mx.array) -> mx.array:
+        """The same array; nothing it is computed with is written to until it is evaluated."""
+        self._unfinished.append(output)
+        return output
+
+    def finish(self, reading: Reading) -> None:
+        started_at = time.perf_counter()
+        reading.finish()
+        self.statistics.waiting_seconds += time.perf_counter() - started_at
+        self.statistics.bytes_read += reading.nbytes
+
+
+class LayerCache:
+    """Of one MoE layer. held: expert → its slot; the one record of who lies where, so that whatever
+    interrupts a read leaves a slot free and no expert half there.
+    """
+
+    def __init__(
+        self, cache: ExpertCache, layer: int, num_experts: int, slots: int, lanes: list[Slot]
+    ):
+        self.cache = cache
+        self.heat = Heat(num_experts)
+        self.held: dict[int, Slot] = {}
+        self.capacity = slots
+        self._layer = layer
+        self._lanes = lanes
+        self._bank: SlotBank | None = None
+
+    @property
+    def bank(self) -> SlotBank:
+        """Made when it is first needed: a short question on a large model may not get so far."""
+        if self._bank is None:
+            self._bank = SlotBank(self.cache.store.layers[self._layer], self.capacity)
+        return self._bank
+
+    @property
+    def holds_all(self) -> bool:
+        return len(self.held) == len(self.heat.values)
+
+    def count(self, needed: Collection[int]) -> None:
+        hits = sum(expert in self.held for expert in needed)
+        self.cache.statistics.hits += hits
+        self.cache.statistics.misses += len(needed) - hits
+
+    def hold(self, needed: Collection[int]) -> None:
+        """Have all of these in slots, of which there must be as many."""
+        missing = [expert for expert in needed if expert not in self.held]
+        slots = self._make_room(len(missing), needed)
+        under_way = []
+        try:
+            for expert, slot in zip(missing, slots, strict=True):
+                under_way.append((expert, slot, self._start(expert, slot)))
+            for expert, slot, reading in under_way:
+                self.cache.finish(reading)
+                self.held[expert] = slot
+        finally:
+            for _, _, reading in under_way:
+                reading.abandon()
+
+    def pass_through(self, needed: Sequence[int]) -> Iterator[tuple[int, Slot]]:
+        """Each of these and the slot it lies in; while the caller computes with one, others are
+        read. It notes on the slot what it computes. Afterwards the hottest are held.
+        """
+        ranked = self.heat.coldest_first([*{*needed, *self.held}])
+        staying = set(ranked[len(ranked) - self.capacity :])
+        ready = {expert: self.held[expert] for expert in needed if expert in self.held}
+        missing = [expert for expert in needed if expert not in self.held]
+        passing = [expert for expert in missing if expert not in staying]
+        jobs = [(expert, self._lanes[i % len(self._lanes)]) for i, expert in enumerate(passing)]
+        kept = [expert for expert in missing if expert in staying]
+        jobs += zip(kept, self._slots_besides(staying), strict=False)
+        yield from self._read_ahead(jobs, ready)
+        for slot in (*self._lanes, *self.bank.slots):
+            slot.users.clear()  # part of the caller's output, which the cache looks after
+
+    def _read_ahead(
+        self, jobs: Sequence[tuple[int, Slot]], ready: dict[int, Slot]
+    ) -> Iterator[tuple[int, Slot]]:
+        """jobs: experts to read, and where to. ready: those that are there, for the waits; it is
+        emptied.
+        """
+        under_way: deque[tuple[int, Slot, Reading]] = deque()
+        try:
+            for expert, slot in jobs:
+                if len(under_way) == len(self._lanes):
+                    yield from _while_reading(under_way[0][2], ready)
+                    yield self._finish(*under_way.popleft())
+                for former in [former for former, held in ready.items() if held is slot]:
+                    yield former, ready.pop(former)  # or it would be read again
+                under_way.append((expert, slot, self._start(expert, slot)))
+            while under_way:
+                yield from _while_reading(under_way[0][2], ready)
+                yield self._finish(*under_way.popleft())
+            yield from ready.items()
+        finally:
+            for _, _, reading in under_way:
+                reading.abandon()
+
+    def _start(self, expert: int, slot: Slot) -> Reading:
+        for former, held in list(self.held.items()):
+            if held is slot:
+                del self.held[former]
+        slot.vacate()
+        slot.reading = self.cache.store.read(self._layer, expert, slot.places)
+        return slot.reading
+
+    def _finish(self, expert: int, slot: Slot, reading: Reading) -> tuple[int, Slot]:
+        self.cache.finish(reading)
+        if slot.bank is self._bank:
+            self.held[expert] = slot
+        return expert, slot
+
+    def _make_room(self, count: int, needed: Collection[int]) -> list[Slot]:
+        """Slots for so many more: free ones, then those of the coldest that are not needed."""
+        others = [expert for expert in self.held if expert not in needed]
+        going = [self.held[expert] for expert in self.heat.coldest_first(others)]
+        return [*self._free(), *going][:count]
+
+    def _slots_besides(self, staying: Collection[int]) -> list[Slot]:
+        going = [slot for expert, slot in self.held.items() if expert not in staying]
+        return [*self._free(), *going]
+
+    def _free(self) -> list[Slot]:
+        taken = {slot.index for slot in self.held.values()}
+        return [slot for slot in self.bank.slots if slot.index not in taken]
+
+
+def _while_reading(reading: Reading, ready: dict[int, Slot]) -> Iterator[tuple[int, Slot]]:
+    """Of those that are there, as many as are computed before the read is done."""
+    while ready and not reading.is_done:
+        expert, slot = ready.popitem()
+        yield expert, slot
+        mx.eval(slot.users)  # or all would be queued at once, before what is being read

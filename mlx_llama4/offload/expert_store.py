@@ -1,0 +1,215 @@
+"""Where each expert lies in the shards of a model folder, and reading it into a place of its own.
+
+An expert's rows of a stacked tensor are one contiguous range of bytes, so the folder is read as it
+is: by positioned reads, many at once, straight into the memory of the arrays that compute with
+them. Needs no MLX.
+"""
+
+import fcntl
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlx_llama4.config import Config
+from mlx_llama4.convert.checkpoint import Checkpoint, StoredTensor
+from mlx_llama4.convert.matching import stored_quantization
+from mlx_llama4.errors import CheckpointError, RunError
+from mlx_llama4.offload.budget import LayerExperts
+from mlx_llama4.offload.float_types import BITS, as_type
+from mlx_llama4.quantization import Quantization
+
+# An SSD is fastest with many requests in its queue.
+READERS = 8
+PIECE_BYTES = 2 * 2**20
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+ITEMS = {"U32": np.uint32, "U8": np.uint8} | BITS
+
+
+@dataclass(frozen=True)
+class ExpertTensor:
+    """One of the stacked tensors of a layer's experts, [experts, out, columns].
+
+    name: "weight", "scales" or "biases". dtype: of the values in memory, as safetensors spells
+    it. quantization: of the projection; None: not packed.
+    """
+
+    projection: str
+    name: str
+    stored: StoredTensor
+    dtype: str
+    quantization: Quantization | None
+
+    @property
+    def rows(self) -> int:
+        """Of one expert."""
+        return self.stored.shape[1]
+
+    @property
+    def columns(self) -> int:
+        return self.stored.shape[2]
+
+    @property
+    def expert_bytes(self) -> int:
+        """Of one expert, in memory."""
+        return self.rows * self.columns * np.dtype(ITEMS[self.dtype]).itemsize
+
+
+def expert_tensors(
+    checkpoint: Checkpoint, config: Config, float_dtype: str
+) -> dict[int, tuple[ExpertTensor, ...]]:
+    """MoE layer → the tensors of its experts, in a folder that is known to match its config.
+
+    float_dtype: of all floats in memory: "F32", "BF16" or "F16".
+    """
+    return {
+        layer: tuple(
+            ExpertTensor(
+                projection,
+                name,
+                stored,
+                float_dtype if stored.dtype in BITS else stored.dtype,
+                quantization,
+            )
+            for projection in PROJECTIONS
+            for name, stored, quantization in _stored(checkpoint, config, layer, projection)
+        )
+        for layer, kind in enumerate(config.text.layers)
+        if kind.feed_forward == "moe"
+    }
+
+
+def is_routed_expert(name: str) -> bool:
+    """Is a tensor of this name read expert by expert?"""
+    return ".feed_forward.experts." in name
+
+
+def _stored(
+    checkpoint: Checkpoint, config: Config, layer: int, projection: str
+) -> list[tuple[str, StoredTensor, Quantization | None]]:
+    module = f"language_model.model.layers.{layer}.feed_forward.experts.{projection}"
+    is_packed = f"{module}.scales" in checkpoint.tensors
+    quantization = stored_quantization(checkpoint, config, module) if is_packed else None
+    return [
+        (name, checkpoint.tensors[f"{module}.{name}"], quantization)
+        for name in ("weight", "scales", "biases")
+        if f"{module}.{name}" in checkpoint.tensors
+    ]
+
+
+def layer_experts(tensors: Sequence[ExpertTensor]) -> LayerExperts:
+    """What the budget has to know of a layer."""
+    return LayerExperts(
+        count=tensors[0].stored.shape[0],
+        expert_bytes=sum(tensor.expert_bytes for tensor in tensors),
+        packing=tuple(
+            (one.projection, one.name, one.rows, one.columns, one.dtype, one.quantization)
+            for one in tensors
+        ),
+    )
+
+
+class Reading:
+    """Reads of one expert that are under way."""
+
+    def __init__(self, pieces: list[Future[None]], nbytes: int):
+        self._pieces = pieces
+        self.nbytes = nbytes
+
+    @property
+    def is_done(self) -> bool:
+        return all(piece.done() for piece in self._pieces)
+
+    def finish(self) -> None:
+        """Wait for it. Raises RunError if a piece could not be read."""
+        for piece in self._pieces:
+            piece.result()
+
+    def abandon(self) -> None:
+        """What was not begun is not read; returns when nothing writes any more."""
+        for piece in self._pieces:
+            piece.cancel()
+        wait(self._pieces)
+
+
+class ExpertStore:
+    """The open shards. page_cache: may the system keep what was read.
+
+    Holds each file open, so that experts can still be read once it was moved or deleted.
+    """
+
+    def __init__(self, layers: dict[int, tuple[ExpertTensor, ...]], page_cache: bool = True):
+        self.layers = layers
+        self._page_cache = page_cache
+        self._files: dict[Path, int] = {}
+        weakref.finalize(self, _close, self._files)
+        for file in sorted({tensor.stored.file for one in layers.values() for tensor in one}):
+            self._open(file)
+        self._readers = ThreadPoolExecutor(READERS, "expert reader")
+        self._buffers = threading.local()
+
+    def read(self, layer: int, expert: int, places: Sequence[np.ndarray]) -> Reading:
+        """Begin to read an expert. places: for each of the layer's tensors [rows, columns], of the
+        integers that hold its values' bits; nothing else may use them until it is finished.
+        """
+        pieces: list[Future[None]] = []
+        nbytes = 0
+        for tensor, place in zip(self.layers[layer], places, strict=True):
+            row_bytes = tensor.columns * np.dtype(ITEMS[tensor.stored.dtype]).itemsize
+            step = max(PIECE_BYTES // row_bytes, 1)
+            start = tensor.stored.offset + expert * tensor.rows * row_bytes
+            nbytes += tensor.rows * row_bytes
+            for row in range(0, tensor.rows, step):
+                rows, offset = place[row : row + step], start + row * row_bytes
+                pieces.append(self._readers.submit(self._read_rows, tensor, rows, offset))
+        return Reading(pieces, nbytes)
+
+    def _open(self, file: Path) -> None:
+        try:
+            descriptor = os.open(file, os.O_RDONLY)
+        except OSError as failure:
+            raise CheckpointError(f"cannot read {file}: {failure.strerror}") from None
+        self._files[file] = descriptor
+        if sys.platform == "darwin" and not self._page_cache:
+            fcntl.fcntl(descriptor, fcntl.F_NOCACHE, 1)
+
+    def _read_rows(self, tensor: ExpertTensor, rows: np.ndarray, offset: int) -> None:
+        stored = tensor.stored
+        if tensor.dtype == stored.dtype and rows.flags.c_contiguous:
+            self._read_bytes(stored.file, memoryview(rows).cast("B"), offset)
+            return
+        items = self._buffer(rows.size * np.dtype(ITEMS[stored.dtype]).itemsize)
+        self._read_bytes(stored.file, memoryview(items), offset)
+        bits = items.view(ITEMS[stored.dtype]).reshape(rows.shape)
+        rows[:] = as_type(bits, stored.dtype, tensor.dtype)
+
+    def _buffer(self, nbytes: int) -> np.ndarray:
+        """Of this thread, uint8; what it held is lost."""
+        held = getattr(self._buffers, "bytes", None)
+        if held is None or len(held) < nbytes:
+            held = self._buffers.bytes = np.empty(nbytes, np.uint8)
+        return held[:nbytes]
+
+    def _read_bytes(self, file: Path, into: memoryview, offset: int) -> None:
+        start, length, descriptor = offset, len(into), self._files[file]
+        try:
+            while into:
+                count = os.preadv(descriptor, [into], offset)
+                if count == 0:
+                    raise RunError(f"{file} became shorter while it was in use; download it again")
+                into, offset = into[count:], offset + count
+            if not self._page_cache and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
+        except OSError as failure:
+            raise RunError(f"cannot read {file}: {failure.strerror or failure}") from None
+
+
+def _close(files: dict[Path, int]) -> None:
+    for descriptor in files.values():
+        os.close(descriptor)

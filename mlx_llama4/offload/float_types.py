@@ -1,0 +1,28 @@
+"""Stored floats as another type, without MLX: on a reading thread, straight into its place."""
+
+import numpy as np
+
+# Integers that hold the bits of a type, as safetensors spells it.
+BITS = {"F32": np.uint32, "BF16": np.uint16, "F16": np.uint16}
+
+
+def as_type(bits: np.ndarray, source: str, target: str) -> np.ndarray:
+    """Bits of floats (of dtype BITS[source]) → bits of the same in `target`, rounded to the
+    nearest, ties to even, as MLX does.
+    """
+    if source == target:
+        return bits
+    if source == "BF16":
+        wide = bits.astype(np.uint32) << 16
+    elif source == "F16":
+        wide = bits.view(np.float16).astype(np.float32).view(np.uint32)
+    else:
+        wide = bits
+    if target == "F32":
+        return wide
+    if target == "F16":
+        with np.errstate(over="ignore"):
+            return wide.view(np.float32).astype(np.float16).view(np.uint16)
+    rounded = wide + 0x7FFF + ((wide >> 16) & 1)
+    is_nan = (wide & 0x7FFFFFFF) > 0x7F800000  # rounding could turn it into something else
+    return np.where(is_nan, 0x7FC0, rounded >> 16).astype(np.uint16)
