@@ -12,7 +12,9 @@ import pytest
 
 from mlx_llama4.config import parse_config
 from mlx_llama4.errors import InputError, OutputError, RunError
+from mlx_llama4.load import load_model
 from mlx_llama4.model.llama4 import ATTENTION_STEP, Llama4
+from mlx_llama4.offload.budget import ExpertStreaming
 from mlx_llama4.offload.recorder import RoutingRecorder
 from mlx_llama4.offload.trace import RoutingTrace, TraceHeader, read_trace
 from tests import tiny
@@ -80,6 +82,20 @@ def test_recording_changes_nothing_and_ends(
     assert all(map(mx.array_equal, before, after))
     assert [layer.feed_forward.experts for layer in layers] == experts
     assert (tmp_path / "trace").stat().st_size == size > 0
+
+
+def test_streamed_experts_are_recorded_alike(
+    golden_folder: Callable[[str], Path], golden_model: Callable[[str], Llama4], tmp_path: Path
+) -> None:
+    ids = tiny.text_ids(PROMPT + 3, seed=4)
+    resident = record(golden_model("scout"), ids, tmp_path / "resident")
+    model = load_model(golden_folder("scout"), mx.float32, ExpertStreaming(2 * 10**6))
+    layers = model.language_model.model.layers
+    experts = [layer.feed_forward.experts for layer in layers]
+    assert record(model, ids, tmp_path / "streamed") == resident
+    assert [layer.feed_forward.experts for layer in layers] == experts
+    assert model.expert_statistics is not None
+    assert model.expert_statistics.misses > 0
 
 
 def test_more_than_one_expert_a_token(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ class _RecordedExperts(nn.Module):
         self._layer = layer
         self._record = record
 
-    def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, chosen: mx.array, meanwhile: mx.array) -> mx.array:
         """As the experts' own."""
         self._record(self._layer, chosen.tolist())
-        return self.experts(x, chosen)
+        return self.experts(x, chosen, meanwhile)
