@@ -19,10 +19,11 @@ from benchmarks.report import write_whole
 from benchmarks.shares import Share, total
 from mlx_llama4.cli import terminal
 from mlx_llama4.errors import InputError
+from mlx_llama4.offload.heat import HALF_LIFE
 from mlx_llama4.offload.trace import RoutingTrace, TraceHeader, read_trace
 
 SLOT_SHARES = (0.1, 0.25, 0.5, 0.75)  # of a layer's experts
-HALF_LIVES = (16, 64, 256, 1024)  # tokens
+HALF_LIVES = (16, 32, 64, 128, 256, 1024)  # tokens
 
 # A pass as a layer met it: the experts that its tokens chose, and whether it counts.
 Pass = tuple[Sequence[int], bool]
@@ -178,9 +179,10 @@ def later_policies(has_others: bool) -> dict[str, Policy]:
         "least recently used": lambda layer, slots: LeastRecentlyUsed(slots)
     }
     for half_life in HALF_LIVES:
-        name = f"most often used, half-life {half_life}"
-        policies[name] = _most_often(half_life)
-        policies[f"{name}, the missed one always in"] = _most_often(half_life, always=True)
+        policies[_name(half_life)] = _most_often(half_life)
+    policies[f"{_name(HALF_LIFE)}, colder ones pass through"] = _most_often(
+        HALF_LIFE, only_hotter=True
+    )
     policies["pinned, by the first half"] = lambda layer, slots: Pinned(
         slots, uses_of([layer.passes[: layer.half]])
     )
@@ -191,29 +193,29 @@ def later_policies(has_others: bool) -> dict[str, Policy]:
 
 
 def starting_policies(has_others: bool) -> dict[str, Policy]:
-    """heat: of the other sessions, kept for the next start."""
     policies: dict[str, Policy] = {
-        "least recently used": lambda layer, slots: LeastRecentlyUsed(slots)
+        "least recently used": lambda layer, slots: LeastRecentlyUsed(slots),
+        f"{_name(HALF_LIFE)}, nothing remembered": _most_often(HALF_LIFE),
     }
-    for half_life in HALF_LIVES:
-        name = f"most often used, half-life {half_life}"
-        policies[name] = _most_often(half_life)
-        if has_others:
-            policies[f"{name}, scores of the session before"] = _most_often(half_life, left_heat)
-            policies[f"{name}, all sessions' shares"] = _most_often(half_life, long_heat)
     if has_others:
+        policies["heat that the session before left"] = _most_often(HALF_LIFE, left_heat)
+        policies["heat by all other sessions alike"] = _most_often(HALF_LIFE, long_heat)
         policies["pinned, by the other sessions"] = _pinned_by_others
     policies["optimum (needs the future)"] = _optimum
     return policies
 
 
+def _name(half_life: int) -> str:
+    return f"most often used, half-life {half_life}"
+
+
 def _most_often(
     half_life: int,
     heat: Callable[[LayerSession, int], dict[int, float]] = lambda layer, half_life: {},
-    always: bool = False,
+    only_hotter: bool = False,
 ) -> Policy:
     return lambda layer, slots: LeastFrequentlyUsed(
-        slots, half_life, layer.experts_per_token, heat(layer, half_life), always
+        slots, half_life, layer.experts_per_token, heat(layer, half_life), only_hotter
     )
 
 
@@ -273,7 +275,7 @@ def _print(
 
 def _print_rates(header: TraceHeader, heading: str, rates: HitRates) -> None:
     slots = slot_counts(header.num_experts)
-    rows = [(heading, *(f"{count} slots ({count / header.num_experts:.0%})" for count in slots))]
+    rows = [(heading, *(f"{count} of {header.num_experts}" for count in slots))]
     for name, row in rates.items():
         rows.append((name, *(f"{row[count].value:.1%}" for count in slots)))
     terminal.line()

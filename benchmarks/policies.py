@@ -39,8 +39,8 @@ class LeastRecentlyUsed:
 class LeastFrequentlyUsed:
     """The experts used most often, where a use counts half as much after `half_life` tokens.
 
-    heat: scores to begin with, a use of the first token counting 1. always: does an expert that
-    was missed take a slot even if all that are held have higher scores.
+    heat: scores to begin with, a use of the first token counting 1. only_hotter: does an expert
+    that was missed pass through if all that are held have higher scores, rather than take a slot.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class LeastFrequentlyUsed:
         half_life: float,
         per_token: int = 1,
         heat: Mapping[int, float] | None = None,
-        always: bool = False,
+        only_hotter: bool = False,
     ):
         self._slots = slots
         self._growth = 2 ** (1 / (half_life * per_token))
-        self._always = always
+        self._only_hotter = only_hotter
         # Instead of all scores shrinking with every use, what a use counts grows.
         self._weight = 1.0
         self._scores: dict[int, float] = dict(heat or {})
@@ -78,11 +78,11 @@ class LeastFrequentlyUsed:
 
     def _evict(self, experts: Sequence[int]) -> None:
         new = set(experts)
-        if self._always and len(new) <= self._slots:
+        if self._only_hotter or len(new) > self._slots:
+            self._held = set(self._hottest(self._held | new))
+        else:
             rest = self._hottest(self._held - new)
             self._held = new | set(rest[: self._slots - len(new)])
-        else:
-            self._held = set(self._hottest(self._held | new))
 
     def _hottest(self, experts: Iterable[int]) -> list[int]:
         return sorted(experts, key=lambda expert: (-self._scores[expert], expert))[: self._slots]

@@ -43,18 +43,20 @@ def test_least_recently_used_keeps_a_prompts_last() -> None:
     assert hits(LeastRecentlyUsed(2), each("0123 3 2 1")) == [0, 1, 1, 0]
 
 
-def test_least_frequently_used_lets_one_time_guests_pass() -> None:
+def test_least_frequently_used() -> None:
     passes = each("0 0 1 1 2 0 1")
-    assert hits(LeastFrequentlyUsed(2, half_life=100), passes) == [0, 1, 0, 1, 0, 1, 1]
-    # Made to take 2 in, it gives up 0, the older of two with as many uses.
-    always = LeastFrequentlyUsed(2, half_life=100, always=True)
-    assert hits(always, passes) == [0, 1, 0, 1, 0, 0, 1]
+    picky = LeastFrequentlyUsed(2, half_life=100, only_hotter=True)
+    assert hits(picky, passes) == [0, 1, 0, 1, 0, 1, 1]
+    # Taking 2 in, it gives up 0, the older of two with as many uses, and then 2 for 0.
+    assert hits(LeastFrequentlyUsed(2, half_life=100), passes) == [0, 1, 0, 1, 0, 0, 1]
 
 
 def test_a_short_half_life_forgets() -> None:
     passes = each("0 0 0 1 2 1 2 0")
-    assert hits(LeastFrequentlyUsed(2, half_life=100), passes)[-1] == 1
-    assert hits(LeastFrequentlyUsed(2, half_life=0.5), passes)[-1] == 0
+    for only_hotter in (False, True):
+        for half_life, hit in ((100, 1), (0.5, 0)):
+            bank = LeastFrequentlyUsed(2, half_life, only_hotter=only_hotter)
+            assert hits(bank, passes)[-1] == hit
 
 
 def test_scores_halve_with_the_half_life() -> None:
@@ -209,7 +211,7 @@ def test_eviction_from_end_to_end(tmp_path: Path) -> None:
     report = json.loads(out.read_text())
     assert report["second_half"]["least recently used"]["1"] == {"hits": 6, "uses": 8}
     assert "sessions  2, with 2 tokens of prompts and 8 generated" in result.stdout
-    assert "1 slots (12%)" in result.stdout
+    assert "1 of 8  2 of 8" in result.stdout
     files[1].write_text("{}\n")
     result = benchmark("eviction", *files)
     assert result.returncode == 2
