@@ -13,6 +13,7 @@ from mlx_llama4.offload.budget import ExpertStreaming, plan_slots
 from mlx_llama4.offload.expert_store import ExpertStore, ExpertTensor, Reading, layer_experts
 from mlx_llama4.offload.heat import Heat
 from mlx_llama4.offload.slot_bank import Slot, SlotBank
+from mlx_llama4.offload.warming import Warming
 
 
 @dataclass
@@ -56,7 +57,22 @@ class ExpertCache:
             for layer, need, slots in zip(layers, needs, plan.slots, strict=True)
         }
         self._unfinished: list[mx.array] = []
+        self._warming: Warming | None = None
         weakref.finalize(self, mx.set_cache_limit, mx.set_cache_limit(plan.buffers))
+
+    def warm(self) -> None:
+        """Fill slots in the background, until the first step is computed."""
+        self._warming = Warming(self.layers.values())
+
+    def stop_warming(self) -> None:
+        if self._warming is not None:
+            self._warming.stop()
+            self._warming = None
+
+    @property
+    def heats(self) -> dict[int, Heat]:
+        """By layer."""
+        return {index: layer.heat for index, layer in self.layers.items()}
 
     def read_back(self, chosen: mx.array, meanwhile: mx.array) -> np.ndarray:
         """The router's choice on the host, `meanwhile` then being computed.
@@ -100,9 +116,8 @@ class LayerCache:
         self._lanes = lanes
         self._bank: SlotBank | None = None
 
-    @property
     def bank(self) -> SlotBank:
-        """Made when it is first needed: a short question on a large model may not get so far."""
+        """Made when it is first asked for: a model that is never used takes no more memory."""
         if self._bank is None:
             self._bank = SlotBank(self.cache.store.layers[self._layer], self.capacity)
         return self._bank
@@ -115,6 +130,13 @@ class LayerCache:
         hits = sum(expert in self.held for expert in needed)
         self.cache.statistics.hits += hits
         self.cache.statistics.misses += len(needed) - hits
+
+    def warm(self, rank: int) -> None:
+        """Hold the expert of this rank by heat, if it is not held and a slot is free."""
+        experts = self.heat.coldest_first(range(len(self.heat.values)))
+        expert, free = experts[-1 - rank], self._free()
+        if expert not in self.held and free:
+            self._finish(expert, free[0], self._start(expert, free[0]))
 
     def hold(self, needed: Collection[int]) -> None:
         """Have all of these in slots, of which there must be as many."""
@@ -144,7 +166,7 @@ class LayerCache:
         kept = [expert for expert in missing if expert in staying]
         jobs += zip(kept, self._slots_besides(staying), strict=False)
         yield from self._read_ahead(jobs, ready)
-        for slot in (*self._lanes, *self.bank.slots):
+        for slot in (*self._lanes, *self.bank().slots):
             slot.users.clear()  # part of the caller's output, which the cache looks after
 
     def _read_ahead(
@@ -196,7 +218,7 @@ class LayerCache:
 
     def _free(self) -> list[Slot]:
         taken = {slot.index for slot in self.held.values()}
-        return [slot for slot in self.bank.slots if slot.index not in taken]
+        return [slot for slot in self.bank().slots if slot.index not in taken]
 
 
 def _while_reading(reading: Reading, ready: dict[int, Slot]) -> Iterator[tuple[int, Slot]]:

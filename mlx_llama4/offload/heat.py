@@ -1,8 +1,15 @@
 """How much each expert of a layer has been wanted of late: the colder goes first.
 
 A use counts half as much after HALF_LIFE further tokens, whether they came in one step or one by
-one.
+one. What was wanted is remembered beside the user's other caches, for the next start.
 """
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -22,5 +29,37 @@ class Heat:
         self.values *= 2 ** (-tokens / HALF_LIFE)
         self.values += np.bincount(chosen, weights, len(self.values))
 
-    def coldest_first(self, experts: list[int]) -> list[int]:
+    def coldest_first(self, experts: Iterable[int]) -> list[int]:
         return sorted(experts, key=self.values.__getitem__)
+
+
+def heat_file(model: str) -> Path:
+    """Where the heat of a model of this digest is remembered (identity.py)."""
+    caches = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    root = Path(os.environ.get("XDG_CACHE_HOME") or caches)
+    return root / "mlx-llama4" / "experts" / f"{model}.json"
+
+
+def recall(heats: Mapping[int, Heat], file: Path) -> None:
+    """Take over what a former run has left; nothing if that is not there, damaged or of other
+    sizes.
+    """
+    try:
+        stored = json.loads(file.read_bytes())
+        values = {layer: np.array(stored[str(layer)], float) for layer in heats}
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    fits = all(values[layer].shape == heat.values.shape for layer, heat in heats.items())
+    if fits and all(np.isfinite(one).all() and (one >= 0).all() for one in values.values()):
+        for layer, heat in heats.items():
+            heat.values = values[layer]
+
+
+def remember(heats: Mapping[int, Heat], file: Path) -> None:
+    """For the next run, if there is a place to write to: nothing depends on it."""
+    values = {layer: heat.values.round(6).tolist() for layer, heat in heats.items()}
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(values))
+        temporary.replace(file)

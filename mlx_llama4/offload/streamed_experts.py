@@ -27,18 +27,19 @@ class StreamedExperts:
         Raises RunError if an expert cannot be read.
         """
         layer = self._layer
+        layer.cache.stop_warming()
         if layer.holds_all:
             if self._all_slots is None:
                 self._all_slots = mx.array(self._slots_of(np.arange(len(layer.held))))
             layer.cache.statistics.hits += min(len(x), len(layer.held))
-            return layer.bank.experts(x, self._all_slots[experts], meanwhile)
+            return layer.bank().experts(x, self._all_slots[experts], meanwhile)
         numbers = layer.cache.read_back(experts, meanwhile)
         layer.heat.note(numbers, len(numbers) // self._num_experts_per_tok)
         needed = np.unique(numbers).tolist()
         layer.count(needed)
         if len(needed) <= layer.capacity and len(numbers) < SORT_FROM:
             layer.hold(needed)
-            output = layer.bank.experts(x, mx.array(self._slots_of(numbers)), meanwhile)
+            output = layer.bank().experts(x, mx.array(self._slots_of(numbers)), meanwhile)
         else:
             output = self._one_by_one(x, numbers, needed)
         return layer.cache.computing(output)
