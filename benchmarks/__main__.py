@@ -6,6 +6,7 @@ import sys
 import typer
 
 from benchmarks.convert import convert
+from benchmarks.eviction import eviction
 from benchmarks.needle import needle
 from benchmarks.positions import positions
 from benchmarks.prefill import prefill
@@ -22,7 +23,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for subject in (convert, quality, prefill, reuse, positions, needle, random_model, streaming):
+for subject in (
+    *(convert, quality, prefill, reuse, positions, needle),
+    *(streaming, eviction, random_model),
+):
     app.command()(subject)
 
 

@@ -18,7 +18,7 @@ from benchmarks.machine import this_machine
 from benchmarks.recall import Asked, Reading, Recall, as_json, heat_map, print_recall
 from benchmarks.report import write_whole
 from mlx_llama4.cli import terminal
-from mlx_llama4.cli.memory_check import check_memory
+from mlx_llama4.cli.memory_check import Task, check_memory
 from mlx_llama4.cli.options import Caching, KVBits, KVGroupSize, load_chat
 from mlx_llama4.errors import InputError
 from mlx_llama4.memory import PREFILL_SPAN
@@ -148,8 +148,9 @@ def _measure(
         for seed in range(1, count + 1)
     ]
     longest = max(haystack.tokens for _, _, haystack in drawn) + ROOM_TOKENS
-    check_memory(folder, longest, kv=packing)
-    chat = load_chat(folder, ChatOptions(max_tokens=ANSWER_TOKENS, kv_quantization=packing))
+    placement = check_memory(folder, Task(longest, longest, kv=packing))
+    settings = ChatOptions(max_tokens=ANSWER_TOKENS, kv_quantization=packing)
+    chat = load_chat(folder, settings, placement)
     limit = _lift_limit(chat.model, longest)
     # The demo has one way of saying it; others may put the code into words of their own.
     readings = [

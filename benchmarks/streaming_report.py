@@ -28,6 +28,8 @@ def _show_rate(rate: float) -> str:
 # the router, with the computing that leads to it.
 SPEED = Metric("tokens_per_second", "tokens/s", _show_rate)
 DECODING = (
+    # Less moved by what else the machine does.
+    Metric("cpu_seconds_a_token", "processor a token", show_seconds),
     Metric("hit_rate", "hits", show_share),
     Metric("bytes_a_token", "read a token", show_bytes),
     Metric("disk_bytes_a_token", "from the disk", show_bytes),
@@ -69,6 +71,7 @@ def derive(counts: Mapping[str, Mapping[str, float]], tokens: int) -> dict[str, 
     found = {
         "tokens_per_second": tokens / seconds,
         "seconds_a_token": seconds / tokens,
+        "cpu_seconds_a_token": decode["cpu_seconds"] / tokens,
         "disk_bytes_a_token": decode["disk_bytes"] / tokens,
         "prefill_seconds": prefill["seconds"],
     }

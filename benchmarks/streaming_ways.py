@@ -86,7 +86,8 @@ def from_disk():
     lines = path.read_text().splitlines() if path.exists() else []
     return sum(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
 def state():
-    seconds = {{"seconds": time.perf_counter(), "reading_seconds": reading_seconds}}
+    seconds = {{"seconds": time.perf_counter(), "cpu_seconds": time.process_time()}}
+    seconds["reading_seconds"] = reading_seconds
     return seconds | {{"disk_bytes": from_disk()}} | counted()
 def since(before):
     return {{name: value - before[name] for name, value in state().items()}}
@@ -105,14 +106,16 @@ steps = tokens(draw(settings["prompt"]), next_given, settings["warm_up"] + setti
 for _ in range(settings["warm_up"]):
     next(steps)
     empty_page_cache()
-before, emptying = state(), 0.0
+before, emptying, cpu_emptying = state(), 0.0, 0.0
 for _ in range(settings["tokens"]):
     next(steps)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     empty_page_cache()
     emptying += time.perf_counter() - start
+    cpu_emptying += time.process_time() - cpu_start
 decode = since(before)
 decode["seconds"] -= emptying
+decode["cpu_seconds"] -= cpu_emptying
 steps.close()
 prompt = draw(settings["long_prompt"])
 before = state()

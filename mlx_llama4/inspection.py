@@ -10,6 +10,7 @@ from mlx_llama4.convert.formats import Source, open_source, packing_names
 from mlx_llama4.convert.matching import Matching
 from mlx_llama4.convert.remote import open_remote
 from mlx_llama4.convert.sources import WeightSource
+from mlx_llama4.offload.expert_weights import layer_number
 
 RELEASES = {(48, 5120, 16): "Llama 4 Scout", (48, 5120, 128): "Llama 4 Maverick"}
 
@@ -23,6 +24,20 @@ class PartReport:
 
 
 @dataclass(frozen=True)
+class ExpertReport:
+    """Routed experts of one layer. expert_bytes: of one, as stored. files: the shards they are in,
+    by name.
+    """
+
+    layer: int
+    experts: int
+    expert_bytes: int
+    nbytes: int
+    stored_as: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Inspection:
     folder: str
     variant: str
@@ -30,6 +45,7 @@ class Inspection:
     layout: str
     quantization: str
     parts: tuple[PartReport, ...]
+    experts: tuple[ExpertReport, ...]
     problems: dict[str, list[str]]
     tensors: int
     files: int
@@ -73,6 +89,7 @@ def _inspect(name: str, source: Source) -> Inspection:
         layout="MLX layout" if source.matching.is_mlx else source.layout,
         quantization=_quantization(source.config, source.matching),
         parts=_parts(source.matching),
+        experts=_experts(source.matching),
         problems=source.matching.problems,
         tensors=len(source.checkpoint.tensors),
         files=len(source.checkpoint.files),
@@ -120,6 +137,29 @@ def _parts(matching: Matching) -> tuple[PartReport, ...]:
         PartReport(part, parameters[part], nbytes[part], tuple(sorted(stored_as[part])))
         for part in parameters
     )
+
+
+def _experts(matching: Matching) -> tuple[ExpertReport, ...]:
+    layers: dict[int, list[str]] = defaultdict(list)
+    for name, spec in matching.specs.items():
+        if spec.part == "routed experts" and name in matching.sources:
+            layers[layer_number(name)].append(name)
+    reports = []
+    for layer, names in layers.items():
+        count = matching.specs[names[0]].shape[0]
+        sources = [matching.sources[name] for name in names]
+        nbytes = sum(sum(t.nbytes for t in one.tensors) // len(one.targets) for one in sources)
+        reports.append(
+            ExpertReport(
+                layer,
+                count,
+                nbytes // count,
+                nbytes,
+                tuple(sorted({_stored_as(one) for one in sources})),
+                tuple(sorted({tensor.file.name for one in sources for tensor in one.tensors})),
+            )
+        )
+    return tuple(reports)
 
 
 def _stored_as(source: WeightSource) -> str:

@@ -14,12 +14,15 @@ from mlx_llama4.errors import InputError
 from mlx_llama4.quantization import KVQuantization, Quantization
 from mlx_llama4.tensors import Part, TensorSpec, model_tensors, quantized_tensors
 
-# What one attention step may materialise where there is no fused kernel: MLX's CPU backend.
-SCORE_BYTES = 512 * 2**20
+# What one attention step may materialise where there is no fused kernel: MLX's CPU backend. It
+# works ahead, so that several steps have theirs at once.
+SCORE_BYTES = 128 * 2**20
+STEPS_IN_FLIGHT = 6
 LEAST_QUERIES = 16  # fewer at once would take too long
 CACHE_BLOCK_TOKENS = 256  # caches grow by whole blocks of this many tokens
 PREFILL_SPAN = 2048  # tokens of a prompt that go through the layers together
 FEED_FORWARD_ROWS = 2048  # tokens of a longer span that pass through an MLP together
+SLICES_IN_FLIGHT = 3  # of so many, as MLX works ahead
 TILES_PER_BATCH = 8  # tiles of a picture that go through the vision tower together
 
 
@@ -61,17 +64,22 @@ def weight_bytes(
     """Bytes of each part of the model; `dtype_bytes` an element of what is not packed takes."""
     parts: dict[Part, int] = {}
     for name, spec in model_tensors(config).items():
-        quantization = quantization_of(name, spec)
-        if quantization is None:
-            nbytes = spec.size * dtype_bytes
-        else:
-            scale_bytes = dtype_bytes if quantization.mode == "affine" else 1
-            nbytes = sum(
-                math.prod(shape) * (4 if part == name else scale_bytes)
-                for part, shape in quantized_tensors(name, spec.shape, quantization).items()
-            )
+        nbytes = tensor_bytes(name, spec, quantization_of(name, spec), dtype_bytes)
         parts[spec.part] = parts.get(spec.part, 0) + nbytes
     return parts
+
+
+def tensor_bytes(
+    name: str, spec: TensorSpec, quantization: Quantization | None, dtype_bytes: int
+) -> int:
+    """Of a weight with its scales and biases."""
+    if quantization is None:
+        return spec.size * dtype_bytes
+    scale_bytes = dtype_bytes if quantization.mode == "affine" else 1
+    return sum(
+        math.prod(shape) * (4 if part == name else scale_bytes)
+        for part, shape in quantized_tensors(name, spec.shape, quantization).items()
+    )
 
 
 def cache_bytes(
@@ -131,7 +139,7 @@ def score_bytes(text: TextConfig, span: int, keys: int, dtype_bytes: int) -> int
     float32 scores of as many queries as go at once, and the keys laid out for the CPU.
     """
     queries = min(span, queries_at_once(text.num_attention_heads, keys))
-    scores = 4 * text.num_attention_heads * queries * keys
+    scores = 4 * text.num_attention_heads * keys * min(span, STEPS_IN_FLIGHT * queries)
     return scores + text.num_key_value_heads * text.head_dim * keys * dtype_bytes
 
 
@@ -140,15 +148,17 @@ def queries_at_once(heads: int, keys: int) -> int:
     return max(SCORE_BYTES // (4 * heads * keys), LEAST_QUERIES)
 
 
-def activation_bytes(text: TextConfig, span: int, dtype_bytes: int) -> int:
-    """Upper bound of what is in flight while `span` tokens pass through the layers.
+def activation_bytes(text: TextConfig, span: int, dtype_bytes: int, streamed: bool = False) -> int:
+    """Upper bound of what is in flight while `span` tokens pass through the layers, of which the
+    routed experts may be streamed.
 
     MLX works ahead and frees an array when what reads it is done, so more is alive than the
     arithmetic needs. Counted are ten arrays of the hidden size (residual, norms, queries, keys,
     values, routed inputs before and after sorting, outputs) and four of the inner width (gate,
     up, activation, product) for each MLP that a token takes; the CPU backend was measured to
-    stay within that. Attention scores are not counted: fused kernels make none, and without
-    them attention goes in steps.
+    stay within that. With streamed experts a longer span goes through its MLPs in slices, and up
+    to twelve arrays of the hidden size were seen. Attention scores are not counted: fused kernels
+    make none, and without them attention goes in steps.
     """
     inner = max(
         (1 + text.num_experts_per_tok) * text.intermediate_size
@@ -156,7 +166,10 @@ def activation_bytes(text: TextConfig, span: int, dtype_bytes: int) -> int:
         else text.intermediate_size_mlp
         for kind in text.layers
     )
-    return (span * (10 * text.hidden_size + 4 * inner) + text.vocab_size) * dtype_bytes
+    rows, hidden = span, 10 * text.hidden_size
+    if streamed and span > FEED_FORWARD_ROWS:
+        rows, hidden = min(span, SLICES_IN_FLIGHT * FEED_FORWARD_ROWS), 12 * text.hidden_size
+    return (span * hidden + rows * 4 * inner + text.vocab_size) * dtype_bytes
 
 
 def dequantized_bytes(

@@ -44,7 +44,8 @@ Fit = Literal["yes", "raised", "no"]
 class Usage:
     """What a model is to do. context: tokens of prompt and answer. dtype_bytes: of an element of
     activations and caches. tiles: of each picture in the prompt. span: tokens of a prefill step.
-    fused: attention materialises no scores, as on a GPU.
+    fused: attention materialises no scores, as on a GPU. streamed: routed experts are read from the
+    disk.
     """
 
     context: int
@@ -53,6 +54,7 @@ class Usage:
     tiles: tuple[int, ...] = ()
     span: int = PREFILL_SPAN
     fused: bool = True
+    streamed: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def need_of(config: Config, weights: int, usage: Usage) -> Need:
         weights=weights,
         cache=cache,
         features=feature_bytes(config, sum(usage.tiles), width),
-        activations=activation_bytes(text, span, width) + scores,
+        activations=activation_bytes(text, span, width, usage.streamed) + scores,
         dequantized=dequantized_bytes(text, context, width, usage.kv),
         growing=cache.global_layers // max(global_layers, 1),
         vision=vision,
@@ -170,17 +172,6 @@ def largest_context(config: Config, weights: int, usage: Usage, budget: int) -> 
         else:
             beyond = blocks
     return min(fitting * CACHE_BLOCK_TOKENS, limit)
-
-
-def streamed_weights(config: Config, parts: Mapping[Part, int]) -> int:
-    """Bytes that stay in memory when routed experts are read as tokens need them: all others, and
-    the least slots, in each layer as many as a token takes and one more to read into.
-    """
-    text, routed = config.text, parts.get("routed experts", 0)
-    layers = sum(kind.feed_forward == "moe" for kind in text.layers)
-    slot = -(-routed // max(layers * text.num_local_experts, 1))
-    slots = min((layers * text.num_experts_per_tok + 1) * slot, routed)
-    return sum(parts.values()) - routed + slots
 
 
 def machines_needed(need: Need, machine: Machine) -> int | None:
@@ -245,9 +236,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """chosen: the packing asked for; choices: that and the others there are. streamed: what
-    `chosen` takes with its routed experts left on the disk. machines: of this memory, that share
-    it; None if no number of them can.
+    """chosen: the packing asked for; choices: that and the others there are. machines: of this
+    memory, that share it; None if no number of them can.
     """
 
     subject: Subject
@@ -255,7 +245,6 @@ class MemoryPlan:
     usage: Usage
     chosen: Choice
     choices: tuple[Choice, ...]
-    streamed: Need
     machines: int | None
 
     @property
@@ -298,14 +287,12 @@ def make_plan(
         for one in ([None] if subject.stored is not None else []) + counts
     ]
     chosen = next(choice for choice in choices if choice.bits == wanted)
-    streamed = need_of(subject.config, streamed_weights(subject.config, chosen.weights), usage)
     return MemoryPlan(
         subject,
         machine,
         usage,
         chosen,
         tuple(choices),
-        streamed,
         machines_needed(chosen.need, machine),
     )
 

@@ -30,6 +30,7 @@ from tests.test_benchmark_convert import benchmark
 COUNTS = {
     "decode": {
         "seconds": 2.0,
+        "cpu_seconds": 3.0,
         "reading_seconds": 0.5,
         "disk_bytes": 400,
         "hits": 30,
@@ -149,6 +150,7 @@ def test_what_follows_from_counts() -> None:
         {
             "tokens_per_second": 5.0,
             "seconds_a_token": 0.2,
+            "cpu_seconds_a_token": 0.3,
             "disk_bytes_a_token": 40,
             "prefill_seconds": 3.0,
             "hit_rate": 0.75,
@@ -165,10 +167,11 @@ def test_what_follows_from_counts() -> None:
 
 
 def test_what_was_not_counted_is_not_there() -> None:
-    decode = {"seconds": 2.0, "reading_seconds": 0.0, "disk_bytes": 0}
+    decode = {"seconds": 2.0, "cpu_seconds": 3.0, "reading_seconds": 0.0, "disk_bytes": 0}
     resident = derive({"decode": decode, "prefill": {"seconds": 3.0}}, tokens=10)
     assert set(resident) == {
-        *("tokens_per_second", "seconds_a_token", "disk_bytes_a_token", "prefill_seconds")
+        *("tokens_per_second", "seconds_a_token", "cpu_seconds_a_token"),
+        *("disk_bytes_a_token", "prefill_seconds"),
     }
     all_held = COUNTS["decode"] | {"bytes_read": 0, "reading_seconds": 0.0, "misses": 0}
     found = derive(COUNTS | {"decode": all_held}, tokens=10)
@@ -182,10 +185,16 @@ def test_tables() -> None:
     speeds = [{"plain": Speed(2 * 10**9, 1.0, 0.5)}, {"plain": Speed(4 * 10**9, 1.0, 0.5)}]
     found = Found({}, Machine("a processor", 2, 8 * 10**9, "an OS"), runs, speeds)
     head, first, second = token_rows(found, "all")
-    assert head[:5] == ("median of rounds", "tokens/s", "of that in memory", "hits", "read a token")
+    assert head[:5] == (
+        "median of rounds",
+        "tokens/s",
+        "of that in memory",
+        "processor a token",
+        "hits",
+    )
     assert first[:5] == ("all", "10.00", "–", "–", "–")
     assert second == (
-        *("10%", "5.00", "0.50 (0.50 to 0.50)", "75%", "100 B", "40 B"),
+        *("10%", "5.00", "0.50 (0.50 to 0.50)", "0.30 s", "75%", "100 B", "40 B"),
         *("25%", "2 KB", "20%", "50%", "30%"),
     )
     assert speed_rows(speeds)[1] == ("plain", "3 GB", "50%")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_llama4.cli.memory_check import check_memory
+from mlx_llama4.cli.memory_check import Task, check_memory
+from mlx_llama4.cli.options import Experts, Where
 from mlx_llama4.config import load_config
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.stream import convert
@@ -228,9 +229,12 @@ def test_what_is_wrong_with_the_folder_comes_first(tmp_path: Path) -> None:
     assert "no config.json" in refused_on(small(1), "chat", "-m", tmp_path)
 
 
-def check(machine: Machine, monkeypatch: pytest.MonkeyPatch, *arguments: object, **more) -> None:
+def check(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, folder: Path, context: int | None = None
+) -> None:
+    """With all experts in memory."""
     monkeypatch.setattr("mlx_llama4.machine.this_machine", lambda: machine)
-    check_memory(*arguments, **more)
+    check_memory(folder, Task(context), Experts(Where.resident))
 
 
 def test_options_that_would_help(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,16 @@ def test_statistics(folders: Folders) -> None:
     assert decode.hits > 0
 
 
+def test_nothing_is_read_for_a_token_after_the_last(folders: Folders) -> None:
+    """Each is given out before the next is computed, so one that ends the answer costs no read."""
+    model, prompt = load_streamed(folders("maverick"), SOME), Prompt(text_ids(40)[0])
+    steps = generate(model, prompt, token_bytes=bytes, end_tokens=(), max_tokens=9)
+    next(steps)
+    assert model.expert_statistics.read_backs == 4
+    next(steps)
+    assert model.expert_statistics.read_backs == 8
+
+
 def test_a_long_step_reads_each_expert_once(folders: Folders) -> None:
     model = load_streamed(folders("maverick"), ONE_A_LAYER)
     mx.eval(model(mx.array(text_ids(150))))

@@ -1,15 +1,15 @@
 """`mlx-llama4 ask`: one question, one answer."""
 
-import dataclasses
 import json
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlx_llama4.cli import options, terminal
-from mlx_llama4.cli.memory_check import check_memory
+from mlx_llama4.cli.memory_check import Task, check_memory
 from mlx_llama4.errors import PromptError
 
 if TYPE_CHECKING:
@@ -41,10 +41,14 @@ def ask(
     top_k: options.TopK = None,
     seed: options.Seed = None,
     cache: options.Cache = None,
-    prefill_step: options.PrefillStep = 2048,
+    prefill_step: options.PrefillStep = None,
     kv_bits: options.KVBits = None,
     kv_group_size: options.KVGroupSize = None,
     kv_quantize_after: options.KVQuantizeAfter = None,
+    experts: options.ExpertPlace = options.Where.auto,
+    expert_memory: options.ExpertMemory = None,
+    page_cache: options.PageCache = True,
+    trace: options.Trace = None,
     force: options.Force = False,
 ) -> None:
     """Ask one question, with any number of pictures.
@@ -61,29 +65,26 @@ def ask(
         raise PromptError("the question is empty")
     sampling = options.Sampling(temperature, top_p, top_k, seed)
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
+    placing = options.expert_options(experts, expert_memory, page_cache)
     folder = find_folder(model, revision)
     chat_options = options.chat_options(folder, system, max_tokens, sampling, caching)
     chat_options.prefix_bytes = 0  # nothing comes after it
     held = options.open_cache(cache, folder, chat_options).tokens if cache is not None else 0
-    images = _check(folder, text, image or [], chat_options, held, force)
-    chat = options.load_chat(folder, chat_options)
-    if cache is not None:
-        chat.load(cache)
-    if as_json:
-        _answer_json(chat, text, images)
-    else:
-        _answer(chat, text, images)
+    images, task = _read(folder, text, image or [], chat_options, held)
+    placement = check_memory(folder, replace(task, span=prefill_step), placing, force=force)
+    with options.loaded_chat(folder, chat_options, placement, trace) as chat:
+        if cache is not None:
+            chat.load(cache)
+        if as_json:
+            _answer_json(chat, text, images)
+        else:
+            _answer(chat, text, images)
 
 
-def _check(
-    folder: Path,
-    text: str,
-    paths: list[Path],
-    chat_options: "ChatOptions",
-    held: int,
-    force: bool,
-) -> list["PromptImage"]:
-    """The pictures. Refuses all that can be refused before the weights are read.
+def _read(
+    folder: Path, text: str, paths: list[Path], chat_options: "ChatOptions", held: int
+) -> tuple[list["PromptImage"], Task]:
+    """The pictures, and what will have to be done. Refuses a prompt that the model cannot take.
 
     held: tokens of the prompt cache that the question goes on from.
     """
@@ -99,9 +100,7 @@ def _check(
     check_length(prompt, config)
     tiles = tuple(image.num_tiles for image in images)
     context = held + len(prompt.ids) + chat_options.max_tokens
-    kv, span = chat_options.kv_quantization, chat_options.prefill_step
-    check_memory(folder, context, tiles=tiles, kv=kv, span=span, force=force)
-    return images
+    return images, Task(context, len(prompt.ids), tiles, chat_options.kv_quantization)
 
 
 def _answer(chat: "Chat", text: str, images: list["PromptImage"]) -> None:
@@ -118,7 +117,11 @@ def _answer_json(chat: "Chat", text: str, images: list["PromptImage"]) -> None:
         pieces.extend(chat.send(text, images))
     except KeyboardInterrupt:
         interrupted = True
-    statistics = dataclasses.asdict(chat.statistics)
+    statistics = asdict(chat.statistics)
+    for experts in (statistics["prefill_experts"], statistics["decode_experts"]):
+        if experts is not None:
+            needed = experts["hits"] + experts["misses"]
+            experts["hit_rate"] = experts["hits"] / needed if needed else None
     if interrupted:
         statistics["finish_reason"] = "interrupted"
     is_unicode = sys.stdout.encoding.lower().startswith("utf")

@@ -3,13 +3,14 @@
 import contextlib
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlx_llama4.cli import options, terminal
-from mlx_llama4.cli.memory_check import check_memory
+from mlx_llama4.cli.memory_check import Task, check_memory
 from mlx_llama4.errors import CheckpointError, InputError, Llama4Error, PromptError
 
 if TYPE_CHECKING:
@@ -43,10 +44,13 @@ def cache(
         ),
     ] = False,
     system: options.System = None,
-    prefill_step: options.PrefillStep = 2048,
+    prefill_step: options.PrefillStep = None,
     kv_bits: options.KVBits = None,
     kv_group_size: options.KVGroupSize = None,
     kv_quantize_after: options.KVQuantizeAfter = None,
+    experts: options.ExpertPlace = options.Where.auto,
+    expert_memory: options.ExpertMemory = None,
+    page_cache: options.PageCache = True,
     force: options.Force = False,
 ) -> None:
     """Read a document and pictures, and keep what the model makes of them in a file.
@@ -69,11 +73,13 @@ def cache(
     check_prompt_place(out)
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     sampling = options.Sampling(None, None, None, None)
+    placing = options.expert_options(experts, expert_memory, page_cache)
     folder = find_folder(model, revision)
     chat_options = options.chat_options(folder, system, 1, sampling, caching)
     chat_options.prefix_bytes = 0  # nothing comes after it
-    images = _check(folder, text, image or [], chat_options, out, small, force)
-    chat = options.load_chat(folder, chat_options)
+    images, task = _check(folder, text, image or [], chat_options, out, small)
+    placement = check_memory(folder, replace(task, span=prefill_step), placing, force=force)
+    chat = options.load_chat(folder, chat_options, placement)
     unfinished = out.with_name(out.name + ".unfinished")
     if unfinished.is_file():
         _resume(chat, unfinished)
@@ -113,9 +119,10 @@ def _check(
     chat_options: "ChatOptions",
     out: Path,
     small: bool,
-    force: bool,
-) -> list["PromptImage"]:
-    """The pictures. Refuses all that can be refused before the weights are read."""
+) -> tuple[list["PromptImage"], Task]:
+    """The pictures, and what will have to be done. Refuses a prompt that the model cannot take, and
+    a place that the file cannot be written to.
+    """
     import mlx.core as mx
 
     from mlx_llama4.cache.prompt_file import check_prompt_place
@@ -131,13 +138,12 @@ def _check(
     dtype_bytes = 4 if mx.default_device() == mx.cpu else 2
     kv, tokens = chat_options.kv_quantization, len(prompt.ids)
     tiles = tuple(image.num_tiles for image in images)
-    check_memory(folder, tokens, tiles=tiles, kv=kv, span=chat_options.prefill_step, force=force)
     slots = 0 if small else int((prompt.ids == config.image_token_id).sum())
     nbytes = prompt_file_bytes(
         config.text, tokens, dtype_bytes, kv, small=small, feature_tokens=slots
     )
     check_prompt_place(out, nbytes)
-    return images
+    return images, Task(tokens, tokens, tiles, kv)
 
 
 def _resume(chat: "Chat", unfinished: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mlx_llama4.cli import options, terminal
-from mlx_llama4.cli.memory_check import check_memory, limit_to_memory
+from mlx_llama4.cli.memory_check import Task, check_memory, limit_to_memory
 from mlx_llama4.errors import Llama4Error
 
 if TYPE_CHECKING:
@@ -37,10 +37,14 @@ def chat(
     top_k: options.TopK = None,
     seed: options.Seed = None,
     cache: options.Cache = None,
-    prefill_step: options.PrefillStep = 2048,
+    prefill_step: options.PrefillStep = None,
     kv_bits: options.KVBits = None,
     kv_group_size: options.KVGroupSize = None,
     kv_quantize_after: options.KVQuantizeAfter = None,
+    experts: options.ExpertPlace = options.Where.auto,
+    expert_memory: options.ExpertMemory = None,
+    page_cache: options.PageCache = True,
+    trace: options.Trace = None,
     force: options.Force = False,
 ) -> None:
     """Talk with a model; /help lists what else can be typed.
@@ -54,17 +58,22 @@ def chat(
     terminal.import_mlx()
     sampling = options.Sampling(temperature, top_p, top_k, seed)
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
+    placing = options.expert_options(experts, expert_memory, page_cache)
     folder = find_folder(model, revision)
     chat_options = options.chat_options(folder, system, max_tokens, sampling, caching)
     held = options.open_cache(cache, folder, chat_options).tokens if cache is not None else None
-    kv, span = chat_options.kv_quantization, chat_options.prefill_step
-    check_memory(folder, held, kv=kv, span=span, force=force)
+    task = Task(held, kv=chat_options.kv_quantization, span=prefill_step, grows=True)
+    placement = check_memory(folder, task, placing, force=force)
     if not force:
-        limit_to_memory(chat_options, folder, held or 0)
-    conversation = options.load_chat(folder, chat_options)
-    if cache is not None:
-        conversation.load(cache)
-        terminal.note(f"[{cache}: {held:,} tokens]")
+        limit_to_memory(chat_options, folder, held or 0, placement)
+    with options.loaded_chat(folder, chat_options, placement, trace) as conversation:
+        if cache is not None:
+            conversation.load(cache)
+            terminal.note(f"[{cache}: {held:,} tokens]")
+        _talk(conversation)
+
+
+def _talk(conversation: "Chat") -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  gives input() editing and history
     if sys.stdin.isatty():

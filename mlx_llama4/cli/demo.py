@@ -1,12 +1,14 @@
 """`mlx-llama4 demo`: the whole way, on the tiny checkpoint that comes with the package."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli.memory_check import Task, check_memory
 
 if TYPE_CHECKING:
     from mlx_llama4.chat import Chat
@@ -19,15 +21,21 @@ Next, with real weights (Llama 4 Scout: 218 GB to download, 62 GB in 4 bits):
 
 
 @terminal.reports_errors
-def demo() -> None:
+def demo(
+    experts: options.ExpertPlace = options.Where.auto,
+    expert_memory: options.ExpertMemory = None,
+    page_cache: options.PageCache = True,
+) -> None:
     """Convert the built-in tiny model and ask it about pictures. Needs no network.
 
     Exit code 1 if an answer is wrong.
 
     \b
-    Example:
+    Examples:
       mlx-llama4 demo
+      mlx-llama4 demo --experts stream
     """
+    placing = options.expert_options(experts, expert_memory, page_cache)
     terminal.import_mlx()
     from mlx_llama4.chat import ChatOptions
     from mlx_llama4.convert.recipes import Recipe
@@ -46,7 +54,8 @@ def demo() -> None:
             f"trained on drawn shapes) to 8 bits: {human_bytes(report.output_bytes)}."
         )
         terminal.line(f"Pictures: {PICTURES}")
-        chat = options.load_chat(folder, ChatOptions(max_tokens=256))
+        placement = check_memory(folder, Task(None), _half_in_memory(folder, placing))
+        chat = options.load_chat(folder, ChatOptions(max_tokens=256), placement)
         wrong = sum(not _show(chat, question, PICTURES) for question in QUESTIONS)
     terminal.line()
     if wrong:
@@ -54,6 +63,20 @@ def demo() -> None:
         raise typer.Exit(1)
     terminal.line(f"All {len(QUESTIONS)} answers are right.")
     terminal.line(NEXT_STEPS)
+
+
+def _half_in_memory(folder: Path, placing: options.Experts) -> options.Experts:
+    """What is left of the memory would be room for all of so small a model, with nothing to see."""
+    from mlx_llama4.config import load_config
+    from mlx_llama4.machine import this_machine
+    from mlx_llama4.offload.expert_weights import folder_experts
+    from mlx_llama4.planner import dtype_bytes
+
+    if placing.where != options.Where.stream or placing.memory is not None:
+        return placing
+    config = load_config(folder)
+    weights = folder_experts(folder, config, dtype_bytes(config.dtype, this_machine()))
+    return replace(placing, memory=weights.most_memory // 2)
 
 
 def _show(chat: "Chat", question: "Question", pictures: Path) -> bool:

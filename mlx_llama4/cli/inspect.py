@@ -24,6 +24,9 @@ def inspect(
         ),
     ],
     revision: options.Revision = None,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="Also list the routed experts of each layer.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what a folder holds: variant, parameters, quantization, and tensors that are missing.
@@ -42,9 +45,14 @@ def inspect(
     else:
         found = inspect_folder(find_folder(model, revision))
     if as_json:
-        terminal.line(json.dumps(found.as_dict(), indent=2))
+        result = found.as_dict()
+        if not experts:
+            del result["experts"]
+        terminal.line(json.dumps(result, indent=2))
     else:
         _print(found)
+        if experts:
+            _print_experts(found)
     if not found.complete:
         raise typer.Exit(1)
 
@@ -75,3 +83,25 @@ def _print(found: "Inspection") -> None:
         terminal.line(
             f"  complete: {found.tensors:,} tensors in {found.files} file{'s' * (found.files != 1)}"
         )
+
+
+def _print_experts(found: "Inspection") -> None:
+    from mlx_llama4.memory import human_bytes
+
+    rows = [("layer", "experts", "one", "all", "stored as", "in")]
+    rows += [
+        (
+            str(one.layer),
+            str(one.experts),
+            human_bytes(one.expert_bytes),
+            human_bytes(one.nbytes),
+            ", ".join(one.stored_as),
+            ", ".join(one.files),
+        )
+        for one in found.experts
+    ]
+    count = sum(one.experts for one in found.experts)
+    total = sum(one.nbytes for one in found.experts)
+    rows.append(("total", f"{count:,}", "", human_bytes(total), "", ""))
+    terminal.line()
+    terminal.table(rows, right=(0, 1, 2, 3))

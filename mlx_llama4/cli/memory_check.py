@@ -1,12 +1,13 @@
 """What cannot fit in memory is refused before it is begun: a Mac that is asked for more than it
-has may stop altogether.
+has may stop altogether. What fits only with its experts on the disk is run so.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli.refusal import fitting_bits, refusal
 from mlx_llama4.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,51 +15,106 @@ if TYPE_CHECKING:
     from mlx_llama4.config import Config
     from mlx_llama4.convert.plan import Plan
     from mlx_llama4.machine import Machine
+    from mlx_llama4.offload.expert_weights import ExpertWeights
+    from mlx_llama4.offload.placement import Placement
     from mlx_llama4.planner import Usage
     from mlx_llama4.quantization import KVQuantization
 
+# Streamed experts leave room for so much of a conversation, if there is.
+CONVERSATION_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model folder is to do. context: tokens of prompt and answer; None: one step of a
+    prefill. prompt: those that are read; None: nobody knows yet. tiles: of each picture. span:
+    tokens of a step; None: not given. grows: does a conversation follow?
+    """
+
+    context: int | None
+    prompt: int | None = None
+    tiles: tuple[int, ...] = ()
+    kv: "KVQuantization | None" = None
+    span: int | None = None
+    grows: bool = False
+
 
 def check_memory(
-    folder: Path,
-    context: int | None = None,
-    *,
-    tiles: tuple[int, ...] = (),
-    kv: "KVQuantization | None" = None,
-    span: int | None = None,
-    force: bool = False,
-) -> None:
-    """Raises InputError if a model folder cannot run here at a context of so many tokens.
+    folder: Path, task: Task, experts: options.Experts = options.AUTO, *, force: bool = False
+) -> "Placement | None":
+    """How the model of a folder runs here, said to the user if it is not all in memory; None if it
+    obviously fits.
 
-    context: prompt and answer; without it, one step of a prefill. tiles: of each picture. span:
-    tokens of a step. Reads headers.
+    Raises InputError if it cannot. Reads headers.
     """
     from mlx_llama4.config import load_config
-    from mlx_llama4.convert.checkpoint import open_checkpoint
     from mlx_llama4.load import open_folder
     from mlx_llama4.machine import this_machine
-    from mlx_llama4.memory import PREFILL_SPAN
-    from mlx_llama4.planner import Usage, dtype_bytes, fit, loaded_bytes, need_of
+    from mlx_llama4.offload.expert_weights import folder_experts
+    from mlx_llama4.planner import dtype_bytes, fit, need_of
 
     machine, config = this_machine(), load_config(folder)
-    width = dtype_bytes(config.dtype, machine)
-    span = PREFILL_SPAN if span is None else span
-    limit = config.text.max_position_embeddings
-    usage = Usage(min(context or span, limit), width, kv, tiles, span, machine.has_gpu)
-    # Loaded, 16 bits become 32 at most. That is known at once and mostly says enough.
-    most = width // 2 * sum(file.stat().st_size for file in _weight_files(folder))
-    if fit(need_of(config, most, usage).total, machine) == "yes":
-        return
-    weights = loaded_bytes(open_checkpoint(folder).tensors.values(), width)
-    total = need_of(config, weights, usage).total
-    verdict = fit(total, machine)
-    if verdict == "no" and not force:
-        open_folder(folder)  # what is wrong with the folder itself comes first
-        raise InputError(_refusal(folder, config, weights, usage, machine))
-    if verdict == "raised":
-        terminal.note(_above_wired_limit(total, machine))
+    usage = _usage(config, task, dtype_bytes(config.dtype, machine), machine)
+    if experts.where != "stream" and experts.memory is None:
+        # Loaded, 16 bits become 32 at most. That is known at once and mostly says enough.
+        most = usage.dtype_bytes // 2 * sum(file.stat().st_size for file in _weight_files(folder))
+        if fit(need_of(config, most, usage).total, machine) == "yes":
+            return None
+    config, _ = open_folder(folder)  # what is wrong with the folder itself comes first
+    weights = folder_experts(folder, config, usage.dtype_bytes)
+    if experts.where == "stream" and not weights.layers:
+        raise InputError(f"--experts stream: {folder} has no routed experts")
+    placement = _place(config, weights, usage, machine, task, experts)
+    if placement.fit == "no" and not force:
+        raise InputError(refusal(folder, config, placement, machine, experts.memory))
+    if placement.streaming is not None:
+        terminal.note(placement.line(machine))
+    if placement.fit == "raised":
+        terminal.note(_above_wired_limit(placement.need.total, machine))
+    return placement
 
 
-def limit_to_memory(options: "ChatOptions", folder: Path, held: int) -> None:
+def _usage(config: "Config", task: Task, dtype_bytes: int, machine: "Machine") -> "Usage":
+    from mlx_llama4.memory import PREFILL_SPAN
+    from mlx_llama4.planner import Usage
+
+    span = PREFILL_SPAN if task.span is None else task.span
+    context = min(task.context or span, config.text.max_position_embeddings)
+    return Usage(context, dtype_bytes, task.kv, task.tiles, span, machine.has_gpu)
+
+
+def _place(
+    config: "Config",
+    weights: "ExpertWeights",
+    usage: "Usage",
+    machine: "Machine",
+    task: Task,
+    experts: options.Experts,
+) -> "Placement":
+    from mlx_llama4.chat import PREFIX_BYTES
+    from mlx_llama4.memory import cache_bytes
+    from mlx_llama4.offload.placement import SPANS, place
+
+    prompt, later = task.prompt or SPANS[0], 0
+    if task.grows:
+        text, width = config.text, usage.dtype_bytes
+        later = PREFIX_BYTES + cache_bytes(text, CONVERSATION_TOKENS, width, task.kv).total
+    return place(
+        config,
+        weights,
+        usage,
+        machine,
+        where=experts.where,
+        memory=experts.memory,
+        page_cache=experts.page_cache,
+        prompt=prompt if task.span is None else None,
+        later=later,
+    )
+
+
+def limit_to_memory(
+    chat_options: "ChatOptions", folder: Path, held: int, placement: "Placement | None"
+) -> None:
     """Let a conversation grow, and keep what earlier prompts left, no further than this machine's
     memory goes; `held` tokens, which a prompt cache brings, come before all of that.
     """
@@ -69,15 +125,19 @@ def limit_to_memory(options: "ChatOptions", folder: Path, held: int) -> None:
     from mlx_llama4.planner import Usage, dtype_bytes, largest_context, loaded_bytes, need_of
 
     machine, config = this_machine(), load_config(folder)
-    width, span = dtype_bytes(config.dtype, machine), options.prefill_step
-    weights = loaded_bytes(open_checkpoint(folder).tensors.values(), width)
+    width = dtype_bytes(config.dtype, machine)
+    if placement is None:
+        span = chat_options.prefill_step
+        weights = loaded_bytes(open_checkpoint(folder).tensors.values(), width)
+    else:
+        span, weights = placement.usage.span, placement.need.weights
     tiles = (MAX_TILES + 1,) if config.vision is not None else ()
-    usage = Usage(held + span, width, options.kv_quantization, tiles, span, machine.has_gpu)
+    usage = Usage(held + span, width, chat_options.kv_quantization, tiles, span, machine.has_gpu)
     spare = max(machine.usable - need_of(config, weights, usage).total, 0)
     # Most of what is left is for the conversation itself.
-    options.prefix_bytes = min(options.prefix_bytes, spare // 4)
-    options.max_context = largest_context(
-        config, weights + options.prefix_bytes, usage, machine.usable
+    chat_options.prefix_bytes = min(chat_options.prefix_bytes, spare // 4)
+    chat_options.max_context = largest_context(
+        config, weights + chat_options.prefix_bytes, usage, machine.usable
     )
 
 
@@ -96,41 +156,15 @@ def _above_wired_limit(total: int, machine: "Machine") -> str:
     )
 
 
-def _refusal(
-    folder: Path, config: "Config", weights: int, usage: "Usage", machine: "Machine"
-) -> str:
-    """One line: what it takes, what there is, and each option that would help."""
-    from mlx_llama4.memory import human_bytes
-    from mlx_llama4.planner import UNPACKED_BITS, kv_choices, largest_context, need_of
-
-    need = need_of(config, weights, usage)
-    options = []
-    if fitting := largest_context(config, weights, usage, machine.usable):
-        options.append(f"{fitting:,} tokens would fit")
-    group_size, kv_bits = (usage.kv.group_size, usage.kv.bits) if usage.kv else (64, UNPACKED_BITS)
-    for bits, kv in kv_choices(config, group_size).items():
-        packed = need_of(config, weights, replace(usage, kv=kv))
-        if bits < kv_bits and packed.total <= machine.usable:
-            options.append(f"--kv-bits {bits} would do")
-            break
-    if bits := _fitting_bits(config, usage, machine):
-        options.append(f"converted with --bits {bits} it would fit")
-    advice = "; ".join(options) or "no bits a weight make it fit"
-    return (
-        f"{folder} takes {human_bytes(need.total)} of memory for {usage.context:,} tokens (weights "
-        f"{human_bytes(weights)}, keys and values {human_bytes(need.cache.total)}, in flight "
-        f"{human_bytes(need.in_flight)}), of {human_bytes(machine.usable)} there are; {advice}; "
-        "--force tries anyway"
-    )
-
-
 def check_conversion(plan: "Plan", config: "Config", force: bool) -> None:
     """Raises InputError if converting cannot be done in this machine's memory; says so if what
-    it makes cannot run here.
+    it makes cannot run here, or not all in memory.
     """
     from mlx_llama4.machine import this_machine
-    from mlx_llama4.memory import PREFILL_SPAN, human_bytes, weight_bytes
-    from mlx_llama4.planner import Usage, dtype_bytes, fit, need_of
+    from mlx_llama4.memory import PREFILL_SPAN, human_bytes
+    from mlx_llama4.offload.expert_weights import packed_experts
+    from mlx_llama4.offload.placement import place
+    from mlx_llama4.planner import Usage, dtype_bytes
 
     machine = this_machine()
     memory = human_bytes(machine.usable)
@@ -141,23 +175,14 @@ def check_conversion(plan: "Plan", config: "Config", force: bool) -> None:
             f"are; {without}use a larger machine; --force tries anyway"
         )
     usage = Usage(PREFILL_SPAN, dtype_bytes(plan.recipe.dtype, machine), fused=machine.has_gpu)
-    weights = weight_bytes(config, lambda name, _: plan.packings[name], usage.dtype_bytes)
-    total = need_of(config, sum(weights.values()), usage).total
-    if fit(total, machine) == "no":
-        bits = _fitting_bits(config, usage, machine)
+    weights = packed_experts(config, lambda name, _: plan.packings[name], usage.dtype_bytes)
+    resident = place(config, weights, usage, machine, where="resident")
+    if resident.fit == "no":
+        bits = fitting_bits(config, usage, machine)
         advice = f"--bits {bits} would fit" if bits else "no bits a weight would fit"
+        if place(config, weights, usage, machine).fit != "no":
+            advice = f"its experts will be read from the disk, which is slower; {advice}"
         terminal.note(
-            f"The result takes {human_bytes(total)} of memory to run, and this machine has "
-            f"{memory} for it: {advice}"
+            f"The result takes {human_bytes(resident.need.total)} of memory to run, and this "
+            f"machine has {memory} for it: {advice}"
         )
-
-
-def _fitting_bits(config: "Config", usage: "Usage", machine: "Machine") -> int | None:
-    """Most bits a weight with which `usage` fits."""
-    from mlx_llama4.planner import PLANNED_BITS, need_of, packed_weights
-
-    for bits in reversed(PLANNED_BITS):
-        weights = packed_weights(config, bits, usage.dtype_bytes)
-        if need_of(config, sum(weights.values()), usage).total <= machine.usable:
-            return bits
-    return None

@@ -1,6 +1,9 @@
 """Options that several commands share, and what they make of the model folder."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +16,7 @@ from mlx_llama4.quantization import KVQuantization
 if TYPE_CHECKING:
     from mlx_llama4.cache.prompt_file import PromptFile
     from mlx_llama4.chat import Chat, ChatOptions
+    from mlx_llama4.offload.placement import Placement
 
 Model = Annotated[
     str,
@@ -78,12 +82,14 @@ TopK = Annotated[
     ),
 ]
 PrefillStep = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--prefill-step",
         metavar="N",
         min=1,
-        help="Tokens of the prompt worked through at once; fewer need less memory.",
+        help="Tokens of the prompt worked through at once; fewer need less memory. Default: 2048, "
+        "with streamed experts up to 32768.",
+        show_default=False,
     ),
 ]
 KVBits = Annotated[
@@ -122,6 +128,48 @@ Cache = Annotated[
         show_default=False,
     ),
 ]
+
+
+class Where(StrEnum):
+    """Of routed experts."""
+
+    auto = "auto"
+    resident = "resident"
+    stream = "stream"
+
+
+ExpertPlace = Annotated[
+    Where,
+    typer.Option(
+        "--experts",
+        help="Keep the routed experts in memory, or read them from the disk as tokens need them; "
+        "auto does so if they do not fit.",
+    ),
+]
+ExpertMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--expert-memory",
+        metavar="SIZE",
+        help="Stream, with so much memory for experts, such as 20GB. Default: what is left.",
+        show_default=False,
+    ),
+]
+PageCache = Annotated[
+    bool,
+    typer.Option(
+        "--page-cache/--no-page-cache",
+        help="Of streamed experts: may the system too keep what was read?",
+    ),
+]
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write which experts the routers chose, for measurements.",
+        show_default=False,
+    ),
+]
 Seed = Annotated[
     int | None,
     typer.Option(metavar="S", help="Same seed, same answer.", show_default=False),
@@ -146,7 +194,7 @@ class Sampling:
 class Caching:
     """None: not given."""
 
-    prefill_step: int
+    prefill_step: int | None
     kv_bits: int | None
     kv_group_size: int | None
     kv_quantize_after: int | None
@@ -162,6 +210,28 @@ class Caching:
         return None
 
 
+@dataclass(frozen=True)
+class Experts:
+    """Where routed experts are kept. memory: bytes for those that are streamed; None: not given."""
+
+    where: Where = Where.auto
+    memory: int | None = None
+    page_cache: bool = True
+
+
+AUTO = Experts()
+
+
+def expert_options(where: Where, memory: str | None, page_cache: bool) -> Experts:
+    """Raises InputError for options that contradict each other."""
+    from mlx_llama4.memory import parse_bytes
+
+    if where == Where.resident and (memory is not None or not page_cache):
+        option = "--no-page-cache" if memory is None else "--expert-memory"
+        raise InputError(f"{option} is for streamed experts; leave out --experts resident")
+    return Experts(where, None if memory is None else parse_bytes(memory), page_cache)
+
+
 def chat_options(
     folder: Path, system: str | None, max_tokens: int, sampling: Sampling, caching: Caching
 ) -> "ChatOptions":
@@ -169,6 +239,7 @@ def chat_options(
     from mlx_llama4.chat import ChatOptions
     from mlx_llama4.config import load_config, load_generation_config
     from mlx_llama4.generation.sampler import make_sampler
+    from mlx_llama4.memory import PREFILL_SPAN
 
     defaults = load_generation_config(folder)
     temperature = defaults.temperature if defaults.do_sample else 0.0
@@ -185,7 +256,7 @@ def chat_options(
         max_tokens,
         sampler,
         terminal.as_typed(system) if system else None,
-        caching.prefill_step,
+        PREFILL_SPAN if caching.prefill_step is None else caching.prefill_step,
         quantization,
     )
 
@@ -205,13 +276,34 @@ def open_cache(path: Path, folder: Path, options: "ChatOptions") -> "PromptFile"
     return file
 
 
-def load_chat(folder: Path, options: "ChatOptions") -> "Chat":
-    """The model, its weights in memory, ready to talk."""
+def load_chat(folder: Path, options: "ChatOptions", placement: "Placement | None" = None) -> "Chat":
+    """The model, ready to talk; its weights in memory, or of its experts as many as `placement`
+    says.
+    """
     with terminal.status(f"Loading {folder}"):
         from mlx_llama4.chat import Chat
 
         disable_compile_on_cpu()
-        return Chat.open(folder, options)
+        if placement is None:
+            return Chat.open(folder, options)
+        options.prefill_step = placement.usage.span
+        return Chat.open(folder, options, streaming=placement.streaming)
+
+
+@contextlib.contextmanager
+def loaded_chat(
+    folder: Path, options: "ChatOptions", placement: "Placement | None", trace: Path | None
+) -> Iterator["Chat"]:
+    """As `load_chat`; what its routers choose is written to `trace` as it goes."""
+    if trace is None:
+        yield load_chat(folder, options, placement)
+        return
+    from mlx_llama4.offload.recorder import RoutingRecorder
+
+    with RoutingRecorder(trace) as recorder:
+        chat = load_chat(folder, options, placement)
+        recorder.attach(chat.model, folder.name)
+        yield chat
 
 
 def disable_compile_on_cpu() -> None:

@@ -11,6 +11,7 @@ from mlx_llama4.cli.plan_report import plan_json, print_announced, print_plan
 from mlx_llama4.errors import InputError
 
 if TYPE_CHECKING:
+    from mlx_llama4.convert.matching import Matching
     from mlx_llama4.machine import Machine
     from mlx_llama4.planner import Subject
 
@@ -79,6 +80,8 @@ def plan(
     """
     from mlx_llama4.convert.meta_params import MAX_TILES
     from mlx_llama4.machine import mac, parse_memory, this_machine
+    from mlx_llama4.offload.expert_weights import experts_in_bits, stored_experts
+    from mlx_llama4.offload.placement import plan_streaming
     from mlx_llama4.planner import UNPACKED_BITS, Usage, make_plan, parse_tokens
     from mlx_llama4.quantization import KVQuantization
 
@@ -91,14 +94,14 @@ def plan(
     if model == BEHEMOTH and not Path(model).exists():
         print_announced(machine, bits, as_json)
         return
-    subject = _open(model, revision, machine)
-    config = subject.config
+    subject, matching = _open(model, revision, machine)
+    config, width = subject.config, subject.dtype_bytes
     made = make_plan(
         subject,
         machine,
         Usage(
             context=tokens or min(DEFAULT_CONTEXT, config.text.max_position_embeddings),
-            dtype_bytes=subject.dtype_bytes,
+            dtype_bytes=width,
             kv=kv,
             tiles=(MAX_TILES + 1,) * images if config.vision else (),
             fused=machine.has_gpu,
@@ -106,21 +109,28 @@ def plan(
         bits,
         kv_group_size,
     )
-    if as_json:
-        terminal.line(json.dumps(plan_json(made), indent=2))
+    if made.chosen.bits is None:
+        experts = stored_experts(matching, config, width)
     else:
-        print_plan(made, is_this_machine=memory is None)
+        experts = experts_in_bits(config, made.chosen.bits, width)
+    streaming = plan_streaming(config, experts, made.usage, machine)
+    if as_json:
+        terminal.line(json.dumps(plan_json(made, streaming), indent=2))
+    else:
+        print_plan(made, streaming, is_this_machine=memory is None)
 
 
-def _open(model: str, revision: str | None, machine: "Machine") -> "Subject":
+def _open(
+    model: str, revision: str | None, machine: "Machine"
+) -> tuple["Subject", "Matching | None"]:
+    """And its stored tensors, if there are files."""
     from mlx_llama4.hub import find_folder, is_repository
     from mlx_llama4.planner import Subject, dtype_bytes, stored_weights
     from mlx_llama4.releases import RELEASES, release_config
 
     if model in RELEASES and revision is None and not Path(model).exists():
-        return Subject(
-            f"Llama 4 {model.title()}", release_config(model), dtype_bytes(None, machine)
-        )
+        name, width = f"Llama 4 {model.title()}", dtype_bytes(None, machine)
+        return Subject(name, release_config(model), width), None
     from mlx_llama4.convert.formats import open_source
     from mlx_llama4.convert.remote import open_remote
 
@@ -133,4 +143,4 @@ def _open(model: str, revision: str | None, machine: "Machine") -> "Subject":
     width = dtype_bytes(source.config.dtype, machine)
     runs = source.matching.is_mlx and source.config.foreign_quantization is None
     stored = stored_weights(source.matching, width) if runs else None
-    return Subject(model, source.config, width, stored)
+    return Subject(model, source.config, width, stored), source.matching

@@ -8,6 +8,7 @@ from mlx_llama4.cli import terminal
 
 if TYPE_CHECKING:
     from mlx_llama4.machine import Machine
+    from mlx_llama4.offload.placement import Placement, StreamingPlan
     from mlx_llama4.planner import MemoryPlan
 
 # Parts of the model that are said together.
@@ -21,7 +22,9 @@ GROUPS = {
 }
 
 
-def print_plan(plan: "MemoryPlan", is_this_machine: bool) -> None:
+def print_plan(
+    plan: "MemoryPlan", streaming: "StreamingPlan | None", is_this_machine: bool
+) -> None:
     bits = "as stored" if plan.chosen.bits is None else f"{plan.chosen.bits} bits"
     kv_bits = plan.usage.kv.bits if plan.usage.kv else 8 * plan.usage.dtype_bytes
     context = f"{plan.usage.context:,} tokens"
@@ -30,7 +33,8 @@ def print_plan(plan: "MemoryPlan", is_this_machine: bool) -> None:
     terminal.line()
     terminal.table(_bytes_rows(plan), right=(1,))
     terminal.line()
-    terminal.table(_fit_rows(plan), right=(1,))
+    terminal.table(_fit_rows(plan, streaming), right=(1,))
+    _print_reading(streaming)
     terminal.line()
     _print_choices(plan)
     if plan.wired_limit_command is not None:
@@ -87,29 +91,46 @@ def _bytes_rows(plan: "MemoryPlan") -> list[tuple[str, ...]]:
     return rows
 
 
-def _fit_rows(plan: "MemoryPlan") -> list[tuple[str, ...]]:
+def _fit_rows(plan: "MemoryPlan", streaming: "StreamingPlan | None") -> list[tuple[str, ...]]:
     from mlx_llama4.memory import human_bytes
-    from mlx_llama4.planner import fit
 
-    planned = "planned, not in this version"
     verdict = {"yes": "fits", "raised": "fits if the limit is raised", "no": "does not fit"}
-    resident, streamed = plan.chosen.need.total, plan.streamed.total
     kind = "such Macs" if plan.machine.has_gpu else "such machines"
-    return [
-        ("all in memory", human_bytes(resident), verdict[plan.chosen.fit]),
-        (
-            "routed experts on the disk",
-            human_bytes(streamed),
-            f"{verdict[fit(streamed, plan.machine)]} ({planned})",
-        ),
-        (f"on several {kind}", *_machines(plan.machines, planned)),
-    ]
+    rows = [("all in memory", human_bytes(plan.chosen.need.total), verdict[plan.chosen.fit])]
+    if streaming is not None:
+        least, default = streaming.least, streaming.default
+        fits = f"{verdict[least.fit]}, an expert at a time in memory"
+        rows.append(("experts streamed, least", human_bytes(least.need.total), fits))
+        if default.fit != "no":
+            fits = f"{verdict[default.fit]}, {default.kept:.0%} of the experts in memory"
+            rows.append(("experts streamed", human_bytes(default.need.total), fits))
+    return [*rows, (f"on several {kind}", *_machines(plan.machines))]
 
 
-def _machines(count: int | None, planned: str) -> tuple[str, str]:
+def _machines(count: int | None) -> tuple[str, str]:
     if count is None:
         return "none", "what a step has in flight fits none of them"
-    return (str(count), "one will do") if count == 1 else (str(count), f"at least ({planned})")
+    if count == 1:
+        return "1", "one will do"
+    return str(count), "at least (planned, not in this version)"
+
+
+def _print_reading(streaming: "StreamingPlan | None") -> None:
+    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.offload.placement import tokens_per_second
+
+    if streaming is None or streaming.default.fit == "no":
+        return
+    nbytes = streaming.default.bytes_per_token
+    if rates := tokens_per_second(nbytes):
+        disks, tokens = (
+            ", ".join(f"{number:.2g}" for number in column)
+            for column in zip(*rates.items(), strict=True)
+        )
+        terminal.line(
+            f"  streamed: {human_bytes(nbytes)} read a token if all experts are equally likely,"
+        )
+        terminal.line(f"  at most {tokens} tokens/s at {disks} GB/s (computed)")
 
 
 def _print_choices(plan: "MemoryPlan") -> None:
@@ -137,9 +158,7 @@ def _print_choices(plan: "MemoryPlan") -> None:
         terminal.line("  raised: if the GPU may hold more than by default, by iogpu.wired_limit_mb")
 
 
-def plan_json(plan: "MemoryPlan") -> dict[str, Any]:
-    from mlx_llama4.planner import fit
-
+def plan_json(plan: "MemoryPlan", streaming: "StreamingPlan | None") -> dict[str, Any]:
     need, kv = plan.chosen.need, plan.usage.kv
     return {
         "model": plan.subject.name,
@@ -163,9 +182,10 @@ def plan_json(plan: "MemoryPlan") -> dict[str, Any]:
         "total_bytes": need.total,
         "fits": plan.chosen.fit,
         "wired_limit_command": plan.wired_limit_command,
-        "streamed_experts": {
-            "total_bytes": plan.streamed.total,
-            "fits": fit(plan.streamed.total, plan.machine),
+        "streamed_experts": streaming
+        and {
+            "least": _streamed_json(streaming.least),
+            "default": _streamed_json(streaming.default),
         },
         "machines": plan.machines,
         "choices": [
@@ -178,6 +198,21 @@ def plan_json(plan: "MemoryPlan") -> dict[str, Any]:
             }
             for choice in plan.choices
         ],
+    }
+
+
+def _streamed_json(placement: "Placement") -> dict[str, Any]:
+    from mlx_llama4.offload.placement import tokens_per_second
+
+    rates = tokens_per_second(placement.bytes_per_token)
+    return {
+        "expert_memory": placement.streaming.memory,
+        "prefill_step": placement.usage.span,
+        "total_bytes": placement.need.total,
+        "fits": placement.fit,
+        "share_in_memory": placement.kept,
+        "bytes_per_token": placement.bytes_per_token,
+        "tokens_per_second": {f"{disk:g}": tokens for disk, tokens in rates.items()},
     }
 
 

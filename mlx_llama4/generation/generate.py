@@ -130,16 +130,30 @@ def room(prompt: Prompt, max_tokens: int) -> int:
 def _tokens(
     model: Llama4, logits: mx.array, cache: Sequence[KVCache], sampler: Sampler, count: int
 ) -> Iterator[tuple[int, float]]:
-    """`count` tokens and log-probabilities; while the caller has one, the next is computed."""
+    """`count` tokens and log-probabilities; while the caller has one, the next is computed.
+
+    Not where experts are read from the disk: the host itself waits for them, and would show each
+    token only when the next is known, and read for one after the last.
+    """
+    ahead = model.expert_statistics is None
     upcoming = _choose(logits, sampler)
     mx.async_eval(*upcoming)
     for remaining in reversed(range(count)):
         token, logprob = upcoming
-        if remaining:
-            upcoming = _choose(model(token[:, None], cache)[:, -1], sampler)
-            mx.async_eval(*upcoming)
+        if remaining and ahead:
+            upcoming = _next(model, token, cache, sampler)
         # The only wait: for the token that is about to be shown.
         yield token.item(), logprob.item()
+        if remaining and not ahead:
+            upcoming = _next(model, token, cache, sampler)
+
+
+def _next(
+    model: Llama4, token: mx.array, cache: Sequence[KVCache], sampler: Sampler
+) -> tuple[mx.array, mx.array]:
+    upcoming = _choose(model(token[:, None], cache)[:, -1], sampler)
+    mx.async_eval(*upcoming)
+    return upcoming
 
 
 def _choose(logits: mx.array, sampler: Sampler) -> tuple[mx.array, mx.array]:

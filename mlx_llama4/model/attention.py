@@ -60,15 +60,14 @@ class Attention(nn.Module):
         if mx.default_device() == mx.cpu:
             keys_seen = cache.most_seen(length)
             attention_step = min(attention_step, queries_at_once(self.num_heads, keys_seen))
-        outputs = [
-            _attend(
-                queries if stop - start == length else queries[:, :, start:stop],
-                seen_keys,
-                seen_values,
-                scale,
-            )
-            for start, stop, seen_keys, seen_values in cache.extend(keys, values, attention_step)
-        ]
+        outputs: list[mx.array] = []
+        steps = cache.extend(keys, values, attention_step)
+        for start, stop, seen_keys, seen_values in steps:
+            step = queries if stop - start == length else queries[:, :, start:stop]
+            if outputs and mx.default_device() == mx.cpu:
+                # One after the other, or MLX would materialise the scores of many at once.
+                step = mx.depends(step, outputs[-1])
+            outputs.append(_attend(step, seen_keys, seen_values, scale))
         output = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=2)
         # [B, H, L, K] → [B, L, H · K]
         return self.o_proj(output.transpose(0, 2, 1, 3).reshape(batch, length, -1))

@@ -27,7 +27,11 @@ class FeedForward(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
         if len(rows) <= FEED_FORWARD_ROWS:
             return self._apply(x)
-        pieces = [self._apply(rows[start:stop]) for start, stop in row_slices(len(rows))]
+        pieces: list[mx.array] = []
+        for start, stop in row_slices(len(rows)):
+            piece = rows[start:stop]
+            # One after the other, or MLX would have the inner activations of many at once.
+            pieces.append(self._apply(mx.depends(piece, pieces[-1]) if pieces else piece))
         return mx.concatenate(pieces).reshape(x.shape)
 
     def _apply(self, x: mx.array) -> mx.array:

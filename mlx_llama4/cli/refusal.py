@@ -1,0 +1,81 @@
+"""What is said of a model that does not fit: one line, with what would help."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlx_llama4.config import Config
+    from mlx_llama4.machine import Machine
+    from mlx_llama4.offload.placement import Placement
+    from mlx_llama4.planner import Usage
+
+
+def refusal(
+    folder: Path, config: "Config", placement: "Placement", machine: "Machine", memory: int | None
+) -> str:
+    """What it takes, what there is, and each option that would help. memory: what was asked for
+    streamed experts; None: nothing.
+    """
+    from mlx_llama4.memory import human_bytes
+
+    need, usage = placement.need, placement.usage
+    if placement.streaming is None:
+        how, weights = "", f"weights {human_bytes(need.weights)}"
+    else:
+        taken = need.weights - placement.experts.others
+        how = " with its experts on the disk"
+        weights = f"experts {human_bytes(taken)}, other weights {human_bytes(need.weights - taken)}"
+    advice = "; ".join(_advice(config, placement, machine, memory))
+    return (
+        f"{folder} takes {human_bytes(need.total)} of memory for {usage.context:,} tokens{how} "
+        f"({weights}, keys and values {human_bytes(need.cache.total)}, in flight "
+        f"{human_bytes(need.in_flight)}), of {human_bytes(machine.usable)} there are; "
+        f"{advice or 'no bits a weight make it fit'}; --force tries anyway"
+    )
+
+
+def _advice(
+    config: "Config", placement: "Placement", machine: "Machine", memory: int | None
+) -> list[str]:
+    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.offload.placement import place
+    from mlx_llama4.planner import UNPACKED_BITS, kv_choices, largest_context, need_of
+
+    usage, weights, streams = placement.usage, placement.need.weights, bool(placement.streaming)
+    advice = []
+    if not streams and placement.experts.layers:
+        streamed = place(config, placement.experts, usage, machine, where="stream")
+        if streamed.fit != "no":
+            advice.append("--experts stream would do")
+    if memory is not None:
+        left = machine.usable - need_of(config, placement.experts.others, usage).total
+        if left >= placement.experts.least_memory:
+            advice.append(f"--expert-memory takes at most {human_bytes(left)} here")
+    if fitting := largest_context(config, weights, usage, machine.usable):
+        advice.append(f"{fitting:,} tokens would fit")
+    group_size, kv_bits = (usage.kv.group_size, usage.kv.bits) if usage.kv else (64, UNPACKED_BITS)
+    for bits, kv in kv_choices(config, group_size).items():
+        packed = need_of(config, weights, replace(usage, kv=kv))
+        if bits < kv_bits and packed.total <= machine.usable:
+            advice.append(f"--kv-bits {bits} would do")
+            break
+    if memory is None and (bits := fitting_bits(config, usage, machine, streams)):
+        advice.append(f"converted with --bits {bits} it would fit")
+    return advice
+
+
+def fitting_bits(
+    config: "Config", usage: "Usage", machine: "Machine", streams: bool = False
+) -> int | None:
+    """Most bits a weight with which `usage` fits."""
+    from mlx_llama4.offload.expert_weights import experts_in_bits
+    from mlx_llama4.offload.placement import place
+    from mlx_llama4.planner import PLANNED_BITS
+
+    for bits in reversed(PLANNED_BITS):
+        experts = experts_in_bits(config, bits, usage.dtype_bytes)
+        where = "stream" if streams else "resident"
+        if place(config, experts, usage, machine, where=where).fit != "no":
+            return bits
+    return None
