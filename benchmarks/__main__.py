@@ -6,6 +6,7 @@ import sys
 import typer
 
 from benchmarks.convert import convert
+from benchmarks.macs import macs
 from benchmarks.needle import needle
 from benchmarks.positions import positions
 from benchmarks.prefill import prefill
@@ -20,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for subject in (convert, quality, prefill, reuse, positions, needle):
+for subject in (convert, quality, prefill, reuse, positions, needle, macs):
     app.command()(subject)
 
 
