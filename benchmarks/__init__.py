@@ -9,6 +9,9 @@ named in __main__.py; the rest is here for it to call. Not installed with the pa
     ratios.py      medians, and how sure their ratio is
     report.py      table and JSON;  chart.py: the same as a picture
     source.py      random checkpoints to work on
+    random_model.py  random model folders, packed, of any size;  random_tokenizer.py: theirs
+    disk.py        plain reads of a model's files;  reader.py: experts as streaming reads them
+    streaming_ways.py  what the processes of `streaming` run;  streaming_report.py: its tables
     haystack.py    documents with facts to ask for
     policies.py    which experts a bank of slots keeps
     shares.py      right answers, and how sure their share is;  heat_map.py: as a picture

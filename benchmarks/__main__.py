@@ -12,7 +12,9 @@ from benchmarks.needle import needle
 from benchmarks.positions import positions
 from benchmarks.prefill import prefill
 from benchmarks.quality import quality
+from benchmarks.random_model import random_model
 from benchmarks.reuse import reuse
+from benchmarks.streaming import streaming
 
 app = typer.Typer(
     name="python -m benchmarks",
@@ -22,7 +24,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for subject in (convert, quality, prefill, reuse, positions, needle, eviction, macs):
+for subject in (
+    *(convert, quality, prefill, reuse, positions, needle),
+    *(streaming, eviction, macs, random_model),
+):
     app.command()(subject)
 
 

@@ -5,19 +5,17 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from mlx_llama4.config import TextConfig
-from mlx_llama4.convert.formats import Source
+from mlx_llama4.config import Config, TextConfig, VisionConfig
 from mlx_llama4.convert.plan import Plan
 from mlx_llama4.quantization import Quantization
 
 
-def mlx_config(source: Source, plan: Plan) -> dict[str, Any]:
-    """The source's config.json completed for its MLX conversion.
+def mlx_config(raw: dict[str, Any], config: Config, plan: Plan) -> dict[str, Any]:
+    """The source's config.json, `raw`, completed for its MLX conversion.
 
     Both spellings of RoPE, every key that the peers require, and the `quantization` table. Keys
     that are not ours to decide stay as they are.
     """
-    raw, config = source.raw, source.config
     result = copy.deepcopy(raw)
     if config.model_type == "llama4_text":
         # Peers know the text tower only as a part of the whole.
@@ -33,7 +31,7 @@ def mlx_config(source: Source, plan: Plan) -> dict[str, Any]:
     if config.vision is None:
         result.pop("vision_config", None)
     else:
-        result["vision_config"] = _vision(result["vision_config"], config.vision.rope_theta)
+        result["vision_config"] = _vision(result["vision_config"], config.vision)
         result["image_token_index"] = result["image_token_id"] = config.image_token_id
     if table := _quantization(plan):
         # mlx-lm reads the first, transformers and older readers look for the second.
@@ -93,7 +91,7 @@ def _moe_step(text: TextConfig) -> int:
     return moe_layers[0] + 1 if moe_layers else text.num_hidden_layers + 1
 
 
-def _vision(raw: dict[str, Any], rope_theta: float) -> dict[str, Any]:
+def _vision(raw: dict[str, Any], vision: VisionConfig) -> dict[str, Any]:
     # mlx-vlm requires these, though nothing depends on their values.
     required = {
         "initializer_range": 0.02,
@@ -107,8 +105,9 @@ def _vision(raw: dict[str, Any], rope_theta: float) -> dict[str, Any]:
         | raw
         | {
             "model_type": "llama4_vision_model",
-            "rope_theta": rope_theta,
-            "rope_parameters": {"rope_theta": rope_theta, "rope_type": "default"},
+            "num_channels": vision.num_channels,
+            "rope_theta": vision.rope_theta,
+            "rope_parameters": {"rope_theta": vision.rope_theta, "rope_type": "default"},
         }
     )
 

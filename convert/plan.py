@@ -107,7 +107,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         for name, spec in matching.specs.items()
     }
     parts = {
-        name: _parts(name, spec, packings[name], recipe.dtype)
+        name: stored_parts(name, spec, packings[name], recipe.dtype)
         for name, spec in matching.specs.items()
     }
     jobs = [job for one in sources for job in _jobs(one)]
@@ -120,9 +120,10 @@ def _jobs(source: WeightSource) -> list[Job]:
     return [Job(source, start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def _parts(
+def stored_parts(
     name: str, spec: TensorSpec, packing: Quantization | None, dtype: str
 ) -> dict[str, OutputTensor]:
+    """What is written for a model tensor: itself, or its words, scales and biases."""
     stored = SAFETENSORS_DTYPE[dtype]
     if packing is None:
         return {name: OutputTensor(stored, spec.shape)}

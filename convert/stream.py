@@ -115,7 +115,7 @@ def run(
     ) as writer:
         # First what is small, so that what cannot be copied is known in time.
         copy_side_files(source, writer, files)
-        text = json.dumps(mlx_config(source, plan), indent=4)
+        text = json.dumps(mlx_config(source.raw, source.config, plan), indent=4)
         writer.write_text("config.json", text + "\n")
         conversion = _Conversion(source, plan, writer, shards, on_progress)
         conversion.check_done()

@@ -64,11 +64,15 @@ BEHEMOTH = Announced("Llama 4 Behemoth", 2 * 10**12, 288 * 10**9, 16)
 
 def release_config(name: str) -> Config:
     """Config of one of `RELEASES`, in bfloat16, with its vision tower."""
-    raw = {
+    return parse_config(release_json(name))
+
+
+def release_json(name: str) -> dict[str, Any]:
+    """The same as config.json says it."""
+    return {
         "model_type": "llama4",
         "text_config": {"model_type": "llama4_text"} | _TEXT | _SIZES[name],
-        "vision_config": _VISION,
+        "vision_config": dict(_VISION),
         "image_token_index": 200_092,
         "torch_dtype": "bfloat16",
     }
-    return parse_config(raw)

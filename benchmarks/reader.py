@@ -1,0 +1,38 @@
+"""Our reader alone: experts from the disk into memory, nothing computed."""
+
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.disk import ExpertRanges, Speed, forget, timed
+from mlx_llama4.config import load_config
+from mlx_llama4.convert.checkpoint import open_checkpoint
+from mlx_llama4.offload.expert_store import ITEMS, ExpertStore, ExpertTensor, expert_tensors
+
+
+def read_with_store(folder: Path, experts: ExpertRanges, page_cache: bool) -> Speed:
+    """One expert after the other, as a token needs them: each layer waits for its own.
+
+    Floats stay as they are stored.
+    """
+    checkpoint = open_checkpoint(folder)
+    stored = {tensor.dtype for name, tensor in checkpoint.tensors.items() if "norm" in name}
+    layers = expert_tensors(checkpoint, load_config(folder), stored.pop())
+    store = ExpertStore(layers, page_cache)
+    places = {layer: [_place(tensor) for tensor in tensors] for layer, tensors in layers.items()}
+    forget(checkpoint.files)
+
+    def read() -> int:
+        nbytes = 0
+        for layer, expert in experts:
+            reading = store.read(layer, expert, places[layer])
+            reading.finish()
+            nbytes += reading.nbytes
+        return nbytes
+
+    return timed(read)
+
+
+def _place(tensor: ExpertTensor) -> np.ndarray:
+    """Touched once, as a slot in use is."""
+    return np.ones((tensor.rows, tensor.columns), ITEMS[tensor.dtype])
