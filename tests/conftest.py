@@ -6,9 +6,13 @@ pytest --device gpu    the same suite on the machine's GPU, with the GPU's toler
 
 import os
 import shutil
+import tempfile
 
 # Reduced-precision matmuls would drown what the goldens are for.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
+# What commands remember for the next run is not for the user who runs the tests.
+CACHES = tempfile.TemporaryDirectory(prefix="mlx-llama4-tests-")
+os.environ["XDG_CACHE_HOME"] = CACHES.name
 
 from collections.abc import Callable
 from pathlib import Path
