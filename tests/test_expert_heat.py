@@ -14,8 +14,8 @@ from mlx_llama4.offload import heat as heat_module
 from mlx_llama4.offload.heat import HALF_LIFE, Heat, heat_file, recall, remember
 from mlx_llama4.quantization import Quantization
 from tests import streamed
-from tests.golden.cases import text_ids
 from tests.commands import run
+from tests.golden.cases import text_ids
 from tests.streamed import HALF, load_streamed
 
 
