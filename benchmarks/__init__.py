@@ -10,5 +10,6 @@ named in __main__.py; the rest is here for it to call. Not installed with the pa
     report.py      table and JSON;  chart.py: the same as a picture
     source.py      random checkpoints to work on
     haystack.py    documents with facts to ask for
+    policies.py    which experts a bank of slots keeps
     shares.py      right answers, and how sure their share is;  heat_map.py: as a picture
 """

@@ -6,6 +6,7 @@ import sys
 import typer
 
 from benchmarks.convert import convert
+from benchmarks.eviction import eviction
 from benchmarks.macs import macs
 from benchmarks.needle import needle
 from benchmarks.positions import positions
@@ -21,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for subject in (convert, quality, prefill, reuse, positions, needle, macs):
+for subject in (convert, quality, prefill, reuse, positions, needle, eviction, macs):
     app.command()(subject)
 
 

@@ -294,19 +294,16 @@ def load_chat(folder: Path, options: "ChatOptions", placement: "Placement | None
 def loaded_chat(
     folder: Path, options: "ChatOptions", placement: "Placement | None", trace: Path | None
 ) -> Iterator["Chat"]:
-    """As `load_chat`; what its routers then choose is written to `trace` at the end."""
+    """As `load_chat`; what its routers choose is written to `trace` as it goes."""
     if trace is None:
         yield load_chat(folder, options, placement)
         return
-    from mlx_llama4.offload.trace import RoutingTrace, check_trace_place
+    from mlx_llama4.offload.recorder import RoutingRecorder
 
-    check_trace_place(trace)
-    chat = load_chat(folder, options, placement)
-    recorded = RoutingTrace(chat.model)
-    try:
+    with RoutingRecorder(trace) as recorder:
+        chat = load_chat(folder, options, placement)
+        recorder.attach(chat.model, folder.name)
         yield chat
-    finally:
-        recorded.write(trace)
 
 
 def disable_compile_on_cpu() -> None:

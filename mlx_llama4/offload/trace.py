@@ -1,76 +1,154 @@
-"""What the routers chose, step by step, in a file: for measuring which experts are worth keeping.
+"""A file of which experts each token chose: JSON lines. Needs no MLX.
 
-A safetensors file: `layers` and `counts`, int32 [steps], of each step of a MoE layer its number and
-how many experts its tokens took; `experts`, int32, all of these in their order. Every pass through
-the model gives a step a layer.
+    {"format": "mlx-llama4 routing trace", "version": 1, "model": "scout-4bit",
+     "num_experts": 16, "experts_per_token": 1, "layers": [0, 1, …]}       (all in one line)
+    {"step": 0, "layer": 0, "experts": [3, 3, 15, …]}
+    {"step": 0, "layer": 1, "experts": […]}
+    …
+
+A step is one forward pass: a span of a prompt, or a generated token. `experts` are its tokens' in
+order, k of each token where there are k per token. Of a span the last layer has the last token's
+alone, since the others' output there is never asked for. A step that was interrupted lacks its
+later layers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import mlx.core as mx
-import numpy as np
+from mlx_llama4.errors import InputError
+from mlx_llama4.json_file import parse_json
 
-from mlx_llama4.cache.safetensors_file import check_place, write_safetensors
-from mlx_llama4.errors import CheckpointError, OutputError
-from mlx_llama4.model.llama4 import Llama4
-
-FORMAT = "mlx-llama4 routing trace 1"
+FORMAT = "mlx-llama4 routing trace"
+VERSION = 1
 
 
-class _Recorded:
-    """Experts whose calls are noted. No module: it has no weights of its own."""
+@dataclass(frozen=True)
+class TraceHeader:
+    """layers: the numbers of the MoE layers, ascending."""
 
-    def __init__(self, experts: object, layer: int, steps: list[tuple[int, mx.array]]):
-        self._experts = experts
-        self._layer = layer
-        self._steps = steps
+    model: str
+    num_experts: int
+    experts_per_token: int
+    layers: tuple[int, ...]
 
-    def __call__(self, x: mx.array, experts: mx.array, meanwhile: mx.array) -> mx.array:
-        # Unevaluated, it would hold on to all that it is computed from.
-        mx.async_eval(experts)
-        self._steps.append((self._layer, experts))
-        return self._experts(x, experts, meanwhile)
-
-
-class RoutingTrace:
-    """Records from when it is made until it is written."""
-
-    def __init__(self, model: Llama4):
-        self._steps: list[tuple[int, mx.array]] = []
-        for number, layer in enumerate(model.language_model.model.layers):
-            if model.config.text.layers[number].feed_forward == "moe":
-                moe = layer.feed_forward
-                moe.experts = _Recorded(moe.experts, number, self._steps)
-
-    def write(self, path: Path) -> None:
-        """Raises OutputError or RunError."""
-        chosen = [np.array(experts, np.int32) for _, experts in self._steps]
-        arrays = {
-            "layers": np.array([layer for layer, _ in self._steps], np.int32),
-            "counts": np.array([len(experts) for experts in chosen], np.int32),
-            "experts": np.concatenate([np.zeros(0, np.int32), *chosen]),
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": self.model,
+            "num_experts": self.num_experts,
+            "experts_per_token": self.experts_per_token,
+            "layers": self.layers,
         }
-        write_safetensors(
-            path, {name: mx.array(array) for name, array in arrays.items()}, {"format": FORMAT}
-        )
 
 
-def check_trace_place(path: Path) -> None:
-    """Raises OutputError if no trace can be written there, or something else would be lost."""
-    check_place(path, 0)
-    if path.exists():
-        raise OutputError(f"{path} is there already; give the trace another name")
+@dataclass(frozen=True)
+class RoutingStep:
+    """One forward pass. experts: layer → those that its tokens chose."""
+
+    experts: dict[int, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def choices(self) -> int:
+        """Of the layer that has the most: tokens · experts per token."""
+        return max(map(len, self.experts.values()))
 
 
-def read_trace(path: Path) -> Iterator[tuple[int, np.ndarray]]:
-    """Of each step the layer and the experts, int [tokens · k]. Raises CheckpointError."""
+@dataclass(frozen=True)
+class RoutingTrace:
+    header: TraceHeader
+    steps: Sequence[RoutingStep]
+
+    def is_decode(self, step: RoutingStep) -> bool:
+        """Was it for one token alone?"""
+        return step.choices == self.header.experts_per_token
+
+
+def read_trace(path: Path) -> RoutingTrace:
+    """Raises InputError, with the line, if the file is no trace or damaged."""
     try:
-        arrays, metadata = mx.load(str(path), format="safetensors", return_metadata=True)
-    except (RuntimeError, ValueError):
-        raise CheckpointError(f"{path} is no routing trace, or damaged") from None
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no routing trace; --trace writes them")
-    layers, counts, experts = (np.array(arrays[name]) for name in ("layers", "counts", "experts"))
-    for layer, chosen in zip(layers, np.split(experts, np.cumsum(counts)[:-1]), strict=True):
-        yield int(layer), chosen
+        with path.open("rb") as file:
+            lines = list(file)
+    except OSError as failure:
+        raise InputError(f"cannot read {path}: {failure.strerror or failure}") from None
+    if not lines:
+        raise InputError(f"{path} is empty; record it again with --trace")
+    header = _header(path, _object(path, 1, lines[0]))
+    steps: list[RoutingStep] = []
+    for number, line in enumerate(lines[1:], start=2):
+        step, layer, experts = _choice(path, number, _object(path, number, line), header)
+        if step == len(steps):
+            steps.append(RoutingStep())
+        elif step != len(steps) - 1 or layer <= max(steps[-1].experts):
+            raise InputError(f"{path}, line {number}: step {step} of layer {layer} is out of order")
+        steps[-1].experts[layer] = experts
+    return RoutingTrace(header, steps)
+
+
+def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    if not line.endswith(b"\n"):
+        raise InputError(
+            f"{path}, line {number}: the line is cut, as by a full disk; remove it to use the rest"
+        )
+    try:
+        value = parse_json(line)
+    except (ValueError, RecursionError) as failure:
+        raise InputError(f"{path}, line {number} is not valid JSON ({failure})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}, line {number} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _header(path: Path, raw: Mapping[str, Any]) -> TraceHeader:
+    if raw.get("format") != FORMAT:
+        raise InputError(f"{path} is no routing trace; record one with --trace")
+    if raw.get("version") != VERSION:
+        raise InputError(
+            f"{path} is a routing trace of version {raw.get('version')}; "
+            f"this program reads version {VERSION}"
+        )
+    model, layers = raw.get("model"), raw.get("layers")
+    count, each = raw.get("num_experts"), raw.get("experts_per_token")
+    is_right = (
+        isinstance(model, str)
+        and _is_number(count)
+        and _is_number(each)
+        and 1 <= each <= count
+        and isinstance(layers, list)
+        and all(map(_is_number, layers))
+        and layers == sorted(set(layers))
+        and len(layers) > 0
+    )
+    if not is_right:
+        raise InputError(f"{path}, line 1: the header of the trace is damaged")
+    return TraceHeader(model, count, each, tuple(layers))
+
+
+def _choice(
+    path: Path, number: int, raw: Mapping[str, Any], header: TraceHeader
+) -> tuple[int, int, list[int]]:
+    """Step, layer, experts."""
+    step, layer, experts = raw.get("step"), raw.get("layer"), raw.get("experts")
+    if not _is_number(step) or not _is_number(layer) or not isinstance(experts, list):
+        raise InputError(f"{path}, line {number}: step, layer or experts are missing or wrong")
+    if layer not in header.layers:
+        raise InputError(f"{path}, line {number}: layer {layer} is not one of the header's layers")
+    if not experts or len(experts) % header.experts_per_token:
+        raise InputError(
+            f"{path}, line {number}: {len(experts)} experts, "
+            f"not {header.experts_per_token} for each token"
+        )
+    for expert in experts:
+        if not _is_number(expert) or expert >= header.num_experts:
+            raise InputError(
+                f"{path}, line {number}: expert {expert!r} is not one of 0 to "
+                f"{header.num_experts - 1}"
+            )
+    return step, layer, experts
+
+
+def _is_number(value: Any) -> bool:
+    """A whole one, not below 0; JSON's true is none."""
+    return type(value) is int and value >= 0
