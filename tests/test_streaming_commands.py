@@ -11,11 +11,11 @@ from mlx_llama4.cli.options import Experts, Where, expert_options
 from mlx_llama4.config import load_config
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.stream import convert
-from mlx_llama4.errors import CheckpointError, InputError, OutputError
+from mlx_llama4.errors import InputError
 from mlx_llama4.inspection import inspect_folder
 from mlx_llama4.machine import Machine
 from mlx_llama4.offload.expert_weights import ExpertWeights, folder_experts
-from mlx_llama4.offload.trace import RoutingTrace, check_trace_place, read_trace
+from mlx_llama4.offload.trace import read_trace
 from mlx_llama4.planner import Usage, need_of
 from tests import tiny
 from tests.commands import refused, run
@@ -144,46 +144,14 @@ def test_ask_streams_and_reports(demo_folder: Path, tmp_path: Path) -> None:
         found = answer[name]
         assert found["hit_rate"] == found["hits"] / (found["hits"] + found["misses"])
         assert found["bytes_read"] >= found["misses"] * 52_224 > 0
-    steps = list(read_trace(trace))
-    assert [layer for layer, _ in steps[:6]] == [1, 3, 5, 1, 3, 5]
-    assert [len(chosen) for _, chosen in steps[:6]] == [26, 26, 1, 1, 1, 1]
-    assert len(steps) == 3 * answer["generated_tokens"]
-    assert all(chosen.min() >= 0 and chosen.max() < 8 for _, chosen in steps)
+    steps = read_trace(trace).steps
+    assert [len(chosen) for chosen in steps[0].experts.values()] == [26, 26, 1]
+    assert len(steps) == answer["generated_tokens"]
 
 
 def test_one_line_where_it_cannot_be_done(demo_folder: Path) -> None:
     message = refused("ask", "Hello", "-m", demo_folder, "--expert-memory", "3KB")
     assert "--expert-memory 3 KB: one expert alone takes 55.3 KB" in message
-
-
-def test_a_trace_is_the_same_whether_experts_are_streamed(
-    folder: Path, weights: ExpertWeights, tmp_path: Path
-) -> None:
-    import mlx.core as mx
-
-    from mlx_llama4.load import load_model
-    from mlx_llama4.offload.budget import ExpertStreaming
-
-    traces = []
-    for name, streaming in (("resident", None), ("stream", ExpertStreaming(weights.all // 3))):
-        model = load_model(folder, mx.float32, streaming)
-        trace = RoutingTrace(model)
-        mx.eval(model(mx.array(tiny.text_ids(100, 0))))
-        trace.write(tmp_path / name)
-        traces.append([(layer, chosen.tolist()) for layer, chosen in read_trace(tmp_path / name)])
-    assert traces[0] == traces[1]
-    assert [layer for layer, _ in traces[0]] == list(range(8))
-
-
-def test_what_is_no_trace_is_neither_read_nor_written_over(folder: Path, tmp_path: Path) -> None:
-    path = tmp_path / "notes"
-    path.write_text("mine")
-    with pytest.raises(OutputError, match="is there already"):
-        check_trace_place(path)
-    for other in (path, folder / "model.safetensors"):
-        with pytest.raises(CheckpointError, match="is no routing trace"):
-            list(read_trace(other))
-    check_trace_place(tmp_path / "new")
 
 
 def test_the_demo_streams_with_half_of_its_experts_in_memory(demo_folder: Path) -> None:
