@@ -7,6 +7,7 @@ import typer
 
 from benchmarks.convert import convert
 from benchmarks.eviction import eviction
+from benchmarks.macs import macs
 from benchmarks.needle import needle
 from benchmarks.positions import positions
 from benchmarks.prefill import prefill
@@ -25,7 +26,7 @@ app = typer.Typer(
 )
 for subject in (
     *(convert, quality, prefill, reuse, positions, needle),
-    *(streaming, eviction, random_model),
+    *(streaming, eviction, macs, random_model),
 ):
     app.command()(subject)
 

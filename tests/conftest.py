@@ -4,8 +4,10 @@ pytest                 on the CPU, everywhere
 pytest --device gpu    the same suite on the machine's GPU, with the GPU's tolerances
 """
 
+import atexit
 import os
 import shutil
+import tempfile
 
 # Reduced-precision matmuls would drown what the goldens are for.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
@@ -32,6 +34,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What commands remember for the next run is not for the user who runs the tests.
+    caches = tempfile.TemporaryDirectory(prefix="mlx-llama4-tests-")
+    os.environ["XDG_CACHE_HOME"] = caches.name
+    atexit.register(caches.cleanup)  # after what commands have registered
     mx.set_default_device(mx.gpu if config.getoption("--device") == "gpu" else mx.cpu)
 
 

@@ -1,5 +1,6 @@
 """Which experts are kept: what was wanted of late, and in former runs."""
 
+import json
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mlx_llama4.offload import heat as heat_module
 from mlx_llama4.offload.heat import HALF_LIFE, Heat, heat_file, recall, remember
 from mlx_llama4.quantization import Quantization
 from tests import streamed
+from tests.commands import run
 from tests.golden.cases import text_ids
 from tests.streamed import HALF, load_streamed
 
@@ -135,3 +137,16 @@ def test_warming_stops_for_the_first_step(folder: Path) -> None:
         model = load_streamed(folder, HALF)
         model.expert_cache.warm()
         assert mx.array_equal(model(ids), expected)
+
+
+def test_commands_remember(demo_folder: Path, tmp_path: Path) -> None:
+    """Each run goes on from what the one before has left."""
+    question = ["ask", "hello", "--model", demo_folder, "--max-tokens", 9]
+    question += ["--experts", "stream", "--expert-memory", "2MB"]
+    heats = []
+    for _ in range(2):
+        result = run(*question, XDG_CACHE_HOME=str(tmp_path))
+        assert result.returncode == 0, result.stderr
+        (file,) = (tmp_path / "mlx-llama4" / "experts").iterdir()
+        heats.append(sum(map(sum, json.loads(file.read_text()).values())))
+    assert heats[1] > heats[0] > 0

@@ -110,8 +110,8 @@ def test_auto_keeps_in_memory_what_fits_as_the_machine_is_set() -> None:
     assert (streamed.fit, streamed.resident_fit) == ("yes", "no")
     assert streamed.need.total <= room(mac(32 * GIB))
     assert streamed.line(mac(32 * GIB)) == (
-        "Experts: 54.4 GB do not fit in the 20 GB left; streaming them from the disk with "
-        "12.6 GB kept in memory (22%)"
+        "Experts: 54.4 GB do not fit in the 22.9 GB left; streaming them from the disk with "
+        "13.6 GB kept in memory (24%)"
     )
     assert placed(MAVERICK, 8).fit == "no"
     assert placed(SCOUT, 64, where="resident").fit == "raised"

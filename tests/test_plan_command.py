@@ -81,6 +81,13 @@ def test_json() -> None:
     assert plan["machine"] == {"memory": 128 * GIB, "usable": 120 * GIB, "wired": 96 * GIB}
     assert sum(plan["weights"].values()) == plan["weight_bytes"]
     assert plan["fits"] == "yes" and plan["machines"] == 1
+    least, default = plan["streamed_experts"]["least"], plan["streamed_experts"]["default"]
+    assert least["total_bytes"] < default["total_bytes"] <= 96 * GIB
+    assert (least["fits"], default["fits"]) == ("yes", "yes")
+    assert least["expert_memory"] == 70_778_880 and least["share_in_memory"] == 0
+    assert least["bytes_per_token"] == 48 * 70_778_880
+    assert default["bytes_per_token"] == (1 - default["share_in_memory"]) * least["bytes_per_token"]
+    assert least["tokens_per_second"]["3"] == 3e9 / least["bytes_per_token"]
     held = plan["weight_bytes"] + sum(plan["cache"].values()) + plan["feature_bytes"]
     in_flight = plan["activation_bytes"] + plan["dequantized_bytes"]
     assert plan["total_bytes"] == held + in_flight

@@ -341,3 +341,21 @@ def test_queries_go_in_steps_that_bound_their_scores(heads: int, keys: int) -> N
     queries = queries_at_once(heads, keys)
     assert queries >= LEAST_QUERIES
     assert queries == LEAST_QUERIES or 4 * heads * queries * keys <= SCORE_BYTES
+
+
+def test_scores_of_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX works ahead: left to itself it had the scores of 20 steps at once."""
+    monkeypatch.setattr("mlx_llama4.memory.SCORE_BYTES", 4 * 2**20)
+    heads = {"num_attention_heads": 16, "attention_chunk_size": 64}
+    config, span = parse_config(tiny.config("scout", **heads)), 2048
+    model = Llama4(config)
+    mx.eval(model.parameters())
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(model(mx.array(tiny.text_ids(span, 0)), last_only=True))
+    used = mx.get_peak_memory() - before
+    need = need_of(config, 0, Usage(span, 4, span=span, fused=False))
+    scores = 4 * 16 * span * 32  # of one step
+    print(f"used {used:,}, predicted at most {need.prefill + need.cache.total:,}")
+    assert queries_at_once(16, span) == 32
+    assert 2 * scores < used <= need.prefill + need.cache.total

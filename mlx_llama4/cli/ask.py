@@ -75,10 +75,8 @@ def ask(
     with options.loaded_chat(folder, chat_options, placement, trace) as chat:
         if cache is not None:
             chat.load(cache)
-        if as_json:
-            _answer_json(chat, text, images)
-        else:
-            _answer(chat, text, images)
+        answer = _answer_json if as_json else _answer
+        answer(chat, text, images)
 
 
 def _read(

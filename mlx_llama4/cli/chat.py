@@ -70,6 +70,8 @@ def chat(
         if cache is not None:
             conversation.load(cache)
             terminal.note(f"[{cache}: {held:,} tokens]")
+        if conversation.model.expert_cache is not None and sys.stdin.isatty():
+            conversation.model.expert_cache.warm()  # while the first question is typed
         _talk(conversation)
 
 

@@ -1,5 +1,6 @@
 """Options that several commands share, and what they make of the model folder."""
 
+import atexit
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -287,7 +288,19 @@ def load_chat(folder: Path, options: "ChatOptions", placement: "Placement | None
         if placement is None:
             return Chat.open(folder, options)
         options.prefill_step = placement.usage.span
-        return Chat.open(folder, options, streaming=placement.streaming)
+        chat = Chat.open(folder, options, streaming=placement.streaming)
+    if chat.model.expert_cache is not None:
+        _remember_heat(chat)
+    return chat
+
+
+def _remember_heat(chat: "Chat") -> None:
+    """Begin with the experts that were wanted in former runs, and have the next one do so."""
+    from mlx_llama4.offload.heat import heat_file, recall, remember
+
+    file, heats = heat_file(chat.identity.model), chat.model.expert_cache.heats
+    recall(heats, file)
+    atexit.register(remember, heats, file)
 
 
 @contextlib.contextmanager
