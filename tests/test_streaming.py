@@ -1,5 +1,7 @@
 """A model whose experts are read from the disk computes the very same as one in memory."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +86,23 @@ def test_layers_packed_otherwise_than_others(tmp_path: Path) -> None:
     expected = logits(load_model(tmp_path / "mlx", mx.float32), ids, 90)
     for size in (ONE_A_LAYER, SOME):
         assert np.array_equal(logits(load_streamed(tmp_path / "mlx", size), ids, 90), expected)
+
+
+def test_past_the_page_cache(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the file system can, and where it cannot. No tensor begins at a whole block."""
+    ids, opened = text_ids(60), os.open
+    expected = logits(load_model(folders("scout"), mx.float32), ids, 50)
+    model = load_streamed(folders("scout"), SOME, page_cache=False)
+    assert np.array_equal(logits(model, ids, 50), expected)
+
+    def refuse(path: Path, flags: int) -> int:
+        if flags & getattr(os, "O_DIRECT", 0):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return opened(path, flags)
+
+    monkeypatch.setattr(os, "open", refuse)
+    model = load_streamed(folders("scout"), SOME, page_cache=False)
+    assert np.array_equal(logits(model, ids, 50), expected)
 
 
 def test_pictures(folders: Folders) -> None:

@@ -5,7 +5,9 @@ is: by positioned reads, many at once, straight into the memory of the arrays th
 them. Needs no MLX.
 """
 
+import contextlib
 import fcntl
+import mmap
 import os
 import sys
 import threading
@@ -27,7 +29,9 @@ from mlx_llama4.quantization import Quantization
 
 # An SSD is fastest with many requests in its queue.
 READERS = 8
-PIECE_BYTES = 2 * 2**20
+PIECE_BYTES = 4 * 2**20
+# Reads past Linux's page cache begin and end at multiples of this, in the file and in memory.
+ALIGNMENT = 4096
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 ITEMS = {"U32": np.uint32, "U8": np.uint8} | BITS
 
@@ -148,6 +152,7 @@ class ExpertStore:
         self.layers = layers
         self._page_cache = page_cache
         self._files: dict[Path, int] = {}
+        self._direct: set[Path] = set()  # of these, what is read past the page cache
         weakref.finalize(self, _close, self._files)
         for file in sorted({tensor.stored.file for one in layers.values() for tensor in one}):
             self._open(file)
@@ -172,39 +177,53 @@ class ExpertStore:
 
     def _open(self, file: Path) -> None:
         try:
-            descriptor = os.open(file, os.O_RDONLY)
+            if not self._page_cache and hasattr(os, "O_DIRECT"):
+                with contextlib.suppress(OSError):  # not every file system can
+                    self._files[file] = os.open(file, os.O_RDONLY | os.O_DIRECT)
+                    self._direct.add(file)
+                    return
+            descriptor = self._files[file] = os.open(file, os.O_RDONLY)
         except OSError as failure:
             raise CheckpointError(f"cannot read {file}: {failure.strerror}") from None
-        self._files[file] = descriptor
         if sys.platform == "darwin" and not self._page_cache:
             fcntl.fcntl(descriptor, fcntl.F_NOCACHE, 1)
 
     def _read_rows(self, tensor: ExpertTensor, rows: np.ndarray, offset: int) -> None:
         stored = tensor.stored
-        if tensor.dtype == stored.dtype and rows.flags.c_contiguous:
+        is_direct = stored.file in self._direct
+        if tensor.dtype == stored.dtype and rows.flags.c_contiguous and not is_direct:
             self._read_bytes(stored.file, memoryview(rows).cast("B"), offset)
             return
-        items = self._buffer(rows.size * np.dtype(ITEMS[stored.dtype]).itemsize)
-        self._read_bytes(stored.file, memoryview(items), offset)
-        bits = items.view(ITEMS[stored.dtype]).reshape(rows.shape)
+        items = np.dtype(ITEMS[stored.dtype])
+        start = offset % ALIGNMENT if is_direct else 0
+        stop = start + rows.size * items.itemsize
+        buffer = self._buffer(-(-stop // ALIGNMENT) * ALIGNMENT)
+        whole = len(buffer) if is_direct else stop
+        self._read_bytes(stored.file, buffer[:whole], offset - start, least=stop)
+        bits = np.frombuffer(buffer[start:stop], items).reshape(rows.shape)
         rows[:] = as_type(bits, stored.dtype, tensor.dtype)
 
-    def _buffer(self, nbytes: int) -> np.ndarray:
-        """Of this thread, uint8; what it held is lost."""
+    def _buffer(self, nbytes: int) -> memoryview:
+        """Of this thread, aligned; what it held is lost."""
         held = getattr(self._buffers, "bytes", None)
         if held is None or len(held) < nbytes:
-            held = self._buffers.bytes = np.empty(nbytes, np.uint8)
+            held = self._buffers.bytes = memoryview(mmap.mmap(-1, nbytes))
         return held[:nbytes]
 
-    def _read_bytes(self, file: Path, into: memoryview, offset: int) -> None:
+    def _read_bytes(
+        self, file: Path, into: memoryview, offset: int, least: int | None = None
+    ) -> None:
+        """least: bytes after which the file may end; all of them by default."""
         start, length, descriptor = offset, len(into), self._files[file]
+        least = length if least is None else least
         try:
-            while into:
+            while offset - start < least:
                 count = os.preadv(descriptor, [into], offset)
                 if count == 0:
                     raise RunError(f"{file} became shorter while it was in use; download it again")
                 into, offset = into[count:], offset + count
-            if not self._page_cache and hasattr(os, "posix_fadvise"):
+            forgets = not self._page_cache and file not in self._direct
+            if forgets and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
         except OSError as failure:
             raise RunError(f"cannot read {file}: {failure.strerror or failure}") from None
