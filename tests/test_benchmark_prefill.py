@@ -45,6 +45,7 @@ def test_which_layers_are_global(tmp_path: Path, global_layers: bool) -> None:
     assert read.attention_chunk_size == read.floor_scale == 128
 
 
+@pytest.mark.slow
 def test_prefill_from_end_to_end(tmp_path: Path) -> None:
     """Ours and mlx-lm, prompts of one chunk and of two."""
     out = tmp_path / "a.json"

@@ -51,6 +51,7 @@ def test_unscaled_it_is_the_release(preset: str) -> None:
         ("scout", FIXED_MODES["nvfp4"]),
     ],
 )
+@pytest.mark.slow
 def test_a_folder_answers_about_a_picture(
     tmp_path: Path, preset: str, experts: Quantization | None
 ) -> None:
@@ -96,6 +97,7 @@ def test_weights_keep_the_size_of_activations_and_spread_over_experts(tmp_path: 
     assert np.bincount(np.array(chosen), minlength=4).min() > 20
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     recipe = recipe_of(packing_of(4), packing_of(8), "bfloat16")
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -104,6 +106,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert a == b != c
 
 
+@pytest.mark.slow
 def test_tokenizer_of_the_releases_size() -> None:
     """Special tokens where the releases have them, and a text for every other id."""
     files = random_tokenizer_files(202_048)

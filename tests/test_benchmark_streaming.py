@@ -200,6 +200,7 @@ def test_tables() -> None:
     assert speed_rows(speeds)[1] == ("plain", "3 GB", "50%")
 
 
+@pytest.mark.slow
 def test_from_end_to_end(tmp_path: Path) -> None:
     """Ours at two budgets: fewer bytes a token and fewer misses with more memory."""
     out = tmp_path / "a.json"
