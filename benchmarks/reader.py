@@ -7,7 +7,13 @@ import numpy as np
 from benchmarks.disk import ExpertRanges, Speed, forget, timed
 from mlx_llama4.config import load_config
 from mlx_llama4.convert.checkpoint import open_checkpoint
-from mlx_llama4.offload.expert_store import ITEMS, ExpertStore, ExpertTensor, expert_tensors
+from mlx_llama4.offload.expert_store import (
+    ITEMS,
+    ExpertStore,
+    ExpertTensor,
+    Reading,
+    expert_tensors,
+)
 
 
 def read_with_store(folder: Path, experts: ExpertRanges, page_cache: bool) -> Speed:
@@ -25,7 +31,8 @@ def read_with_store(folder: Path, experts: ExpertRanges, page_cache: bool) -> Sp
     def read() -> int:
         nbytes = 0
         for layer, expert in experts:
-            reading = store.read(layer, expert, places[layer])
+            reading = Reading()
+            store.read(layer, expert, places[layer], reading)
             reading.finish()
             nbytes += reading.nbytes
         return nbytes

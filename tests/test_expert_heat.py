@@ -1,6 +1,8 @@
 """Which experts are kept: what was wanted of late, and in former runs."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -61,6 +63,14 @@ def test_after_a_long_step_the_hottest_are_held(folder: Path) -> None:
         assert set(layer.held) == set(ranked[-layer.capacity :])
 
 
+def test_where_a_long_step_leaves_slots_all_it_needed_are_held(folder: Path) -> None:
+    (layer, *_) = load_streamed(folder, HALF).expert_cache.layers.values()
+    assert layer.capacity == 4
+    for _ in layer.pass_through([0, 3, 5]):
+        pass
+    assert set(layer.held) == {0, 3, 5}
+
+
 def test_remembered_for_the_next_start(tmp_path: Path) -> None:
     heats, found, file = {3: Heat(4), 5: Heat(4)}, {3: Heat(4), 5: Heat(4)}, tmp_path / "a" / "b"
     heats[3].note(np.array([1, 2, 2]), 3)
@@ -84,6 +94,8 @@ def test_remembered_for_the_next_start(tmp_path: Path) -> None:
         '{"3": [1, 2, 3, -4]}',
         '{"3": [[1], [2], [3], [4]]}',
         '{"3": [1, 2, 3, null]}',
+        '{"3": [1, 2, 3, 1' + "0" * 400 + "]}",
+        "[" * 100_000,
     ],
 )
 def test_what_is_remembered_wrong_is_left_alone(tmp_path: Path, text: str) -> None:
@@ -137,6 +149,28 @@ def test_warming_stops_for_the_first_step(folder: Path) -> None:
         model = load_streamed(folder, HALF)
         model.expert_cache.warm()
         assert mx.array_equal(model(ids), expected)
+
+
+def test_python_may_end_while_experts_are_read(folder: Path) -> None:
+    code = f"""
+import os, time
+from pathlib import Path
+from tests.streamed import ALL, load_streamed
+model, preadv = load_streamed(Path({str(folder)!r}), ALL), os.preadv
+os.preadv = lambda *arguments: time.sleep(0.01) or preadv(*arguments)
+model.expert_cache.warm()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_nothing_waits_for_warming(folder: Path) -> None:
+    model = load_streamed(folder, HALF)
+    warmed(model)
+    assert model.expert_statistics.bytes_read > 0
+    assert model.expert_statistics.waiting_seconds == 0
 
 
 def test_commands_remember(demo_folder: Path, tmp_path: Path) -> None:

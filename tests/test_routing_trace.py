@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 
 from mlx_llama4.config import parse_config
+from mlx_llama4.convert.recipes import Recipe
+from mlx_llama4.convert.stream import convert
 from mlx_llama4.errors import InputError, OutputError, RunError
 from mlx_llama4.load import load_model
 from mlx_llama4.model.llama4 import ATTENTION_STEP, Llama4
 from mlx_llama4.offload.budget import ExpertStreaming
 from mlx_llama4.offload.recorder import RoutingRecorder
 from mlx_llama4.offload.trace import RoutingTrace, TraceHeader, read_trace
-from tests import tiny
+from mlx_llama4.quantization import Quantization
+from tests import streamed, tiny
 
 PROMPT = 40  # tokens: over a chunk border
 HEADER: dict[str, Any] = TraceHeader("tiny", 4, 1, (0, 2)).as_json()
@@ -65,6 +68,21 @@ def test_the_choices_of_every_layer_and_token(
         start = PROMPT - 1 if layer == last else 0  # last_only
         assert [one for step in trace.steps for one in step.experts[layer]] == experts[start:]
     assert len({tuple(experts) for experts in expected.values()}) == len(expected)
+
+
+def test_recording_lets_outputs_be_computed_before_their_experts_go(tmp_path: Path) -> None:
+    """Where nothing else waits for them: of one layer, and calls that nobody has looked at."""
+    raw = tiny.config("scout", num_hidden_layers=1, no_rope_layers=[1], intermediate_size=2048)
+    source = tiny.write_checkpoint(tmp_path / "source", raw, tiny.tensors(raw), "BF16")
+    convert(source, tmp_path / "mlx", Recipe("bfloat16", Quantization(32, 4)))
+    resident = load_model(tmp_path / "mlx", mx.float32)
+    model = streamed.load_streamed(tmp_path / "mlx", streamed.SOME)
+    with RoutingRecorder(tmp_path / "trace") as recorder:
+        recorder.attach(model, "tiny")
+        for token in range(50):
+            rows = mx.full((60, 1), token)
+            found, _ = model(rows), model(mx.array([[token + 50]]))
+            assert mx.array_equal(found, resident(rows))
 
 
 def test_recording_changes_nothing_and_ends(

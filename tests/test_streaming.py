@@ -1,6 +1,7 @@
 """A model whose experts are read from the disk computes the very same as one in memory."""
 
 import errno
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from mlx_llama4.convert.stream import convert
 from mlx_llama4.generation.generate import Statistics, generate
 from mlx_llama4.load import load_model
 from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.offload import expert_cache
 from mlx_llama4.prompt.processor import Prompt
 from mlx_llama4.quantization import Quantization
 from tests import streamed, tiny
@@ -129,6 +131,37 @@ def test_nothing_is_overwritten_before_it_is_computed(folders: Folders) -> None:
     found = [model(ids) for ids in prompts]
     for ids, one in zip(prompts, found, strict=True):
         assert mx.array_equal(one, resident(ids))
+
+
+def test_what_mlx_keeps_for_reuse(folders: Folders) -> None:
+    """As much as the living models are to have together, whichever goes first."""
+    gc.collect()
+    before = mx.set_cache_limit(0)
+    mx.set_cache_limit(before)
+
+    def limit() -> int:
+        found = mx.set_cache_limit(0)
+        mx.set_cache_limit(found)
+        return found
+
+    first = load_streamed(folders("scout"), HALF)
+    one = limit()
+    second = load_streamed(folders("scout"), HALF)
+    assert limit() == 2 * one
+    del first
+    gc.collect()
+    assert limit() == one
+    del second
+    gc.collect()
+    assert limit() == before
+
+
+def test_lanes_are_made_once(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    bank = expert_cache.SlotBank
+    monkeypatch.setattr(expert_cache, "SlotBank", lambda *given: made.append(given) or bank(*given))
+    load_streamed(folders("scout"), HALF)
+    assert len(made) == 1
 
 
 def test_a_rewound_cache(folders: Folders) -> None:

@@ -2,10 +2,13 @@
 
 import errno
 import gc
+import itertools
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import mlx.core as mx
@@ -150,6 +153,37 @@ def test_ctrl_c_while_an_expert_is_read(
         in_steps(model, cache, [20, 1, 1])
     held = len(cache.ids)
     assert np.array_equal(in_steps(model, cache, [1] * 20 + [70 - held]), expected[held:])
+
+
+def test_ctrl_c_while_reads_are_begun(
+    kept_folder: Path, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The read just begun still writes, late, and nobody has been handed it."""
+    model, submit = load_streamed(kept_folder, ONE), ThreadPoolExecutor.submit
+    calls, interrupted = itertools.count(), threading.Event()
+
+    def interrupt(*arguments: object) -> Future[None]:
+        future = submit(*arguments)
+        if next(calls) == 5:
+            interrupted.wait(5)
+            raise KeyboardInterrupt
+        return future
+
+    def late(*arguments: object) -> int:
+        first = not interrupted.is_set()
+        interrupted.set()
+        if first:
+            time.sleep(0.3)
+        return preadv(*arguments)
+
+    cache = PromptCache(model.make_cache())
+    in_steps(model, cache, [10])
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupt)
+    monkeypatch.setattr(os, "preadv", late)
+    with pytest.raises(KeyboardInterrupt):
+        in_steps(model, cache, [1, 79])
+    held = len(cache.ids)
+    assert np.array_equal(in_steps(model, cache, [1] * (90 - held)), expected[held:])
 
 
 class Faults:

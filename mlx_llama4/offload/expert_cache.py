@@ -15,6 +15,20 @@ from mlx_llama4.offload.heat import Heat
 from mlx_llama4.offload.slot_bank import Slot, SlotBank
 from mlx_llama4.offload.warming import Warming
 
+_kept_buffers = {"models": 0, "bytes": 0, "otherwise": 0}
+
+
+def _keep_buffers(nbytes: int, models: int = 1) -> None:
+    """MLX has one limit of the freed buffers that it keeps: of all models together; as it was
+    before when there is none any more.
+    """
+    kept = _kept_buffers
+    if kept["models"] == 0:
+        kept["otherwise"] = mx.set_cache_limit(0)
+    kept["models"] += models
+    kept["bytes"] += nbytes
+    mx.set_cache_limit(kept["bytes"] if kept["models"] else kept["otherwise"])
+
 
 @dataclass
 class StreamingStatistics:
@@ -48,9 +62,11 @@ class ExpertCache:
         self.statistics = StreamingStatistics()
         needs = [layer_experts(tensors) for tensors in layers.values()]
         plan = plan_slots(needs, streaming.memory)
+        packings = {
+            need.packing: tensors for need, tensors in zip(needs, layers.values(), strict=True)
+        }
         lanes = {
-            need.packing: SlotBank(tensors, plan.lanes).slots
-            for need, tensors in zip(needs, layers.values(), strict=True)
+            packing: SlotBank(tensors, plan.lanes).slots for packing, tensors in packings.items()
         }
         self.layers = {
             layer: LayerCache(self, layer, need.count, slots, lanes[need.packing])
@@ -58,10 +74,12 @@ class ExpertCache:
         }
         self._unfinished: list[mx.array] = []
         self._warming: Warming | None = None
-        weakref.finalize(self, mx.set_cache_limit, mx.set_cache_limit(plan.buffers))
+        _keep_buffers(plan.buffers)
+        weakref.finalize(self, _keep_buffers, -plan.buffers, models=-1)
 
     def warm(self) -> None:
         """Fill slots in the background, until the first step is computed."""
+        self.stop_warming()
         self._warming = Warming(self.layers.values())
 
     def stop_warming(self) -> None:
@@ -136,7 +154,10 @@ class LayerCache:
         experts = self.heat.coldest_first(range(len(self.heat.values)))
         expert, free = experts[-1 - rank], self._free()
         if expert not in self.held and free:
-            self._finish(expert, free[0], self._start(expert, free[0]))
+            reading = self._start(expert, free[0])
+            reading.finish()  # for which no computing waits
+            self.cache.statistics.bytes_read += reading.nbytes
+            self.held[expert] = free[0]
 
     def hold(self, needed: Collection[int]) -> None:
         """Have all of these in slots, of which there must be as many."""
@@ -158,7 +179,7 @@ class LayerCache:
         read. It notes on the slot what it computes. Afterwards the hottest are held.
         """
         ranked = self.heat.coldest_first([*{*needed, *self.held}])
-        staying = set(ranked[len(ranked) - self.capacity :])
+        staying = set(ranked[max(len(ranked) - self.capacity, 0) :])
         ready = {expert: self.held[expert] for expert in needed if expert in self.held}
         missing = [expert for expert in needed if expert not in self.held]
         passing = [expert for expert in missing if expert not in staying]
@@ -197,8 +218,9 @@ class LayerCache:
             if held is slot:
                 del self.held[former]
         slot.vacate()
-        slot.reading = self.cache.store.read(self._layer, expert, slot.places)
-        return slot.reading
+        slot.reading = reading = Reading()
+        self.cache.store.read(self._layer, expert, slot.places, reading)
+        return reading
 
     def _finish(self, expert: int, slot: Slot, reading: Reading) -> tuple[int, Slot]:
         self.cache.finish(reading)

@@ -12,9 +12,10 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -120,11 +121,21 @@ def layer_experts(tensors: Sequence[ExpertTensor]) -> LayerExperts:
 
 
 class Reading:
-    """Reads of one expert that are under way."""
+    """Reads of one expert. There before the first is begun, so that one who holds it can have them
+    stopped, whatever interrupts their beginning.
+    """
 
-    def __init__(self, pieces: list[Future[None]], nbytes: int):
-        self._pieces = pieces
-        self.nbytes = nbytes
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self._pieces: list[Future[None]] = []
+        self._writers = 0
+        self._is_abandoned = False
+        self._changed = threading.Condition()
+
+    def begin(self, readers: ThreadPoolExecutor, read: Callable[[], None], nbytes: int) -> None:
+        """One more read, on a thread of `readers`."""
+        self.nbytes += nbytes
+        self._pieces.append(readers.submit(self._run, read))
 
     @property
     def is_done(self) -> bool:
@@ -137,9 +148,21 @@ class Reading:
 
     def abandon(self) -> None:
         """What was not begun is not read; returns when nothing writes any more."""
-        for piece in self._pieces:
-            piece.cancel()
-        wait(self._pieces)
+        with self._changed:
+            self._is_abandoned = True
+            self._changed.wait_for(lambda: self._writers == 0)
+
+    def _run(self, read: Callable[[], None]) -> None:
+        with self._changed:
+            if self._is_abandoned:
+                return
+            self._writers += 1
+        try:
+            read()
+        finally:
+            with self._changed:
+                self._writers -= 1
+                self._changed.notify_all()
 
 
 class ExpertStore:
@@ -159,21 +182,19 @@ class ExpertStore:
         self._readers = ThreadPoolExecutor(READERS, "expert reader")
         self._buffers = threading.local()
 
-    def read(self, layer: int, expert: int, places: Sequence[np.ndarray]) -> Reading:
+    def read(self, layer: int, expert: int, places: Sequence[np.ndarray], reading: Reading) -> None:
         """Begin to read an expert. places: for each of the layer's tensors [rows, columns], of the
         integers that hold its values' bits; nothing else may use them until it is finished.
+        reading: a new one, to wait with.
         """
-        pieces: list[Future[None]] = []
-        nbytes = 0
         for tensor, place in zip(self.layers[layer], places, strict=True):
             row_bytes = tensor.columns * np.dtype(ITEMS[tensor.stored.dtype]).itemsize
             step = max(PIECE_BYTES // row_bytes, 1)
             start = tensor.stored.offset + expert * tensor.rows * row_bytes
-            nbytes += tensor.rows * row_bytes
             for row in range(0, tensor.rows, step):
                 rows, offset = place[row : row + step], start + row * row_bytes
-                pieces.append(self._readers.submit(self._read_rows, tensor, rows, offset))
-        return Reading(pieces, nbytes)
+                read = partial(self._read_rows, tensor, rows, offset)
+                reading.begin(self._readers, read, len(rows) * row_bytes)
 
     def _open(self, file: Path) -> None:
         try:

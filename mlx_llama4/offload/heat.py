@@ -47,7 +47,7 @@ def recall(heats: Mapping[int, Heat], file: Path) -> None:
     try:
         stored = json.loads(file.read_bytes())
         values = {layer: np.array(stored[str(layer)], float) for layer in heats}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return
     fits = all(values[layer].shape == heat.values.shape for layer, heat in heats.items())
     if fits and all(np.isfinite(one).all() and (one >= 0).all() for one in values.values()):

@@ -94,5 +94,7 @@ class _RecordedExperts(nn.Module):
 
     def __call__(self, x: mx.array, chosen: mx.array, meanwhile: mx.array) -> mx.array:
         """As the experts' own."""
+        output = self.experts(x, chosen, meanwhile)
+        # Afterwards: experts that are streamed know by their own wait for it what is computed.
         self._record(self._layer, chosen.tolist())
-        return self.experts(x, chosen, meanwhile)
+        return output

@@ -39,3 +39,5 @@ class Warming:
                     layer.warm(rank)
                 except RunError:
                     return  # who needs that expert will be told
+                except RuntimeError:
+                    return  # Python is about to end, and begins no more reads
