@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mlx_llama4.cli.memory_check import Task, check_memory
 from mlx_llama4.cli.options import Experts, Where
+from mlx_llama4.cli.plan_report import _print_reading
 from mlx_llama4.config import load_config
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.stream import convert
@@ -105,6 +107,12 @@ def test_pages_fit_a_terminal(name: str, memory: str) -> None:
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert len(lines) <= 30
+
+
+def test_speeds_of_small_models_are_plain_numbers(capsys: pytest.CaptureFixture) -> None:
+    default = SimpleNamespace(fit="yes", bytes_per_token=38.6e6)
+    _print_reading(SimpleNamespace(default=default))
+    assert "at most 78, 142, 192 tokens/s at 3, 5.5, 7.4 GB/s" in capsys.readouterr().out
 
 
 def test_the_sysctl_is_named_where_it_helps() -> None:

@@ -1,11 +1,17 @@
 """`--experts` and what goes with it: what the commands decide, refuse and report."""
 
+import io
 import json
+import os
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks.macs import MEMORIES, expectations
+from mlx_llama4.cli.chat import chat
 from mlx_llama4.cli.memory_check import Task, check_memory, limit_to_memory
 from mlx_llama4.cli.options import Experts, Where, expert_options
 from mlx_llama4.config import load_config
@@ -147,6 +153,24 @@ def test_ask_streams_and_reports(demo_folder: Path, tmp_path: Path) -> None:
     steps = read_trace(trace).steps
     assert [len(chosen) for chosen in steps[0].experts.values()] == [26, 26, 1]
     assert len(steps) == answer["generated_tokens"]
+
+
+def test_leaving_a_chat_that_still_reads_experts_in(
+    demo_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Reading on while Python ends would end in a traceback."""
+    preadv, typed = os.preadv, io.StringIO("/quit\n")
+
+    def slow(*arguments: object) -> int:
+        time.sleep(0.05)
+        return preadv(*arguments)
+
+    monkeypatch.setattr(os, "preadv", slow)
+    monkeypatch.setattr(typed, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", typed)
+    chat(str(demo_folder), experts=Where.stream)
+    assert "leave" in capsys.readouterr().err
+    assert "expert warming" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_one_line_where_it_cannot_be_done(demo_folder: Path) -> None:

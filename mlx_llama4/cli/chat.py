@@ -70,9 +70,16 @@ def chat(
         if cache is not None:
             conversation.load(cache)
             terminal.note(f"[{cache}: {held:,} tokens]")
-        if conversation.model.expert_cache is not None and sys.stdin.isatty():
-            conversation.model.expert_cache.warm()  # while the first question is typed
-        _talk(conversation)
+        expert_cache = conversation.model.expert_cache
+        if expert_cache is None:
+            _talk(conversation)
+            return
+        if sys.stdin.isatty():
+            expert_cache.warm()  # while the first question is typed
+        try:
+            _talk(conversation)
+        finally:
+            expert_cache.stop_warming()  # reading on while Python ends would fail, with a traceback
 
 
 def _talk(conversation: "Chat") -> None:

@@ -124,7 +124,7 @@ def _print_reading(streaming: "StreamingPlan | None") -> None:
     nbytes = streaming.default.bytes_per_token
     if rates := tokens_per_second(nbytes):
         disks, tokens = (
-            ", ".join(f"{number:.2g}" for number in column)
+            ", ".join(f"{number:.2g}" if number < 10 else f"{number:,.0f}" for number in column)
             for column in zip(*rates.items(), strict=True)
         )
         terminal.line(
