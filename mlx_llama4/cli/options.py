@@ -298,7 +298,11 @@ def _remember_heat(chat: "Chat") -> None:
     """Begin with the experts that were wanted in former runs, and have the next one do so."""
     from mlx_llama4.offload.heat import heat_file, recall, remember
 
-    file, heats = heat_file(chat.identity.model), chat.model.expert_cache.heats
+    try:
+        file = heat_file(chat.identity.model)
+    except RuntimeError:  # a user without a home
+        return
+    heats = chat.model.expert_cache.heats
     recall(heats, file)
     atexit.register(remember, heats, file)
 
