@@ -16,6 +16,8 @@ from mlx_llama4.offload.expert_store import is_routed_expert
 BUDGET = 1_040_000_000
 # Of addresses, of which a process takes more than it has memory: stacks of threads, arenas.
 LIMIT = 2_600_000_000
+# A prompt of 64 tokens or more takes experts one by one, a token after it all at once: both are
+# here.
 GENERATE = """
 import resource, sys
 budget, limit = map(int, sys.argv[2:])
@@ -31,7 +33,7 @@ streaming = ExpertStreaming(budget, page_cache=False) if budget else None
 model = load_model(Path(sys.argv[1]), streaming=streaming)
 for layer in model.expert_cache.layers.values() if streaming else ():
     layer.hold(range(layer.capacity))  # all memory that it may ever take
-ids = np.random.default_rng(0).integers(0, 2000, 48).astype(np.int32)
+ids = np.random.default_rng(0).integers(0, 2000, 80).astype(np.int32)
 options = dict(token_bytes=lambda token: b"", end_tokens=(), max_tokens=4)
 assert len(list(generate(model, Prompt(ids), **options))) == 4
 """
