@@ -230,7 +230,10 @@ def expert_options(where: Where, memory: str | None, page_cache: bool) -> Expert
     if where == Where.resident and (memory is not None or not page_cache):
         option = "--no-page-cache" if memory is None else "--expert-memory"
         raise InputError(f"{option} is for streamed experts; leave out --experts resident")
-    return Experts(where, None if memory is None else parse_bytes(memory), page_cache)
+    try:
+        return Experts(where, None if memory is None else parse_bytes(memory), page_cache)
+    except InputError as error:
+        raise InputError(f"--expert-memory: {error}") from None
 
 
 def chat_options(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mlx_llama4.config import Config
 from mlx_llama4.memory import tensor_bytes
-from mlx_llama4.offload.budget import MOST_BUFFERS, LayerExperts, least_memory
+from mlx_llama4.offload.budget import BUFFER_SHARE, MOST_BUFFERS, LayerExperts, least_memory
 from mlx_llama4.planner import UNPACKED_BITS, loaded_bytes
 from mlx_llama4.quantization import Quantization
 from mlx_llama4.tensors import TensorSpec, model_tensors
@@ -56,7 +56,7 @@ class ExpertWeights:
     def most_memory(self) -> int:
         """What gives each expert a slot; more would be of no use."""
         slots = self.all + 2 * self.least_memory  # a lane to read into, another to compute with
-        return slots + min(slots // 15 + 1, MOST_BUFFERS)
+        return slots + min(slots // (BUFFER_SHARE - 1) + 1, MOST_BUFFERS)
 
     def kept(self, slots: tuple[int, ...]) -> float:
         """Share of the experts that so many slots of each layer hold."""
