@@ -17,12 +17,11 @@ import subprocess
 import sys
 import termios
 import time
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import pyte
-from pyte.screens import Char, wcwidth
+from pyte.screens import Char
 
 from tests.commands import ENVIRONMENT
 
@@ -34,6 +33,9 @@ SCROLLBACK_LINES = 2000
 READ_BYTES = 65536
 BRACKETED_PASTE = 2004
 PRIVATE = 5  # pyte keeps the modes of terminals' own shifted by so many bits
+
+# Zero-width joiners and marks of direction, variation selectors.
+JOINING = re.compile("([\u200b-\u200f\u2060\ufe00-\ufe0f])")
 
 # What pyte would print or misunderstand: strings for other programs (pictures, say), and CSI with
 # a private mark other than "?". The second is the beginning of one, to wait for its end.
@@ -64,10 +66,8 @@ class Display(pyte.HistoryScreen):
 
     def draw(self, data: str) -> None:
         """pyte drops all that follows a zero-width joiner or a variation selector."""
-        for part in re.findall(
-            r"[\u200b-\u200f\u2060\ufe00-\ufe0f]|[^\u200b-\u200f\u2060\ufe00-\ufe0f]+", data
-        ):
-            if wcwidth(part[0]) == 0 and not unicodedata.combining(part[0]):
+        for part in JOINING.split(data):
+            if JOINING.fullmatch(part):
                 self._join(part)
             else:
                 super().draw(part)
@@ -118,6 +118,7 @@ class Terminal:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # the beginning of an escape sequence
         self._asked = 0
+        self._closed = False
         self.master, slave = os.openpty()
         self._set_size(columns, rows)
         self.process = subprocess.Popen(
@@ -167,11 +168,9 @@ class Terminal:
         self.settle()
 
     def until_done(self, seconds: float = 60) -> int:
-        """Until the program has ended; its exit code."""
-        self._wait(lambda: self.process.poll() is not None, "the end", seconds)
-        while self._read(0):
-            pass
-        return self.process.returncode
+        """Until nobody has the terminal open any more; the program's exit code."""
+        self._wait(lambda: self._closed, "the end", seconds)
+        return self.process.wait(5)
 
     def settle(self, seconds: float = 0.15) -> None:
         """Until nothing has been written for so long."""
@@ -181,10 +180,10 @@ class Terminal:
     def _wait(self, reached: Callable[[], bool], what: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not reached():
-            over = time.monotonic() > deadline
-            ended = not self._read(0.05) and self.process.poll() is not None
-            if (ended or over) and not (self._read(0) or reached()):
-                state = f"ended with {self.process.returncode}" if ended else "goes on"
+            silent = not self._read(0.05)
+            over = self._closed or time.monotonic() > deadline
+            if silent and over and not reached():
+                state = "has ended" if self._closed else "goes on"
                 raise AssertionError(
                     f"waited {seconds:.0f} s for {what}; the program {state}, "
                     f"the screen shows:\n{self.framed()}"
@@ -193,9 +192,12 @@ class Terminal:
     def _read(self, seconds: float) -> bool:
         """Show what is written within `seconds`; whether there was anything."""
         readable, _, _ = select.select([self.master], [], [], seconds)
+        if not readable:
+            return False
         data = b""
-        with contextlib.suppress(OSError):  # Linux: nobody has the terminal open any more
-            data = os.read(self.master, READ_BYTES) if readable else b""
+        with contextlib.suppress(OSError):  # what Linux says where others say that it is the end
+            data = os.read(self.master, READ_BYTES)
+        self._closed = not data
         self.raw += data
         text = self._held + self._decoder.decode(data)
         unfinished = UNFINISHED.search(text)

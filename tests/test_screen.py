@@ -113,7 +113,7 @@ def test_line_editor(tmp_path: Path) -> None:
 def test_failures_show_the_screen(tmp_path: Path) -> None:
     with (
         python("print('here')", tmp_path) as terminal,
-        pytest.raises(AssertionError, match=r"'there' to be seen; .* ended with 0.*\n\| here"),
+        pytest.raises(AssertionError, match=r"'there' to be seen; .* has ended.*\n\| here"),
     ):
         terminal.until("there")
     with (
