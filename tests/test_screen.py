@@ -63,6 +63,7 @@ def test_size_and_resizing(tmp_path: Path) -> None:
     )
     with python(code, tmp_path, columns=200, rows=40) as terminal:
         terminal.until("200 40")
+        terminal.settle()
         terminal.resize(40, 10)
         terminal.until("40 10")
         assert terminal.until_done() == 0
@@ -84,6 +85,7 @@ def test_ctrl_c_reaches_the_program(tmp_path: Path) -> None:
     code = "try:\n    print('on'); input()\nexcept KeyboardInterrupt: print('stopped')"
     with python(code, tmp_path) as terminal:
         terminal.until("on")
+        terminal.settle()  # between Python's last look for signals and the read it would be lost
         terminal.type(CTRL_C)
         terminal.until("stopped")
 
