@@ -37,9 +37,13 @@ PRIVATE = 5  # pyte keeps the modes of terminals' own shifted by so many bits
 # Zero-width joiners and marks of direction, variation selectors.
 JOINING = re.compile("([\u200b-\u200f\u2060\ufe00-\ufe0f])")
 
-# What pyte would print or misunderstand: strings for other programs (pictures, say), and CSI with
-# a private mark other than "?". The second is the beginning of one, to wait for its end.
-FOREIGN = re.compile(r"\x1b[P_^X].*?(?:\x1b\\|\x07)|\x1b\[[<=>][0-9;:]*[ -/]*[@-~]", re.DOTALL)
+# What pyte would print or misunderstand: strings for other programs (pictures, say), CSI with a
+# private mark other than "?", controls that terminals pass over. And the beginning of a sequence,
+# to wait for its end.
+FOREIGN = re.compile(
+    r"\x1b[P_^X].*?(?:\x1b\\|\x07)|\x1b\[[<=>][0-9;:]*[ -/]*[@-~]|[\x00-\x06\x0e-\x1a\x1c-\x1f]",
+    re.DOTALL,
+)
 UNFINISHED = re.compile(r"\x1b(?:[P_^X](?:(?!\x1b\\|\x07).)*|\[[0-?]*[ -/]*)?\Z", re.DOTALL)
 
 # Without preexec_fn, which warns wherever the tests have threads.

@@ -16,7 +16,7 @@ def test_what_is_drawn(tmp_path: Path) -> None:
     """Colours, wide and joined characters, what is written over, what is for other programs."""
     code = (
         r"print('\x1b[31mred\x1b[0m wide 漢字 \U0001f469\u200d\U0001f4bb after   ');"
-        r"print('gone\r\x1b[Kkept\x1b_Ga=q;AAAA\x1b\\\x1b[>4;2m!')"
+        r"print('gone\r\x1b[Kke\x01pt\x1b_Ga=q;AAAA\x1b\\\x1b[>4;2m!')"
     )
     with python(code, tmp_path) as terminal:
         assert terminal.until_done() == 0
