@@ -20,7 +20,9 @@ from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.cache.prompt_file import PromptFile, save_prompt_file
 from mlx_llama4.config import GenerationConfig, load_generation_config
 from mlx_llama4.errors import CheckpointError, PromptError
+from mlx_llama4.generation.adjustments import Adjustment
 from mlx_llama4.generation.generate import Statistics, Step, generate, room
+from mlx_llama4.generation.grammar import Grammar
 from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.generation.prefill import PREFILL_SPAN, ignore_progress, prefill
 from mlx_llama4.generation.sampler import Sampler, greedy
@@ -51,7 +53,8 @@ OnPrefill = Callable[[int, int], None]
 class ChatOptions:
     """kv_quantization: of global layers' keys and values; fixed once the Chat is made.
     prefix_bytes: of earlier prompts' beginnings, kept for later ones; fixed too. max_context:
-    tokens of prompt and answer that there is memory for; None asks the model alone.
+    tokens of prompt and answer that there is memory for; None asks the model alone. `stop` and what
+    follows are as `generate` takes them.
     """
 
     max_tokens: int = 4096
@@ -61,6 +64,10 @@ class ChatOptions:
     kv_quantization: KVQuantization | None = None
     prefix_bytes: int = PREFIX_BYTES
     max_context: int | None = None
+    stop: tuple[str, ...] = ()
+    adjustments: tuple[Adjustment, ...] = ()
+    grammar: Grammar | None = None
+    logprobs: int | None = None
 
 
 def opening_messages(options: ChatOptions) -> list[Message]:
@@ -344,6 +351,10 @@ class Chat:
                     end_tokens=self.end_tokens,
                     max_tokens=max_tokens,
                     sampler=self.options.sampler,
+                    adjustments=self.options.adjustments,
+                    grammar=self.options.grammar,
+                    stop=self.options.stop,
+                    logprobs=self.options.logprobs,
                     cache=self.cache.layers,
                     features=self.features,
                     prefill_step=self.options.prefill_step,
