@@ -7,8 +7,7 @@ import contextlib
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from mlx_llama4.cache.prefixes import PrefixStore
 from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.chat_file import load_chat, save_chat
+from mlx_llama4.chat_options import ChatOptions
 from mlx_llama4.config import GenerationConfig, load_generation_config
 from mlx_llama4.conversation import (
     before,
@@ -30,8 +30,7 @@ from mlx_llama4.dropping import fit_messages
 from mlx_llama4.errors import PromptError
 from mlx_llama4.generation.generate import Statistics, Step, generate, room
 from mlx_llama4.generation.image_features import ImageFeatureCache
-from mlx_llama4.generation.prefill import PREFILL_SPAN, ignore_progress, prefill
-from mlx_llama4.generation.sampler import Sampler, greedy
+from mlx_llama4.generation.prefill import ignore_progress, prefill
 from mlx_llama4.identity import Identity, identify
 from mlx_llama4.load import OnLoad, ignore_load, load
 from mlx_llama4.model.llama4 import Llama4
@@ -46,33 +45,10 @@ from mlx_llama4.prompt.messages import (
 )
 from mlx_llama4.prompt.processor import Processor, Prompt, check_length, place_images
 from mlx_llama4.prompt.tool_calls import CALL_MARKERS, Reply, parse_reply, tool_names
-from mlx_llama4.quantization import KVQuantization
 
 # What a turn of the family ends with, whatever generation_config.json says or leaves out.
 END_TOKENS = ("<|eot|>", "<|eom|>", "<|end_of_text|>")
-PREFIX_BYTES = 2 * 10**9
-
 OnProgress = Callable[[int, int], None]
-
-
-@dataclass
-class ChatOptions:
-    """kv_quantization: of global layers' keys and values; fixed once the Chat is made.
-    prefix_bytes: of earlier prompts' beginnings, kept for later ones; fixed too. max_context:
-    tokens of prompt and answer that there is memory for; None asks the model alone. on_dropped: is
-    told how many of the oldest questions were dropped because the context is full; None: a prompt
-    that is too long is refused. tools: definitions of functions that the model may call.
-    """
-
-    max_tokens: int = 4096
-    sampler: Sampler = greedy
-    system: str | None = None
-    prefill_step: int = PREFILL_SPAN
-    kv_quantization: KVQuantization | None = None
-    prefix_bytes: int = PREFIX_BYTES
-    max_context: int | None = None
-    on_dropped: Callable[[int], None] | None = None
-    tools: Sequence[Mapping[str, Any]] | None = None
 
 
 def document_prompt(
@@ -333,6 +309,10 @@ class Chat:
                     end_tokens=self.end_tokens,
                     max_tokens=max_tokens,
                     sampler=self.options.sampler,
+                    adjustments=self.options.adjustments,
+                    grammar=self.options.grammar,
+                    stop=self.options.stop,
+                    logprobs=self.options.logprobs,
                     cache=self.cache.layers,
                     features=self.features,
                     prefill_step=self.options.prefill_step,
