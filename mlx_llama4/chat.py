@@ -328,6 +328,13 @@ class Chat:
                 if generated:
                     self.messages = [*said, self._assistant(texts, generated)]
 
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """How many these messages take."""
+        if not messages:
+            return 0
+        tools = self.options.tools
+        return len(self.processor.encode(joined_texts(messages), False, tools).ids)
+
     def _encode(self, messages: Sequence[Message]) -> Prompt:
         return self.processor.encode(joined_texts(messages), tools=self.options.tools)
 
