@@ -32,12 +32,12 @@ ESCAPES = {
 }  # fmt: skip
 
 
-class Refused(Exception):
+class UnreadableError(Exception):
     """Says in one line what is not taken, and why."""
 
 
 class Reader:
-    """Goes through a text from `position` on. Everything raises Refused."""
+    """Goes through a text from `position` on. Everything raises UnreadableError."""
 
     def __init__(self, text: str, position: int = 0):
         self.text = text
@@ -67,12 +67,12 @@ class Reader:
 
     def refuse(self, reason: str) -> NoReturn:
         rest = self.text[self.position : self.position + 20]
-        raise Refused(f"{reason}, not {rest!r}" if rest else f"{reason}, but it ends there")
+        raise UnreadableError(f"{reason}, not {rest!r}" if rest else f"{reason}, but it ends there")
 
     def value(self, depth: int = 0) -> Any:
         """A text, a number, a truth value, nothing (None), a list or a mapping of these."""
         if depth > MAX_DEPTH:
-            raise Refused(f"it is nested more than {MAX_DEPTH} deep")
+            raise UnreadableError(f"it is nested more than {MAX_DEPTH} deep")
         if self.at('"') or self.at("'"):
             return self.quoted()
         if self.take("["):
@@ -99,7 +99,7 @@ class Reader:
             key = self.quoted()
             self.expect(":", "a dict's key")
             if key in mapping:
-                raise Refused(f"the key {key[:40]!r} is given twice")
+                raise UnreadableError(f"the key {key[:40]!r} is given twice")
             mapping[key] = self.value(depth + 1)
             if not self.take(",") and not self.at("}"):
                 self.refuse("',' or '}' should come after a dict's value")
@@ -108,14 +108,14 @@ class Reader:
     def quoted(self) -> str:
         quote = next(quote for quote in TEXTS if self.at(quote))
         if not (text := self.match(TEXTS[quote])):
-            raise Refused("a text has no end")
+            raise UnreadableError("a text has no end")
         unescaped = ESCAPED.sub(_unescape, text[1])
         if not any("\ud800" <= character <= "\udfff" for character in unescaped):
             return unescaped
         try:  # JSON writes characters of the upper planes as two surrogates
             return unescaped.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
-            raise Refused("a text holds half a character") from None
+            raise UnreadableError("a text holds half a character") from None
 
     def _values(self, end: str, depth: int) -> list[Any]:
         values = []
@@ -135,21 +135,23 @@ class Reader:
 
 def _number(digits: str) -> int | float:
     if len(digits) > MAX_NUMBER:
-        raise Refused(f"a number has {len(digits):,} characters; at most {MAX_NUMBER} are taken")
+        raise UnreadableError(
+            f"a number has {len(digits):,} characters; at most {MAX_NUMBER} are taken"
+        )
     if not set(digits) & set(".eE"):
         return int(digits)
     if not math.isfinite(number := float(digits)):
-        raise Refused(f"{digits} is too large a number")
+        raise UnreadableError(f"{digits} is too large a number")
     return number
 
 
 def _unescape(escaped: re.Match[str]) -> str:
     if code := escaped[1] or escaped[2] or escaped[3]:
         if int(code, 16) > 0x10FFFF:
-            raise Refused(f"{escaped[0]} is no character")
+            raise UnreadableError(f"{escaped[0]} is no character")
         return chr(int(code, 16))
     if escaped[4]:
         return chr(int(escaped[4], 8))
     if escaped[5] in "uUxN":
-        raise Refused(f"\\{escaped[5]} in a text is no character")
+        raise UnreadableError(f"\\{escaped[5]} in a text is no character")
     return ESCAPES.get(escaped[5], escaped[0])  # as Python has it: others stand for themselves

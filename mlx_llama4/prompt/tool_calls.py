@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_llama4.prompt.literals import NAME, Reader, Refused
+from mlx_llama4.prompt.literals import NAME, Reader, UnreadableError
 
 PYTHON_START, PYTHON_END = "<|python_start|>", "<|python_end|>"
 MAX_CALLS = 32
@@ -51,15 +51,15 @@ class Reply:
     refused: str | None = None
 
 
-class _UnknownTool(Refused):
+class _UnknownToolError(UnreadableError):
     """Calls as they should be, of something that is no tool."""
 
 
-class _NoCalls(Refused):
+class _NoCallsError(UnreadableError):
     """Data or prose."""
 
 
-class _TextFollows(Refused):
+class _TextFollowsError(UnreadableError):
     """Calls, and then something else."""
 
 
@@ -74,33 +74,33 @@ def parse_reply(text: str, names: Collection[str]) -> Reply:
     body = body.replace(PYTHON_START, "\n").replace(PYTHON_END, "\n" if started else "")
     try:
         said, calls = _find_calls(body, names)
-    except _NoCalls:
+    except _NoCallsError:
         refused = None
         if started and body.strip():
             refused = f"what comes after {PYTHON_START} is no call of a tool"
         return Reply(before + body, refused=refused)
-    except Refused as refusal:
+    except UnreadableError as refusal:
         return Reply(before + body, refused=str(refusal))
     return Reply((before + said).strip(), tuple(calls))
 
 
 def _find_calls(body: str, names: Collection[str]) -> tuple[str, list[ToolCall]]:
-    """What is said before the calls, and them. Raises Refused."""
+    """What is said before the calls, and them. Raises UnreadableError."""
     content = body.strip()
     if (fenced := FENCED.fullmatch(content)) and FENCE not in fenced[1]:
         content = fenced[1].strip()
     try:
         return "", _read_calls(content, 0, names)
-    except _UnknownTool:
+    except _UnknownToolError:
         raise
-    except Refused as refusal:
-        if not isinstance(refusal, _NoCalls) and _looks_like_calls(content, names):
+    except UnreadableError as refusal:
+        if not isinstance(refusal, _NoCallsError) and _looks_like_calls(content, names):
             raise
     return _find_after_text(content, names)
 
 
 def _find_after_text(content: str, names: Collection[str]) -> tuple[str, list[ToolCall]]:
-    refusal: Refused | None = None
+    refusal: UnreadableError | None = None
     if content.endswith(("]", "}", "</function>")):
         for beginning in BEGINNING.finditer(content, max(0, len(content) - MAX_LENGTH)):
             start = beginning.start()
@@ -108,11 +108,11 @@ def _find_after_text(content: str, names: Collection[str]) -> tuple[str, list[To
                 continue
             try:
                 return content[:start], _read_calls(content, start, names)
-            except (_NoCalls, _TextFollows, _UnknownTool):
+            except (_NoCallsError, _TextFollowsError, _UnknownToolError):
                 continue
-            except Refused as failure:
+            except UnreadableError as failure:
                 refusal = refusal or failure
-    raise refusal or _NoCalls
+    raise refusal or _NoCallsError
 
 
 def _names_known_tool(beginning: re.Match[str], names: Collection[str]) -> bool:
@@ -145,21 +145,21 @@ def _is_one_list(content: str) -> bool:
 
 
 def _read_calls(content: str, start: int, names: Collection[str]) -> list[ToolCall]:
-    """The calls that all of content from `start` on consists of. Raises Refused."""
+    """The calls that all of content from `start` on consists of. Raises UnreadableError."""
     reader = Reader(content, start)
     calls: list[ToolCall] = []
     while reader.match(SEPARATORS) and reader.position < len(content):
         if not calls and len(content) - start > MAX_LENGTH:
             _check_begins(reader)
-            raise Refused(f"calls of more than {MAX_LENGTH:,} characters are not taken")
+            raise UnreadableError(f"calls of more than {MAX_LENGTH:,} characters are not taken")
         calls += _item(reader, is_first=not calls)
         if len(calls) > MAX_CALLS:
-            raise Refused(f"more than {MAX_CALLS} calls at once are not taken")
+            raise UnreadableError(f"more than {MAX_CALLS} calls at once are not taken")
     if not calls:
-        raise _NoCalls
+        raise _NoCallsError
     if unknown := next((call.name for call in calls if call.name not in names), None):
         known = ", ".join(sorted(names)) or "none"
-        raise _UnknownTool(f"there is no tool {unknown[:60]!r}; there are: {known}")
+        raise _UnknownToolError(f"there is no tool {unknown[:60]!r}; there are: {known}")
     return calls
 
 
@@ -167,7 +167,7 @@ def _check_begins(reader: Reader) -> None:
     if not BEGINNING.match(reader.text, reader.position) and not CALL.match(
         reader.text, reader.position
     ):
-        raise _NoCalls
+        raise _NoCallsError
 
 
 def _item(reader: Reader, is_first: bool) -> list[ToolCall]:
@@ -175,17 +175,17 @@ def _item(reader: Reader, is_first: bool) -> list[ToolCall]:
     start = reader.position
     try:
         calls = _list(reader) if reader.at("[") else [_call(reader)]
-    except _NoCalls:
+    except _NoCallsError:
         calls = [None]
     if None not in calls:
         return calls
     if is_first:
-        raise _NoCalls
+        raise _NoCallsError
     reader.position = start
     try:
         reader.refuse("nothing but calls should come after a call")
-    except Refused as refusal:
-        raise _TextFollows(str(refusal)) from None
+    except UnreadableError as refusal:
+        raise _TextFollowsError(str(refusal)) from None
 
 
 def _list(reader: Reader) -> list[ToolCall]:
@@ -197,7 +197,7 @@ def _list(reader: Reader) -> list[ToolCall]:
         if call is None and not calls:
             reader.position = start
             reader.value()  # refuses what is no data either
-            raise _NoCalls
+            raise _NoCallsError
         if call is None:
             reader.refuse("a list of calls may hold nothing but calls of tools")
         calls.append(call)
@@ -228,7 +228,7 @@ def _arguments(reader: Reader) -> dict[str, Any]:
             reader.position = start
             reader.refuse("every argument must be given as name=value")
         if name[0] in arguments:
-            raise Refused(f"the argument {name[0][:40]!r} is given twice")
+            raise UnreadableError(f"the argument {name[0][:40]!r} is given twice")
         arguments[name[0]] = reader.value()
         if not reader.take(",") and not reader.at(")"):
             reader.refuse("',' or ')' should come after an argument")
@@ -245,9 +245,9 @@ def _json_call(said: Mapping[str, Any]) -> ToolCall | None:
     if not isinstance(name, str) or not given:
         return None
     if others := said.keys() - {"type", "id", "name", *given}:
-        raise Refused(f"a call in JSON has the key {sorted(others)[0][:40]!r}")
+        raise UnreadableError(f"a call in JSON has the key {sorted(others)[0][:40]!r}")
     if len(given) > 1:
-        raise Refused("a call in JSON has both parameters and arguments")
+        raise UnreadableError("a call in JSON has both parameters and arguments")
     arguments = said[given[0]]
     if isinstance(arguments, str):  # JSON within JSON, as OpenAI's interface has it
         reader = Reader(arguments)
@@ -255,5 +255,5 @@ def _json_call(said: Mapping[str, Any]) -> ToolCall | None:
         if reader.match(SEPARATORS) and reader.position < len(reader.text):
             reader.refuse("nothing should come after the arguments")
     if not isinstance(arguments, dict):
-        raise Refused(f"the {given[0]} of a call in JSON must be a dict")
+        raise UnreadableError(f"the {given[0]} of a call in JSON must be a dict")
     return ToolCall(name, arguments)
