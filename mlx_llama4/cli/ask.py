@@ -86,14 +86,14 @@ def _read(
 
     held: tokens of the prompt cache that the question goes on from.
     """
-    from mlx_llama4.chat import opening_messages
+    from mlx_llama4.conversation import opening_messages
     from mlx_llama4.load import open_folder
     from mlx_llama4.prompt.messages import user_message
     from mlx_llama4.prompt.processor import check_length
 
     config, processor = open_folder(folder)
     images = [processor.tile(path) for path in paths]
-    messages = [*opening_messages(chat_options), user_message(text, images)]
+    messages = [*opening_messages(chat_options.system), user_message(text, images)]
     prompt = processor.encode(messages)
     check_length(prompt, config)
     tiles = tuple(image.num_tiles for image in images)

@@ -110,7 +110,9 @@ class Processor:
         tiler = ImageTiler.load(folder, config.vision.image_size)
         return cls(tokenizer, template, tiler, config.vision.tokens_per_tile)
 
-    def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
+    def encode(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools=None
+    ) -> Prompt:
         """Raises PromptError for messages the model cannot take, ImageError for bad pictures."""
         for message in messages:
             check_message(message)
@@ -131,7 +133,7 @@ class Processor:
             raise PromptError(f"the chat template left out {left} of {len(images)} images")
         return Prompt(np.array(ids, np.int32), tuple(images))
 
-    def encode_open(self, messages: Sequence[Message]) -> Prompt:
+    def encode_open(self, messages: Sequence[Message], tools=None) -> Prompt:
         """The prompt up to where the last message's text may go on; its content is a list of parts.
 
         Templates may trim texts, white space at the end included: so a letter is put there, and its
