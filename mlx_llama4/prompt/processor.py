@@ -110,9 +110,7 @@ class Processor:
         tiler = ImageTiler.load(folder, config.vision.image_size)
         return cls(tokenizer, template, tiler, config.vision.tokens_per_tile)
 
-    def encode(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools=None
-    ) -> Prompt:
+    def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True, tools=None) -> Prompt:
         """Raises PromptError for messages the model cannot take, ImageError for bad pictures."""
         for message in messages:
             check_message(message)
