@@ -92,14 +92,16 @@ class Grammar:
         """For one answer, from its first token on."""
         from llguidance import LLMatcher
 
-        return GrammarMatcher(LLMatcher(self.tokens.wrapped, self._source, log_level=0))
+        tokens = self.tokens.wrapped
+        return GrammarMatcher(LLMatcher(tokens, self._source, log_level=0), tokens.vocab_size)
 
 
 class GrammarMatcher:
     """Follows one answer, token by token."""
 
-    def __init__(self, matcher: "LLMatcher"):
+    def __init__(self, matcher: "LLMatcher", vocabulary: int):
         self._matcher = matcher
+        self._vocabulary = vocabulary
 
     def allowed(self) -> mx.array:
         """Which tokens may come next: bool [vocabulary], lazily. Raises RunError if the schema
@@ -108,7 +110,7 @@ class GrammarMatcher:
         words = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
         self._check()
         bits = (mx.array(words)[:, None] >> mx.arange(BITS, dtype=mx.uint32)) & 1
-        return bits.flatten().astype(mx.bool_)
+        return bits.flatten()[: self._vocabulary].astype(mx.bool_)
 
     def accept(self, token: int) -> None:
         """Go on behind a token. Raises RunError if it was not allowed: where all that are have

@@ -9,6 +9,8 @@ import mlx.core as mx
 
 from mlx_llama4.errors import InputError
 
+GREEDY_BELOW = 1e-6  # divided by such a temperature, float32 logits overflow
+
 Sampler = Callable[[mx.array], mx.array]  # logits [B, vocabulary] → tokens [B], lazily
 
 
@@ -40,7 +42,7 @@ def make_sampler(
         raise InputError(f"min-p {min_p} must be from 0 to 1")
     if seed is not None and not 0 <= seed < 2**64:
         raise InputError(f"seed {seed} must be from 0 to 2^64 - 1")
-    if temperature < 1e-6:  # divided by less, float32 logits overflow
+    if temperature < GREEDY_BELOW:
         return greedy
     key = mx.random.key(secrets.randbits(32) if seed is None else seed)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mlx_llama4.generation.adjustments import Adjustment, logit_bias, repetition_penalty
-from mlx_llama4.generation.sampler import Sampler, make_sampler
+from mlx_llama4.generation.sampler import GREEDY_BELOW, Sampler, make_sampler
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,11 @@ class SamplingSettings:
     seed: int | None = None
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def is_random(self) -> bool:
+        """Or is it always the likeliest token?"""
+        return self.temperature >= GREEDY_BELOW
 
     def sampler(self) -> Sampler:
         """Raises InputError for values out of range, as `adjustments` does."""
