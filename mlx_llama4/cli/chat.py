@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Plain = Annotated[
     bool,
-    typer.Option("--plain", help="Show answers as they are, not as Markdown, and no pictures."),
+    typer.Option("--plain", help="Answers as they come, not as Markdown, and no pictures."),
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the last conversation with this model.")
@@ -61,6 +61,10 @@ def chat(
     top_p: options.TopP = None,
     top_k: options.TopK = None,
     seed: options.Seed = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    logit_bias: options.LogitBias = None,
+    stop: options.Stop = None,
     cache: options.Cache = None,
     prefill_step: options.PrefillStep = None,
     kv_bits: options.KVBits = None,
@@ -83,7 +87,16 @@ def chat(
     from mlx_llama4.hub import find_folder
 
     terminal.import_mlx()
-    sampling = options.Sampling(temperature, top_p, top_k, seed)
+    sampling = options.Sampling(
+        temperature,
+        top_p,
+        top_k,
+        seed,
+        min_p,
+        repetition_penalty,
+        tuple(logit_bias or ()),
+        tuple(stop or ()),
+    )
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     placing = options.expert_options(experts, expert_memory, page_cache)
     folder = find_folder(model, revision)

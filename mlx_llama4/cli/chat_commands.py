@@ -229,12 +229,8 @@ COMMANDS = {
     "/save": Command(_save, "/save FILE", "keep the conversation with all that was read"),
     "/load": Command(_load, "/load FILE", "go on from such a file"),
     "/export": Command(_export, "/export FILE", "write it as .md or .json, with its pictures"),
-    "/stats": Command(
-        chat_facts.stats, "/stats", "speed and memory, of the last answer and in all"
-    ),
-    "/tokens": Command(
-        chat_facts.tokens, "/tokens [TEXT]", "how many each message, or TEXT, takes"
-    ),
+    "/stats": Command(chat_facts.stats, "/stats", "speed and memory of the last answer"),
+    "/tokens": Command(chat_facts.tokens, "/tokens [TEXT]", "how many the messages, or TEXT, take"),
     "/cache": Command(chat_facts.cache, "/cache", "what is kept of what was read"),
     "/context": Command(chat_facts.context, "/context", "how full the context is, and of what"),
     "/copy": Command(_copy, "/copy [code]", "the last answer, or its last code, to the clipboard"),
