@@ -44,7 +44,7 @@ from mlx_llama4.prompt.messages import (
     with_text,
 )
 from mlx_llama4.prompt.processor import Processor, Prompt, check_length, place_images
-from mlx_llama4.prompt.tool_calls import CALL_MARKERS, Reply, parse_reply, tool_names
+from mlx_llama4.prompt.tool_calls import PYTHON_END, PYTHON_START, Reply, parse_reply
 
 # What a turn of the family ends with, whatever generation_config.json says or leaves out.
 END_TOKENS = ("<|eot|>", "<|eom|>", "<|end_of_text|>")
@@ -391,8 +391,10 @@ class Chat:
             return Reply(answer["content"], (), None)
         # Without its tokens, as a foreign conversation has it, the text is all there is.
         ids = answer.get("token_ids")
-        text = self.processor.tokenizer.decode(ids, shown=CALL_MARKERS) if ids else None
-        return parse_reply(text or answer["content"], tool_names(self.options.tools))
+        marks = (PYTHON_START, PYTHON_END)
+        text = self.processor.tokenizer.decode(ids, shown=marks) if ids else None
+        names = [tool["function"]["name"] for tool in self.options.tools]
+        return parse_reply(text or answer["content"], names)
 
 
 def _texts(steps: Generator[Step, None, None]) -> Iterator[str]:
