@@ -32,7 +32,7 @@ CTRL_C, CTRL_D, CTRL_R, CTRL_U = "\x03", "\x04", "\x12", "\x15"
 SCROLLBACK_LINES = 2000
 READ_BYTES = 65536
 BRACKETED_PASTE = 2004
-PRIVATE = 5  # pyte keeps the modes of terminals' own shifted by so many bits
+FAINT, GREY = 2, 90
 
 # Zero-width joiners and marks of direction, variation selectors.
 JOINING = re.compile("([\u200b-\u200f\u2060\ufe00-\ufe0f])")
@@ -67,6 +67,10 @@ class Display(pyte.HistoryScreen):
     def set_mode(self, *modes: int, **kwargs: bool) -> None:
         self.times_asked += BRACKETED_PASTE in modes
         super().set_mode(*modes, **kwargs)
+
+    def select_graphic_rendition(self, *attrs: int, **kwargs: bool) -> None:
+        """pyte knows no faint; grey says the same."""
+        super().select_graphic_rendition(*((GREY,) if attrs == (FAINT,) else attrs), **kwargs)
 
     def draw(self, data: str) -> None:
         """pyte drops all that follows a zero-width joiner or a variation selector."""

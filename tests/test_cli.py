@@ -138,7 +138,13 @@ def test_sampling_defaults_are_the_model_s(tmp_path: Path, monkeypatch: pytest.M
         stored = {"do_sample": do_sample, "temperature": 0.6, "top_p": 0.9, "top_k": 7}
         path.write_text(json.dumps(stored))
         options.chat_options(tmp_path, None, 5, untold, caching)
-        assert made == {"temperature": temperature, "top_p": 0.9, "top_k": 7, "min_p": 0.0, "seed": None}
+        assert made == {
+            "temperature": temperature,
+            "top_p": 0.9,
+            "top_k": 7,
+            "min_p": 0.0,
+            "seed": None,
+        }
         options.chat_options(tmp_path, None, 5, told, caching)
         assert made == {"temperature": 0.1, "top_p": 0.2, "top_k": 3, "min_p": 0.5, "seed": 4}
 
