@@ -187,7 +187,7 @@ def _take_up(talk: "Talk", path: Path, resume: bool) -> None:
     from mlx_llama4.cli.chat_facts import counted
     from mlx_llama4.conversation import questions
 
-    tokens = talk.load(path)
+    tokens = talk.resume(path) if resume else talk.load(path)
     if not resume:
         terminal.aside(f"[{path}: {tokens:,} tokens]")
         return

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlx_llama4.chat import Chat
     from mlx_llama4.cli.tool_consent import Consent
     from mlx_llama4.prompt.image import PromptImage
+    from mlx_llama4.prompt.messages import Message
 
 
 @dataclass
@@ -51,9 +52,9 @@ class Talk:
     def __post_init__(self) -> None:
         self.forks = [self.chat]
         self.attachments = Attachments(self.chat, self._show_picture)
-        self.session: Path | None = None
+        self._resumed: Path | None = None
         self.used = 0  # tokens that the conversation takes
-        self._saved: list = []
+        self._saved: list[Message] = []
         self.recount()
 
     def say(self, text: str) -> None:
@@ -184,12 +185,14 @@ class Talk:
         said = self.chat.messages
         if not self.keeps_session or not model or not questions(said) or said == self._saved:
             return None
-        self.session = self.session or state_files.new_session(model)
-        if self.session is None:
+        path = state_files.new_session(model)
+        if path is None:
             return None
-        self.save(self.session)
+        self.save(path)
+        if self._resumed is not None:  # it is the beginning of this one
+            self._resumed.unlink(missing_ok=True)
         state_files.drop_old_sessions(model)
-        return self.session
+        return path
 
     def load(self, path: Path) -> int:
         """Go on from a file. Returns its tokens. Raises what `Chat.load` raises, and Llama4Error if
@@ -205,6 +208,12 @@ class Talk:
         self.chat.load(path)
         self._saved = list(self.chat.messages)
         self.recount()
+        return tokens
+
+    def resume(self, session: Path) -> int:
+        """As `load`; what is said from here on takes the place of the session's file."""
+        tokens = self.load(session)
+        self._resumed = session
         return tokens
 
 
