@@ -378,6 +378,17 @@ def test_the_worker_starts_without_mlx() -> None:
     assert not heavy & set(ast.literal_eval(modules.stdout))
 
 
+def test_the_documented_file_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "tools.md").read_text()
+    (tmp_path / "house.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    (tmp_path / "readings.json").write_text('{"cellar": {"temperature": 9.5}}')
+    tools = ToolFile.open(tmp_path / "house.py")
+    assert tools.names == ["read_sensor", "set_heating"]
+    assert tools.run(call("read_sensor", room="Cellar")) == "9.5"
+    problem = tools.run(call("set_heating", rooms=["attic"], degrees=40))
+    assert problem == "error: ValueError: 40.0 degrees is out of range"
+
+
 def test_no_process_to_be_had(tools: ToolFile, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any, **options: Any) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
