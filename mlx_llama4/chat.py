@@ -7,8 +7,7 @@ import contextlib
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from mlx_llama4.cache.prefixes import PrefixStore
 from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.chat_file import load_chat, save_chat
+from mlx_llama4.chat_options import ChatOptions
 from mlx_llama4.config import GenerationConfig, load_generation_config
 from mlx_llama4.conversation import (
     before,
@@ -28,12 +28,9 @@ from mlx_llama4.conversation import (
 )
 from mlx_llama4.dropping import fit_messages
 from mlx_llama4.errors import PromptError
-from mlx_llama4.generation.adjustments import Adjustment
 from mlx_llama4.generation.generate import Statistics, Step, generate, room
-from mlx_llama4.generation.grammar import Grammar
 from mlx_llama4.generation.image_features import ImageFeatureCache
-from mlx_llama4.generation.prefill import PREFILL_SPAN, ignore_progress, prefill
-from mlx_llama4.generation.sampler import Sampler, greedy
+from mlx_llama4.generation.prefill import ignore_progress, prefill
 from mlx_llama4.identity import Identity, identify
 from mlx_llama4.load import OnLoad, ignore_load, load
 from mlx_llama4.model.llama4 import Llama4
@@ -47,39 +44,11 @@ from mlx_llama4.prompt.messages import (
     with_text,
 )
 from mlx_llama4.prompt.processor import Processor, Prompt, check_length, place_images
-from mlx_llama4.prompt.tool_calls import CALL_MARKERS, Reply, parse_reply, tool_names
-from mlx_llama4.quantization import KVQuantization
+from mlx_llama4.prompt.tool_calls import PYTHON_END, PYTHON_START, Reply, parse_reply
 
 # What a turn of the family ends with, whatever generation_config.json says or leaves out.
 END_TOKENS = ("<|eot|>", "<|eom|>", "<|end_of_text|>")
-PREFIX_BYTES = 2 * 10**9
-
 OnProgress = Callable[[int, int], None]
-
-
-@dataclass
-class ChatOptions:
-    """kv_quantization: of global layers' keys and values; fixed once the Chat is made.
-    prefix_bytes: of earlier prompts' beginnings, kept for later ones; fixed too. max_context:
-    tokens of prompt and answer that there is memory for; None asks the model alone. on_dropped: is
-    told how many of the oldest questions were dropped because the context is full; None: a prompt
-    that is too long is refused. tools: definitions of functions that the model may call. `stop` and
-    what follows are as `generate` takes them.
-    """
-
-    max_tokens: int = 4096
-    sampler: Sampler = greedy
-    system: str | None = None
-    prefill_step: int = PREFILL_SPAN
-    kv_quantization: KVQuantization | None = None
-    prefix_bytes: int = PREFIX_BYTES
-    max_context: int | None = None
-    on_dropped: Callable[[int], None] | None = None
-    tools: Sequence[Mapping[str, Any]] | None = None
-    stop: tuple[str, ...] = ()
-    adjustments: tuple[Adjustment, ...] = ()
-    grammar: Grammar | None = None
-    logprobs: int | None = None
 
 
 def document_prompt(
@@ -359,6 +328,13 @@ class Chat:
                 if generated:
                     self.messages = [*said, self._assistant(texts, generated)]
 
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """How many these messages take."""
+        if not messages:
+            return 0
+        tools = self.options.tools
+        return len(self.processor.encode(joined_texts(messages), False, tools).ids)
+
     def _encode(self, messages: Sequence[Message]) -> Prompt:
         return self.processor.encode(joined_texts(messages), tools=self.options.tools)
 
@@ -415,8 +391,10 @@ class Chat:
             return Reply(answer["content"], (), None)
         # Without its tokens, as a foreign conversation has it, the text is all there is.
         ids = answer.get("token_ids")
-        text = self.processor.tokenizer.decode(ids, shown=CALL_MARKERS) if ids else None
-        return parse_reply(text or answer["content"], tool_names(self.options.tools))
+        marks = (PYTHON_START, PYTHON_END)
+        text = self.processor.tokenizer.decode(ids, shown=marks) if ids else None
+        names = [tool["function"]["name"] for tool in self.options.tools]
+        return parse_reply(text or answer["content"], names)
 
 
 def _texts(steps: Generator[Step, None, None]) -> Iterator[str]:

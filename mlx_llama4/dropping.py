@@ -37,7 +37,7 @@ def fit_messages(
     droppable = len(questions(messages)) - 1
     if len(prompt.ids) + min(max_tokens, int(context * LEAST_ROOM)) <= context or droppable < 1:
         return Fitted(list(messages), prompt)
-    room = min(max_tokens, int(context * ROOM_AFTER))
+    room = int(context * ROOM_AFTER)
 
     def left(turns: int) -> list[Message]:
         return without_oldest(messages, turns, document)

@@ -12,6 +12,7 @@ import typer
 
 from mlx_llama4.cli import terminal
 from mlx_llama4.cli.sampling import sampling_settings
+from mlx_llama4.cli.system_prompt import read_system
 from mlx_llama4.errors import InputError
 from mlx_llama4.quantization import KVQuantization
 
@@ -51,7 +52,12 @@ Images = Annotated[
 ]
 System = Annotated[
     str | None,
-    typer.Option("--system", metavar="TEXT", help="System prompt.", show_default=False),
+    typer.Option(
+        "--system",
+        metavar="TEXT",
+        help="System prompt, @FILE to read it from, or companion, concise, teacher or coder.",
+        show_default=False,
+    ),
 ]
 MaxTokens = Annotated[
     int,
@@ -296,7 +302,7 @@ def chat_options(
     return ChatOptions(
         max_tokens,
         settings.sampler(),
-        terminal.as_typed(system) if system else None,
+        read_system(system),
         PREFILL_SPAN if caching.prefill_step is None else caching.prefill_step,
         quantization,
         stop=stop,
@@ -325,12 +331,18 @@ def load_chat(folder: Path, options: "ChatOptions", placement: "Placement | None
     """
     with terminal.status(f"Loading {folder}"):
         from mlx_llama4.chat import Chat
+    from mlx_llama4.cli.progress import byte_progress
 
-        disable_compile_on_cpu()
-        if placement is None:
-            return Chat.open(folder, options)
+    disable_compile_on_cpu()
+    if placement is not None:
         options.prefill_step = placement.usage.span
-        chat = Chat.open(folder, options, streaming=placement.streaming)
+    with byte_progress(transient=True) as update:
+
+        def on_load(done: int, total: int) -> None:
+            update(f"Loading {folder.name}", done, total, 0)
+
+        streaming = None if placement is None else placement.streaming
+        chat = Chat.open(folder, options, streaming, on_load)
     if chat.model.expert_cache is not None:
         _remember_heat(chat)
     return chat

@@ -24,6 +24,10 @@ class ImageFeatureCache:
         self._encoded = 0
         self._on_encode: OnEncode | None = None
 
+    @property
+    def nbytes(self) -> int:
+        return self._features.nbytes
+
     def get(self, model: Llama4, image: PromptImage) -> mx.array:
         """[num_tiles · tokens_per_tile, D], evaluated.
 
