@@ -1,6 +1,7 @@
 """Answers by a JSON schema: valid whenever they end by themselves."""
 
 import json
+import random
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -90,6 +91,28 @@ def test_answers_that_end_validate(chat: Chat, tokens: GrammarTokens) -> None:
 def test_200_answers_that_end_validate(chat: Chat, tokens: GrammarTokens) -> None:
     """Most of the others write a number's decimals, or a string, without end."""
     assert ended_and_valid(chat, tokens, 200, depth=2, max_tokens=300) >= 170
+
+
+def test_whatever_is_chosen_of_what_is_allowed(chat: Chat, tokens: GrammarTokens) -> None:
+    """By dice in the model's place, which like escapes, and ends more than a model does."""
+    tokenizer = chat.processor.tokenizer
+    spelled = {token: tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)}
+    closing = {token for token, text in spelled.items() if text in (b'"', b"}", b"]", b",")}
+    escapes = {token for token, text in spelled.items() if b"\\" in text or text in (b"u", b"d")}
+    for seed in range(100):
+        dice, schema, said = random.Random(seed), random_schema(seed), []
+        matcher = Grammar(schema, tokens).start()
+        while len(said) < 1000:
+            allowed = ids_allowed(matcher.allowed())
+            may_end = bool(allowed & chat.end_tokens)
+            if allowed <= chat.end_tokens or (may_end and dice.random() < 0.7):
+                break
+            liked = dice.choices([closing, escapes, set()], [35, 25, 40])[0]
+            token = dice.choice(sorted(allowed & liked or allowed - chat.end_tokens))
+            matcher.accept(token)
+            said.append(spelled[token])
+        assert len(said) < 1000
+        validate(b"".join(said).decode(), schema)
 
 
 def test_the_model_still_has_its_say(chat: Chat, tokens: GrammarTokens) -> None:
