@@ -84,7 +84,7 @@ def validate(text: str, schema: Schema) -> None:
 
 
 def test_answers_that_end_validate(chat: Chat, tokens: GrammarTokens) -> None:
-    assert ended_and_valid(chat, tokens, 20, depth=1, max_tokens=60) >= 12
+    assert ended_and_valid(chat, tokens, 12, depth=1, max_tokens=60) >= 6
 
 
 @pytest.mark.slow
