@@ -7,10 +7,11 @@ Beside mlx-lm as `mlx_lm.chat` goes on: each question is rendered alone and fed 
 import json as json_module
 import statistics
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,10 +26,14 @@ from benchmarks.source import Size
 from mlx_llama4.cli import terminal
 from mlx_llama4.errors import InputError
 
+if TYPE_CHECKING:
+    from mlx_llama4.prompt.processor import Processor
+
 PEER = "mlx-lm"
 SHOWN = (2, 10, 20, 30)  # turn 1 has the model's first steps in it
 TURNS = SHOWN[-1]
 ANSWER_TOKENS = 24
+HISTORIES = (1_000, 10_000, 100_000)  # tokens
 
 # Each engine's own way through a turn, from the text to the first token: seconds, tokens that the
 # cache held, tokens that the prompt ends with.
@@ -150,21 +155,22 @@ def _compare(
     def run_once(engine: Engine) -> Figures:
         found = hold_conversation(engine, model, size.chunk // 4, folder)
         conversations[engine.name] = found
-        return figures_of(found, size.chunk)
+        return figures_of(found, size.chunk, heaviest_turn(found, size))
 
     runs = run_rounds(list(idle), run_once, rounds, warm_up, terminal.note)
     first = next(iter(conversations.values()))
     return Report(
         subject=f"{TURNS} turns of a conversation: seconds from the question to the first token",
-        setup=_setup(dtype, size, first, rounds, warm_up),
+        setup=_setup(model, dtype, size, first, rounds, warm_up),
         machine=this_machine(),
         idle={engine.name: found for engine, found in idle.items()},
-        metrics=_metrics(),
+        metrics=_metrics(heaviest_turn(first, size)),
         runs=runs,
     )
 
 
-def figures_of(conversation: Sequence[Turn], chunk: int) -> Figures:
+def figures_of(conversation: Sequence[Turn], chunk: int, heaviest: int) -> Figures:
+    """heaviest: which turn takes the most FLOPs a token."""
     seconds = [turn.seconds for turn in conversation]
     crossing = crossings(conversation, chunk)
     beside = {number + way for number in crossing for way in (-1, 1)} - set(crossing)
@@ -174,6 +180,7 @@ def figures_of(conversation: Sequence[Turn], chunk: int) -> Figures:
             seconds[number - 1] for number in beside if 2 <= number <= TURNS
         ),
         "last_over_second": seconds[-1] / seconds[1],
+        "heaviest_over_second": seconds[heaviest - 1] / seconds[1],
     }
 
 
@@ -182,49 +189,99 @@ def crossings(conversation: Sequence[Turn], chunk: int) -> list[int]:
     return [number for number, turn in enumerate(conversation, 1) if turn.crosses_border(chunk)]
 
 
-def global_attention_share(size: Size, tokens: int) -> float:
-    """Of the FLOPs for a token behind so many others, those of global layers' attention to them.
+def flops(size: Size, tokens: int) -> tuple[float, float]:
+    """For a token behind so many others: all, and those of global layers' attention to them.
 
     The last layer is left out: of it only the last token goes beyond keys and values.
     """
     layers = range(1, size.layers)
     attention = 4 * size.heads * size.head_dim
-    feed_forward = 2 * 6 * size.hidden_size * size.expert_width
     queries_and_output = 4 * size.hidden_size * size.heads * size.head_dim
     keys_and_values = 4 * size.hidden_size * size.key_value_heads * size.head_dim
-    everywhere = sum(layer % 4 == 0 for layer in layers) * attention * tokens
-    in_chunk = sum(layer % 4 != 0 for layer in layers) * attention * (tokens % size.chunk)
-    matrices = len(layers) * (feed_forward + queries_and_output + keys_and_values)
-    return everywhere / (everywhere + in_chunk + matrices)
+    feed_forward = 2 * 6 * size.hidden_size * size.expert_width
+    far = sum(layer % 4 == 0 for layer in layers) * attention * tokens
+    near = sum(layer % 4 != 0 for layer in layers) * attention * (tokens % size.chunk)
+    matrices = len(layers) * (queries_and_output + keys_and_values + feed_forward)
+    return far + near + matrices, far
+
+
+def heaviest_turn(conversation: Sequence[Turn], size: Size) -> int:
+    """Counted from 1: late in the conversation and late in a chunk."""
+    return max(
+        range(2, TURNS + 1), key=lambda number: flops(size, conversation[number - 1].tokens)[0]
+    )
+
+
+def host_seconds(processor: "Processor", tokens: int) -> float:
+    """To make ids of a conversation of so many tokens, half of them the user's: which `Chat` does
+    anew each turn. Median of five.
+    """
+    from mlx_llama4.demo.questions import NOTES
+
+    ids = processor.tokenizer.encode(NOTES)
+    exchange = [
+        {"role": "user", "content": NOTES},
+        {"role": "assistant", "content": NOTES, "token_ids": ids},
+    ]
+    messages = [*exchange * (tokens // (2 * len(ids))), exchange[0]]
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        processor.encode(messages)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def _setup(
-    dtype: str, size: Size, conversation: Sequence[Turn], rounds: int, warm_up: bool
+    model: Path,
+    dtype: str,
+    size: Size,
+    conversation: Sequence[Turn],
+    rounds: int,
+    warm_up: bool,
 ) -> dict[str, str]:
+    from mlx_llama4.load import open_folder
+
     second, last = conversation[1], conversation[-1]
     crossing = ", ".join(map(str, crossings(conversation, size.chunk)))
-    shares = [global_attention_share(size, turn.tokens) for turn in (second, last)]
+    heaviest = conversation[heaviest_turn(conversation, size) - 1]
+    (every, far), (every_last, far_last), (most, _) = (
+        flops(size, turn.tokens) for turn in (second, last, heaviest)
+    )
+    _, processor = open_folder(model)
+    host = ", ".join(
+        f"{_show_milliseconds(host_seconds(processor, tokens))} behind {tokens:,}"
+        for tokens in HISTORIES
+    )
     first = "after a warm-up" if warm_up else "no warm-up"
     return {
         "model": f"random {dtype}, {size.layers} layers (every 4th global), hidden size "
         f"{size.hidden_size}, {size.experts} experts, chunks of {size.chunk:,} tokens",
         "a turn": f"{second.tokens - second.held} tokens to read, an answer of {ANSWER_TOKENS}; "
         f"turn {TURNS} is behind {last.held:,} tokens",
-        "borders": f"crossed by the questions of turns {crossing}",
-        "attention": f"to all tokens, in global layers: {shares[0]:.0%} of a token's FLOPs at turn "
-        f"2, {shares[1]:.0%} at turn {TURNS}",
+        "borders": f"crossed by the questions of turns {crossing}, others by answers",
+        "attention": f"to all tokens, in global layers: {far / every:.0%} of a token's FLOPs at "
+        f"turn 2, {far_last / every_last:.0%} at turn {TURNS}",
+        "FLOPs a token": f"turn {TURNS} over turn 2: {every_last / every:.2f}; the most, late in a "
+        f"chunk, over turn 2: {most / every:.2f}",
+        "text to ids": f"ours, in the seconds below: {host} tokens, half of them the user's",
         "rounds": f"{rounds}, {first}; a fresh process for each, taking turns",
     }
 
 
-def _metrics() -> tuple[Metric, ...]:
+def _metrics(heaviest: int) -> tuple[Metric, ...]:
     shown = tuple(Metric(f"seconds_{turn}", f"turn {turn}", _show_milliseconds) for turn in SHOWN)
     return (
         *shown,
-        Metric("last_over_second", f"turn {TURNS} / turn 2", lambda ratio: f"{ratio:.2f}"),
+        Metric("last_over_second", f"turn {TURNS} / turn 2", _show_ratio),
+        Metric("heaviest_over_second", f"turn {heaviest} / turn 2", _show_ratio),
         Metric("seconds_crossing", "turns that cross a border", _show_milliseconds),
         Metric("seconds_beside", "turns beside them", _show_milliseconds),
     )
+
+
+def _show_ratio(ratio: float) -> str:
+    return f"{ratio:.2f}"
 
 
 def _show_milliseconds(seconds: float) -> str:
