@@ -8,7 +8,6 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,55 +16,39 @@ import numpy as np
 
 from mlx_llama4.cache.prefixes import PrefixStore
 from mlx_llama4.cache.prompt_cache import PromptCache
-from mlx_llama4.cache.prompt_file import PromptFile, save_prompt_file
+from mlx_llama4.chat_file import load_chat, save_chat
+from mlx_llama4.chat_options import ChatOptions
 from mlx_llama4.config import GenerationConfig, load_generation_config
-from mlx_llama4.errors import CheckpointError, PromptError
+from mlx_llama4.conversation import (
+    before,
+    document_turn,
+    opening_messages,
+    with_document,
+    with_system,
+)
+from mlx_llama4.dropping import fit_messages
+from mlx_llama4.errors import PromptError
 from mlx_llama4.generation.generate import Statistics, Step, generate, room
 from mlx_llama4.generation.image_features import ImageFeatureCache
-from mlx_llama4.generation.prefill import PREFILL_SPAN, ignore_progress, prefill
-from mlx_llama4.generation.sampler import Sampler, greedy
+from mlx_llama4.generation.prefill import ignore_progress, prefill
 from mlx_llama4.identity import Identity, identify
-from mlx_llama4.load import load
+from mlx_llama4.load import OnLoad, ignore_load, load
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.offload.budget import ExpertStreaming
 from mlx_llama4.prompt.image import ImageSource, PromptImage
 from mlx_llama4.prompt.messages import (
     Message,
     document_parts,
-    image_parts,
     joined_texts,
     user_message,
     with_text,
 )
 from mlx_llama4.prompt.processor import Processor, Prompt, check_length, place_images
-from mlx_llama4.quantization import KVQuantization
+from mlx_llama4.prompt.tool_calls import PYTHON_END, PYTHON_START, Reply, parse_reply
 
 # What a turn of the family ends with, whatever generation_config.json says or leaves out.
 END_TOKENS = ("<|eot|>", "<|eom|>", "<|end_of_text|>")
-PREFIX_BYTES = 2 * 10**9
-
-OnPrefill = Callable[[int, int], None]
-
-
-@dataclass
-class ChatOptions:
-    """kv_quantization: of global layers' keys and values; fixed once the Chat is made.
-    prefix_bytes: of earlier prompts' beginnings, kept for later ones; fixed too. max_context:
-    tokens of prompt and answer that there is memory for; None asks the model alone.
-    """
-
-    max_tokens: int = 4096
-    sampler: Sampler = greedy
-    system: str | None = None
-    prefill_step: int = PREFILL_SPAN
-    kv_quantization: KVQuantization | None = None
-    prefix_bytes: int = PREFIX_BYTES
-    max_context: int | None = None
-
-
-def opening_messages(options: ChatOptions) -> list[Message]:
-    """What a conversation begins with."""
-    return [{"role": "system", "content": options.system}] if options.system else []
+OnProgress = Callable[[int, int], None]
 
 
 def document_prompt(
@@ -73,7 +56,7 @@ def document_prompt(
 ) -> Prompt:
     """What a conversation that begins with a document begins with."""
     message = {"role": "user", "content": document_parts(text, images)}
-    return processor.encode_open([*opening_messages(options), message])
+    return processor.encode_open([*opening_messages(options.system), message])
 
 
 class Chat:
@@ -101,8 +84,8 @@ class Chat:
             model.config.text.attention_chunk_size, self.options.prefix_bytes
         )
         self.features = ImageFeatureCache()
-        self.document: list[dict[str, Any]] = []  # parts that a user's message begins with
-        self._document_turn: int | None = None  # that message's index; None: the next one
+        # Parts that a user's message begins with: the next one, if none has them yet.
+        self.document: list[dict[str, Any]] = []
         self._answering: Generator[Step, None, None] | None = None
         self.reset()
 
@@ -112,25 +95,48 @@ class Chat:
         folder: Path,
         options: ChatOptions | None = None,
         streaming: ExpertStreaming | None = None,
+        on_load: OnLoad = ignore_load,
     ) -> "Chat":
         """With the model of an MLX folder. Raises what `load` raises."""
-        model, processor = load(folder, streaming=streaming)
+        model, processor = load(folder, streaming=streaming, on_load=on_load)
         generation_config = load_generation_config(folder)
         return cls(model, processor, generation_config, options, identify(folder))
 
     def reset(self) -> None:
         """Forget the conversation; the options stay, and a document that was read."""
-        self._stop()
-        self.messages = opening_messages(self.options)
-        self._document_turn = None
+        self.stop()
+        self.messages = opening_messages(self.options.system)
         self.statistics = Statistics()
 
     def open_image(self, source: ImageSource) -> PromptImage:
         """Read and tile a picture. Raises ImageError or, without a vision tower, PromptError."""
         return self.processor.tile(source)
 
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer that the model, and the memory for it, allow."""
+        most = self.model.config.text.max_position_embeddings
+        return most if self.options.max_context is None else min(most, self.options.max_context)
+
+    @property
+    def reply(self) -> Reply:
+        """The last answer: what it says, and the tools it calls."""
+        last = self.messages[-1] if self.messages else {}
+        if last.get("role") != "assistant":
+            raise PromptError("nothing has been answered yet")
+        return self._parse(last)
+
+    def set_system(self, system: str | None) -> None:
+        """Another system prompt, or none, for what is said from now on; all is then read anew."""
+        self.stop()
+        self.options.system = system
+        self.messages = with_system(self.messages, system)
+
     def read(
-        self, text: str, images: Sequence[PromptImage] = (), on_prefill: OnPrefill = ignore_progress
+        self,
+        text: str,
+        images: Sequence[PromptImage] = (),
+        on_prefill: OnProgress = ignore_progress,
     ) -> int:
         """Take in a document, pictures before text: the next question will be about it, and after
         a `reset` the next again. Returns the tokens that the cache then holds.
@@ -140,9 +146,9 @@ class Chat:
         """
         if not text.strip() and not images:
             raise PromptError("the document is empty")
-        self._stop()
+        self.stop()
         parts = document_parts(text, images)
-        prompt = self._open_prompt(parts)
+        prompt = self.open_prompt(parts)
         self._check_length(prompt)
         with self._feeding(prompt, len(prompt.ids)):
             prefill(
@@ -155,13 +161,19 @@ class Chat:
             )
             mx.eval(self.cache.arrays)
         self.prefixes.keep_tail(self.cache)
-        self.document, self._document_turn = parts, None
+        self.document = parts
         return len(prompt.ids)
 
     def send(
-        self, text: str, images: Sequence[PromptImage] = (), on_prefill: OnPrefill = ignore_progress
+        self,
+        text: str,
+        images: Sequence[PromptImage] = (),
+        on_prefill: OnProgress = ignore_progress,
+        on_picture: OnProgress = ignore_progress,
     ) -> Iterator[str]:
         """The answer, piece by piece as it is generated; the images come before the text.
+        on_prefill is told (tokens read, tokens in all) after each span but the last, on_picture
+        (pictures encoded, pictures to encode) before each.
 
         A caller that stops early, by closing the iterator, by an exception of its own or by
         sending something else, keeps the part that it has got in the conversation. A prompt that
@@ -169,41 +181,50 @@ class Chat:
         """
         if not text.strip() and not images:
             raise PromptError("the question is empty")
-        self._stop()
+        self.stop()
         message = user_message(text, images)
-        if self.document and self._document_turn is None:
-            content = message["content"]
-            said = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            message["content"] = [*self.document, *said]
-        return self._say(self.messages, message, on_prefill)
+        if self.is_document_pending:
+            message = with_document(message, self.document)
+        return self._say([*self.messages, message], on_prefill, on_picture)
 
     def retry(
-        self, text: str | None = None, on_prefill: OnPrefill = ignore_progress
+        self,
+        text: str | None = None,
+        on_prefill: OnProgress = ignore_progress,
+        on_picture: OnProgress = ignore_progress,
     ) -> Iterator[str]:
         """Answer the last question anew, or `text` in its place; its pictures stay.
 
         The former answer is gone once the new one begins.
         """
-        self._stop()
-        history = self._before(1)
+        self.stop()
+        history = before(self.messages, 1)
         message = self.messages[len(history)]
         if text is not None:
             message = with_text(message, text)
-        return self._say(history, message, on_prefill)
+        return self._say([*history, message], on_prefill, on_picture)
+
+    def give_results(
+        self, results: Sequence[str], on_prefill: OnProgress = ignore_progress
+    ) -> Iterator[str]:
+        """Go on after an answer that calls tools, with what each of them returned, in order."""
+        self.stop()
+        if len(results) != (calls := len(self.reply.calls)):
+            raise PromptError(f"{len(results)} results are given for {calls} calls")
+        new = [{"role": "ipython", "content": result} for result in results]
+        return self._say([*self.messages, *new], on_prefill, ignore_progress)
 
     def rewind(self, turns: int = 1) -> None:
         """Forget the last questions and their answers. Raises PromptError if there are fewer."""
-        self._stop()
-        self.messages = self._before(turns)
-        if self._document_turn is not None and self._document_turn >= len(self.messages):
-            self._document_turn = None
+        self.stop()
+        self.messages = before(self.messages, turns)
 
     def fork(self) -> "Chat":
         """A conversation that begins with the same and goes its own way.
 
         Keys and values are shared until one of the two goes on, which then has its own copy.
         """
-        self._stop()
+        self.stop()
         forked = copy.copy(self)
         forked.options = dataclasses.replace(self.options)
         forked.messages = list(self.messages)
@@ -211,38 +232,19 @@ class Chat:
         forked.statistics = Statistics()
         return forked
 
+    @property
+    def is_document_pending(self) -> bool:
+        """Does the next question begin with the document?"""
+        return bool(self.document) and document_turn(self.messages, self.document) is None
+
     def save(self, path: Path, small: bool = False) -> int:
         """Write conversation and cache to a file that `load` reads. Returns its bytes.
 
         small: without what can be computed anew from less than a chunk of tokens. Raises
         OutputError or RunError; what was there before is then untouched.
         """
-        self._stop()
-        # An interruption may have left layers and tokens out of step.
-        held = self.cache.rewind(len(self.cache.ids))
-        if not (held or self.document or self.messages):
-            raise PromptError("nothing has been read or said yet that could be saved")
-        cache = self.cache
-        if self.document and self._document_turn is None:
-            # What came after the document was forgotten.
-            cache, prompt = cache.copy(), self._open_prompt(self.document)
-            images = place_images(prompt, self.model.config)
-            self.prefixes.fit(cache, np.append(prompt.ids, 0), images)
-        return save_prompt_file(
-            path,
-            cache,
-            self._identity(),
-            conversation={
-                "messages": self.messages,
-                "document": self.document,
-                "document_turn": self._document_turn,
-            },
-            pictures=[
-                part["image"] for part in image_parts([*self.messages, {"content": self.document}])
-            ],
-            features_of=self._known_features,
-            small=small,
-        )
+        self.stop()
+        return save_chat(self, path, small)
 
     def load(self, path: Path) -> None:
         """Go on from a file that `save` wrote; its system prompt is taken over, and its packing if
@@ -251,91 +253,54 @@ class Chat:
         Raises CheckpointError if it is damaged or belongs to another model or tokenizer, or
         holds keys and values packed otherwise than the options say.
         """
-        self._stop()
-        file = PromptFile(path)
-        file.check(self._identity(), self.options.kv_quantization)
-        quantization = self.options.kv_quantization or file.quantization
-        dtype = self.model.language_model.model.norm.weight.dtype
-        loaded = file.load(self.model.make_cache(quantization), dtype)
-        try:
-            said = [loaded.conversation[key] for key in ("messages", "document", "document_turn")]
-        except (KeyError, TypeError):
-            raise CheckpointError(f"{path} is damaged; make it again") from None
-        self.messages, self.document, self._document_turn = said
-        opening = (m["content"] for m in self.messages[:1] if m["role"] == "system")
-        self.options.system = next(opening, None)
-        if quantization != self.options.kv_quantization:
-            # A fork may have the former store too, and go on with keys and values as they were.
-            self.prefixes = PrefixStore(self.prefixes.chunk_size, self.options.prefix_bytes)
-        self.options.kv_quantization = quantization
-        self.cache = loaded.cache
-        for digest, features in loaded.features.items():
-            self.features.put(digest, features)
-        if self.document and self._document_turn is None:  # the cache ends where the document does
-            self.prefixes.keep_tail(self.cache)
-        self.statistics = Statistics()
+        self.stop()
+        load_chat(self, path)
 
-    def _open_prompt(self, document: list[dict[str, Any]]) -> Prompt:
+    def open_prompt(self, document: list[dict[str, Any]]) -> Prompt:
         """What was said, and a document that the next question will be about."""
         message = {"role": "user", "content": document}
-        return self.processor.encode_open(joined_texts([*self.messages, message]))
-
-    def _known_features(self, image: PromptImage) -> mx.array | None:
-        """Encoded anew if they were dropped and the pixels are at hand."""
-        with contextlib.suppress(PromptError):
-            return self.features.get(self.model, image)
-        return None
+        messages = joined_texts([*self.messages, message])
+        return self.processor.encode_open(messages, self.options.tools)
 
     def _check_length(self, prompt: Prompt) -> int:
         """Tokens that there is room for behind the prompt. Raises PromptError if none."""
         check_length(prompt, self.model.config)
-        context = self.model.config.text.max_position_embeddings
-        if self.options.max_context is not None and self.options.max_context < context:
-            context = self.options.max_context
-            if len(prompt.ids) >= context:
-                raise PromptError(
-                    f"the prompt has {len(prompt.ids):,} tokens; beside the model this machine's "
-                    f"memory holds {context:,}, answer included; pack them with --kv-bits, shorten "
-                    "it or start a new conversation; --force tries anyway"
-                )
-        return context - len(prompt.ids)
+        if len(prompt.ids) >= self.context:
+            raise PromptError(
+                f"the prompt has {len(prompt.ids):,} tokens; beside the model this machine's "
+                f"memory holds {self.context:,}, answer included; pack them with --kv-bits, "
+                "shorten it or start a new conversation; --force tries anyway"
+            )
+        return self.context - len(prompt.ids)
 
-    def _identity(self) -> Identity:
-        if self.identity is None:
-            raise PromptError("this Chat does not know its folder; make it with Chat.open(folder)")
-        return self.identity
-
-    def _stop(self) -> None:
+    def stop(self) -> None:
         """End an answer under way: two at once would write into one cache."""
         if self._answering is not None:
             self._answering.close()
             self._answering = None
 
-    def _before(self, turns: int) -> list[Message]:
-        """The messages before the last so many of the user's."""
-        asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
-        if not asked:
-            raise PromptError("nothing has been asked yet")
-        if not 1 <= turns <= len(asked):
-            raise PromptError(f"cannot go back {turns} questions; {len(asked)} were asked")
-        return self.messages[: asked[-turns]]
-
     def _say(
-        self, history: list[Message], message: Message, on_prefill: OnPrefill
+        self,
+        messages: list[Message],
+        on_prefill: OnProgress,
+        on_picture: OnProgress,
     ) -> Iterator[str]:
-        self._answering = self._answer(history, message, on_prefill)
+        self._answering = self._answer(messages, on_prefill, on_picture)
         return _texts(self._answering)
 
     def _answer(
-        self, history: list[Message], message: Message, on_prefill: OnPrefill
+        self,
+        messages: list[Message],
+        on_prefill: OnProgress,
+        on_picture: OnProgress,
     ) -> Generator[Step, None, None]:
         asked_at = time.perf_counter()
-        prompt = self.processor.encode(joined_texts([*history, message]))
+        said, prompt = self._fitting(messages)
         max_tokens = min(self.options.max_tokens, self._check_length(prompt))
         self.statistics = Statistics()
         generated: list[int] = []
         texts: list[str] = []
-        with self._feeding(prompt, room(prompt, max_tokens), generated):
+        with self._feeding(prompt, room(prompt, max_tokens), generated, on_picture):
             try:
                 for step in generate(
                     self.model,
@@ -344,6 +309,10 @@ class Chat:
                     end_tokens=self.end_tokens,
                     max_tokens=max_tokens,
                     sampler=self.options.sampler,
+                    adjustments=self.options.adjustments,
+                    grammar=self.options.grammar,
+                    stop=self.options.stop,
+                    logprobs=self.options.logprobs,
                     cache=self.cache.layers,
                     features=self.features,
                     prefill_step=self.options.prefill_step,
@@ -357,17 +326,37 @@ class Chat:
                     yield step
             finally:
                 if generated:
-                    self._keep(history, message, self._assistant(texts, generated))
+                    self.messages = [*said, self._assistant(texts, generated)]
 
-    def _keep(self, history: list[Message], message: Message, answer: Message) -> None:
-        begins = message["content"][: len(self.document)] == self.document
-        if self.document and self._document_turn is None and begins:
-            self._document_turn = len(history)
-        self.messages = [*history, message, answer]
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """How many these messages take."""
+        if not messages:
+            return 0
+        tools = self.options.tools
+        return len(self.processor.encode(joined_texts(messages), False, tools).ids)
+
+    def _encode(self, messages: Sequence[Message]) -> Prompt:
+        return self.processor.encode(joined_texts(messages), tools=self.options.tools)
+
+    def _fitting(self, messages: list[Message]) -> tuple[list[Message], Prompt]:
+        """The messages and their prompt, the oldest questions left out if that may and must be."""
+        options = self.options
+        if options.on_dropped is None:
+            return messages, self._encode(messages)
+        fitted = fit_messages(
+            messages, self.document, self._encode, self.context, options.max_tokens
+        )
+        if fitted.dropped and len(fitted.prompt.ids) < self.context:
+            options.on_dropped(fitted.dropped)
+        return fitted.messages, fitted.prompt
 
     @contextlib.contextmanager
     def _feeding(
-        self, prompt: Prompt, tokens: int, generated: Sequence[int] = ()
+        self,
+        prompt: Prompt,
+        tokens: int,
+        generated: Sequence[int] = (),
+        on_picture: OnProgress = ignore_progress,
     ) -> Iterator[None]:
         """Have the cache hold as much as is known of the prompt's beginning, with room for
         `tokens`; then, however it ends, note how much of the prompt and what was generated it
@@ -376,7 +365,9 @@ class Chat:
         images = place_images(prompt, self.model.config)
         held = self.prefixes.reach(self.cache, prompt.ids, images)
         # Before the cache is cut, which might not be fed again without the pictures either.
-        self.features.check(image.image for image in images if image.stop > held)
+        needed = [image.image for image in images if image.stop > held]
+        self.features.check(needed)
+        self.features.announce(needed, on_picture)
         self.cache.reserve(tokens)
         self.prefixes.fit(self.cache, prompt.ids, images)
         try:
@@ -390,7 +381,20 @@ class Chat:
         ids = generated[:-1] if generated[-1] in self.end_tokens else generated
         # A slot for an image, which a model may well emit, would ask for one in every later turn.
         ids = [token for token in ids if token != self.model.config.image_token_id]
-        return {"role": "assistant", "content": "".join(texts), "token_ids": ids}
+        answer = {"role": "assistant", "content": "".join(texts), "token_ids": ids}
+        if calls := self._parse(answer).calls:
+            answer["tool_calls"] = [dataclasses.asdict(call) for call in calls]
+        return answer
+
+    def _parse(self, answer: Message) -> Reply:
+        if not self.options.tools:
+            return Reply(answer["content"], (), None)
+        # Without its tokens, as a foreign conversation has it, the text is all there is.
+        ids = answer.get("token_ids")
+        marks = (PYTHON_START, PYTHON_END)
+        text = self.processor.tokenizer.decode(ids, shown=marks) if ids else None
+        names = [tool["function"]["name"] for tool in self.options.tools]
+        return parse_reply(text or answer["content"], names)
 
 
 def _texts(steps: Generator[Step, None, None]) -> Iterator[str]:

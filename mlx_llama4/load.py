@@ -1,9 +1,11 @@
 """Model folder → model and processor."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
 from mlx import nn
+from mlx.utils import tree_flatten
 
 from mlx_llama4.config import Config, load_config
 from mlx_llama4.convert.checkpoint import Checkpoint, open_checkpoint
@@ -19,11 +21,21 @@ from mlx_llama4.offload.streamed_experts import StreamedExperts
 from mlx_llama4.prompt.processor import Processor
 from mlx_llama4.tensors import without_absent_vision
 
+OnLoad = Callable[[int, int], None]  # bytes of weights in memory, bytes in all
+LOAD_STEP = 256 * 2**20  # bytes; the progress of a load is told so often
+
 FLOAT_NAMES = {mx.float32: "F32", mx.bfloat16: "BF16", mx.float16: "F16"}
 
 
+def ignore_load(done: int, total: int) -> None:
+    pass
+
+
 def load(
-    folder: Path, dtype: mx.Dtype | None = None, streaming: ExpertStreaming | None = None
+    folder: Path,
+    dtype: mx.Dtype | None = None,
+    streaming: ExpertStreaming | None = None,
+    on_load: OnLoad = ignore_load,
 ) -> tuple[Llama4, Processor]:
     """The model of an MLX folder, its weights in memory, and what turns messages into prompts.
 
@@ -35,7 +47,7 @@ def load(
     InputError if `streaming` has not memory enough for one expert.
     """
     _, processor = open_folder(folder)
-    return load_model(folder, dtype, streaming), processor
+    return load_model(folder, dtype, streaming, on_load), processor
 
 
 def open_folder(folder: Path) -> tuple[Config, Processor]:
@@ -45,10 +57,15 @@ def open_folder(folder: Path) -> tuple[Config, Processor]:
 
 
 def load_model(
-    folder: Path, dtype: mx.Dtype | None = None, streaming: ExpertStreaming | None = None
+    folder: Path,
+    dtype: mx.Dtype | None = None,
+    streaming: ExpertStreaming | None = None,
+    on_load: OnLoad = ignore_load,
 ) -> Llama4:
     """As `load`, for a folder that need have no tokenizer."""
-    return _load_weights(*_open(folder), dtype, streaming)
+    model = _load_weights(*_open(folder), dtype, streaming)
+    _read_in([array for _, array in tree_flatten(model.parameters())], on_load)
+    return model
 
 
 def _open(folder: Path) -> tuple[Checkpoint, Config]:
@@ -71,7 +88,9 @@ def _load_weights(
     dtype: mx.Dtype | None,
     streaming: ExpertStreaming | None,
 ) -> Llama4:
-    """The model with the weights of a folder whose tensors are known to match its config."""
+    """The model with the weights of a folder whose tensors are known to match its config; they are
+    not read yet.
+    """
     dtype = dtype or _default_dtype(config)
     model = Llama4(config)
     if streaming is not None:
@@ -96,8 +115,22 @@ def _load_weights(
     if mx.default_device() == mx.cpu:
         lay_out_for_cpu(model)
     model.eval()
-    mx.eval(model.parameters())
     return model
+
+
+def _read_in(arrays: list[mx.array], on_load: OnLoad) -> None:
+    """Until here weights are names and places in files. Some at a time: on the way somebody may
+    see how far it is, or stop it.
+    """
+    total, done, waiting = sum(array.nbytes for array in arrays), 0, 0
+    on_load(0, total)
+    start = 0
+    for index, array in enumerate(arrays, start=1):
+        waiting += array.nbytes
+        if waiting >= LOAD_STEP or index == len(arrays):
+            mx.eval(arrays[start:index])
+            done, waiting, start = done + waiting, 0, index
+            on_load(done, total)
 
 
 def _stream_experts(

@@ -129,18 +129,18 @@ def test_sampling_defaults_are_the_model_s(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "generation_config.json"
     made: dict[str, object] = {}
     monkeypatch.setattr(
-        "mlx_llama4.generation.sampler.make_sampler", lambda **given: made.update(given)
+        "mlx_llama4.generation.settings.make_sampler", lambda **given: made.update(given)
     )
-    untold = options.Sampling(None, None, None, None)
+    untold = options.Sampling()
     caching = options.Caching(2048, None, None, None)
-    told = options.Sampling(0.1, 0.2, 3, 4)
+    told = options.Sampling(0.1, 0.2, 3, 4, min_p=0.5)
     for do_sample, temperature in ((True, 0.6), (False, 0.0)):
         stored = {"do_sample": do_sample, "temperature": 0.6, "top_p": 0.9, "top_k": 7}
         path.write_text(json.dumps(stored))
         options.chat_options(tmp_path, None, 5, untold, caching)
-        assert made == {"temperature": temperature, "top_p": 0.9, "top_k": 7, "seed": None}
+        assert made == {"temperature": temperature, "top_p": 0.9, "top_k": 7, "min_p": 0.0, "seed": None}
         options.chat_options(tmp_path, None, 5, told, caching)
-        assert made == {"temperature": 0.1, "top_p": 0.2, "top_k": 3, "seed": 4}
+        assert made == {"temperature": 0.1, "top_p": 0.2, "top_k": 3, "min_p": 0.5, "seed": 4}
 
 
 def test_ask_says_when_the_quota_cut_the_answer(talkative: Path) -> None:

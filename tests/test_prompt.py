@@ -196,10 +196,16 @@ BAD_MESSAGES = {
     "not 'Hi'": {"role": "user", "content": ["Hi"]},
     "a text or a list, not None": {"role": "user"},
     "a text or a list, not 5": {"role": "user", "content": 5},
-    "has 'tool_calls', which is not supported": {
+    "has 'name', which is not supported": {"role": "ipython", "content": "", "name": "f"},
+    "a tool call must be {'name': …, 'arguments': {…}}, not {'function'": {
         "role": "assistant",
         "content": "",
         "tool_calls": [{"function": {"name": "f"}}],
+    },
+    "only an assistant's message may have tool_calls": {
+        "role": "user",
+        "content": "",
+        "tool_calls": [{"name": "f", "arguments": {}}],
     },
     "only an assistant's": {"role": "user", "content": "Hi", "token_ids": [1008]},
     "those are numbers": {"role": "assistant", "content": "Hi", "token_ids": ["a"]},

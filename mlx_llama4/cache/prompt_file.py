@@ -279,12 +279,14 @@ def _cast(array: mx.array, dtype: mx.Dtype) -> mx.array:
 
 
 def _describe(image: "PromptImage") -> list[Any]:
-    return [image.digest, image.num_tiles, image.grid, image.size]
+    source = None if image.source is None else str(image.source)
+    return [image.digest, image.num_tiles, image.grid, image.size, source]
 
 
 def _described(entry: list[Any]) -> RememberedImage:
-    digest, num_tiles, grid, size = entry
-    return RememberedImage(digest, num_tiles, tuple(grid), tuple(size))
+    digest, num_tiles, grid, size, *source = entry  # older files do not tell the source
+    path = Path(source[0]) if source and source[0] else None
+    return RememberedImage(digest, num_tiles, tuple(grid), tuple(size), path)
 
 
 def _with_images(value: Any) -> Any:

@@ -1,19 +1,18 @@
-"""`mlx-llama4 ask`: one question, one answer."""
+"""`mlx-llama4 ask`: one question, one answer or several."""
 
-import json
-import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlx_llama4.cli import options, terminal
 from mlx_llama4.cli.memory_check import Task, check_memory
-from mlx_llama4.errors import PromptError
+from mlx_llama4.errors import InputError, PromptError
 
 if TYPE_CHECKING:
     from mlx_llama4.chat import Chat, ChatOptions
+    from mlx_llama4.generation.settings import SamplingSettings
     from mlx_llama4.prompt.image import PromptImage
 
 
@@ -23,7 +22,8 @@ def ask(
         str | None,
         typer.Argument(
             metavar="QUESTION",
-            help="Without it, or if it is -, standard input is read.",
+            help="Asked about the text that is piped in, if any. Without it, or if it is -, that "
+            "text is the question.",
             show_default=False,
         ),
     ] = None,
@@ -32,13 +32,45 @@ def ask(
     revision: options.Revision = None,
     image: options.Images = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object: the answer and statistics.")
+        bool,
+        typer.Option("--json", help="Print each answer and its statistics as JSON, in a line."),
+    ] = False,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(
+            "--json-schema",
+            metavar="FILE",
+            help="Answer with JSON that keeps to this schema. Exit code 1 if it is cut short.",
+            show_default=False,
+        ),
+    ] = None,
+    n: Annotated[
+        int,
+        typer.Option("--n", metavar="N", min=1, help="So many answers, by seeds S, S + 1, …"),
+    ] = 1,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            "--logprobs",
+            metavar="K",
+            min=0,
+            help="With --json: each token's log-probability, and the K likeliest in its place.",
+            show_default=False,
+        ),
+    ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Go on with the text as it is, without the chat template."),
     ] = False,
     system: options.System = None,
     max_tokens: options.MaxTokens = 4096,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    logit_bias: options.LogitBias = None,
+    stop: options.Stop = None,
     seed: options.Seed = None,
     cache: options.Cache = None,
     prefill_step: options.PrefillStep = None,
@@ -54,46 +86,100 @@ def ask(
     """Ask one question, with any number of pictures.
 
     \b
-    Example:
+    Examples:
       mlx-llama4 ask "What is this?" --model scout-4bit --image photo.jpg
+      cat report.txt | mlx-llama4 ask "Summarise this." --model scout-4bit
+      mlx-llama4 ask "What was bought?" -m scout-4bit -i "receipts/*.png" --json-schema receipt.json
     """
+    from mlx_llama4.cli.ask_input import find_pictures, read_question
+    from mlx_llama4.cli.ask_output import Form, answer_all
     from mlx_llama4.hub import find_folder
 
+    _refuse_contradictions(
+        (raw and bool(image), "--image is for conversations; leave it out, or --raw"),
+        (raw and bool(system), "--system is for conversations; leave it out, or --raw"),
+        (raw and cache is not None, "--cache is for conversations; leave it out, or --raw"),
+        (bool(json_schema and stop), "--stop would cut what --json-schema makes; leave out one"),
+        (logprobs is not None and not as_json, "--logprobs are shown in JSON; add --json"),
+    )
     terminal.import_mlx()
-    text = terminal.as_typed(_read_standard_input() if question in (None, "-") else question)
-    if not text.strip() and not image:
+    text, paths = read_question(question, raw), find_pictures(image or [])
+    if not text.strip() and not paths:
         raise PromptError("the question is empty")
-    sampling = options.Sampling(temperature, top_p, top_k, seed)
+    schema = None if json_schema is None else _read_schema(json_schema)
+    sampling = options.Sampling(
+        temperature,
+        top_p,
+        top_k,
+        seed,
+        min_p,
+        repetition_penalty,
+        tuple(logit_bias or ()),
+        tuple(stop or ()),
+    )
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     placing = options.expert_options(experts, expert_memory, page_cache)
     folder = find_folder(model, revision)
+    settings = _settings(folder, sampling, n)
     chat_options = options.chat_options(folder, system, max_tokens, sampling, caching)
     chat_options.prefix_bytes = 0  # nothing comes after it
+    chat_options.logprobs = logprobs
     held = options.open_cache(cache, folder, chat_options).tokens if cache is not None else 0
-    images, task = _read(folder, text, image or [], chat_options, held)
+    images, task = _read(folder, text, paths, chat_options, held, raw)
     placement = check_memory(folder, replace(task, span=prefill_step), placing, force=force)
     with options.loaded_chat(folder, chat_options, placement, trace) as chat:
-        if cache is not None:
-            chat.load(cache)
-        answer = _answer_json if as_json else _answer
-        answer(chat, text, images)
+        _prepare(chat, cache, schema, raw)
+        answer_all(chat, text, images, settings, Form(n, as_json, whole=schema is not None))
+
+
+def _refuse_contradictions(*contradictions: tuple[bool, str]) -> None:
+    """Each: is it there, and what is said of it."""
+    for is_there, message in contradictions:
+        if is_there:
+            raise InputError(message)
+
+
+def _read_schema(path: Path) -> Any:
+    from mlx_llama4.generation.grammar import read_schema
+
+    return read_schema(path)
+
+
+def _settings(folder: Path, sampling: options.Sampling, count: int) -> "SamplingSettings":
+    from mlx_llama4.cli.sampling import sampling_settings
+
+    settings = sampling_settings(folder, sampling)
+    settings.sampler()  # refuses what is out of range
+    if count > 1 and not settings.is_random:
+        raise InputError(
+            f"--n {count}: at temperature 0 all answers are the same; add --temperature 1, say"
+        )
+    return settings
 
 
 def _read(
-    folder: Path, text: str, paths: list[Path], chat_options: "ChatOptions", held: int
+    folder: Path,
+    text: str,
+    paths: list[Path],
+    chat_options: "ChatOptions",
+    held: int,
+    raw: bool,
 ) -> tuple[list["PromptImage"], Task]:
     """The pictures, and what will have to be done. Refuses a prompt that the model cannot take.
 
     held: tokens of the prompt cache that the question goes on from.
     """
-    from mlx_llama4.chat import opening_messages
+    from mlx_llama4.conversation import opening_messages
     from mlx_llama4.load import open_folder
     from mlx_llama4.prompt.messages import user_message
     from mlx_llama4.prompt.processor import check_length
+    from mlx_llama4.prompt.raw_template import raw_template
 
     config, processor = open_folder(folder)
+    if raw:
+        processor.template = raw_template(processor.tokenizer)
     images = [processor.tile(path) for path in paths]
-    messages = [*opening_messages(chat_options), user_message(text, images)]
+    messages = [*opening_messages(chat_options.system), user_message(text, images)]
     prompt = processor.encode(messages)
     check_length(prompt, config)
     tiles = tuple(image.num_tiles for image in images)
@@ -101,35 +187,16 @@ def _read(
     return images, Task(context, len(prompt.ids), tiles, chat_options.kv_quantization)
 
 
-def _answer(chat: "Chat", text: str, images: list["PromptImage"]) -> None:
-    with terminal.Answer() as answer:
-        answer.show(chat.send(text, images, answer.on_prefill))
-    if chat.statistics.finish_reason == "length":
-        terminal.note(f"(stopped after {chat.statistics.generated_tokens} tokens)")
+def _prepare(chat: "Chat", cache: Path | None, schema: Any, raw: bool) -> None:
+    from mlx_llama4.prompt.raw_template import raw_template
 
+    if raw:
+        chat.processor.template = raw_template(chat.processor.tokenizer)
+    if cache is not None:
+        chat.load(cache)
+    if schema is not None:
+        from mlx_llama4.generation.grammar import Grammar, GrammarTokens
 
-def _answer_json(chat: "Chat", text: str, images: list["PromptImage"]) -> None:
-    pieces: list[str] = []
-    interrupted = False
-    try:
-        pieces.extend(chat.send(text, images))
-    except KeyboardInterrupt:
-        interrupted = True
-    statistics = asdict(chat.statistics)
-    for experts in (statistics["prefill_experts"], statistics["decode_experts"]):
-        if experts is not None:
-            needed = experts["hits"] + experts["misses"]
-            experts["hit_rate"] = experts["hits"] / needed if needed else None
-    if interrupted:
-        statistics["finish_reason"] = "interrupted"
-    is_unicode = sys.stdout.encoding.lower().startswith("utf")
-    result = {"text": "".join(pieces), **statistics}
-    terminal.line(json.dumps(result, ensure_ascii=not is_unicode))
-    if interrupted:
-        raise typer.Exit(terminal.INTERRUPTED)
-
-
-def _read_standard_input() -> str:
-    if sys.stdin.isatty():
-        raise PromptError("give a question, or pipe one in")
-    return sys.stdin.read()
+        vocabulary = chat.model.config.text.vocab_size
+        tokens = GrammarTokens(chat.processor.tokenizer, chat.end_tokens, vocabulary)
+        chat.options.grammar = Grammar(schema, tokens)

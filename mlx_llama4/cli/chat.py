@@ -1,29 +1,49 @@
 """`mlx-llama4 chat`: a conversation in the terminal."""
 
 import contextlib
-import shlex
+import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlx_llama4.cli import options, terminal
 from mlx_llama4.cli.memory_check import Task, check_memory, limit_to_memory
-from mlx_llama4.errors import Llama4Error
+from mlx_llama4.errors import InputError, Llama4Error
 
 if TYPE_CHECKING:
-    from mlx_llama4.chat import Chat
-    from mlx_llama4.prompt.image import PromptImage
+    from mlx_llama4.cli.line_editor import Editor, PlainLines
+    from mlx_llama4.cli.talk import Look, Talk
+    from mlx_llama4.tools.tool_file import ToolFile
 
-HELP = """\
-/image PATH   attach a picture to the next message; quote several paths, or spaces
-/retry [TEXT] answer the last message again, or TEXT in its place
-/undo [N]     forget the last message and its answer, or the last N
-/save FILE    keep the conversation, to go on with: chat --cache FILE
-/reset        forget the conversation and the pictures attached
-/quit         leave (so do Ctrl-D, and Ctrl-C twice)
-Ctrl-C stops an answer and keeps what is there."""
+Plain = Annotated[
+    bool,
+    typer.Option("--plain", help="Answers as they come, not as Markdown, and no pictures."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the last conversation with this model.")
+]
+Private = Annotated[
+    bool, typer.Option("--private", help="Keep neither what is typed nor the conversation.")
+]
+StrictContext = Annotated[
+    bool,
+    typer.Option(
+        "--strict-context",
+        help="When the context is full, refuse a message; else the oldest are dropped.",
+    ),
+]
+Tools = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.py",
+        help="Functions that the model may ask to have run; you are asked each time.",
+        show_default=False,
+    ),
+]
 
 
 @terminal.reports_errors
@@ -31,11 +51,20 @@ def chat(
     model: options.Model,
     revision: options.Revision = None,
     system: options.System = None,
+    resume: Resume = False,
+    tools: Tools = None,
+    plain: Plain = False,
+    private: Private = False,
+    strict_context: StrictContext = False,
     max_tokens: options.MaxTokens = 4096,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
     seed: options.Seed = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    logit_bias: options.LogitBias = None,
+    stop: options.Stop = None,
     cache: options.Cache = None,
     prefill_step: options.PrefillStep = None,
     kv_bits: options.KVBits = None,
@@ -50,156 +79,189 @@ def chat(
     """Talk with a model; /help lists what else can be typed.
 
     \b
-    Example:
+    Examples:
       mlx-llama4 chat --model scout-4bit
+      mlx-llama4 chat --model scout-4bit --system teacher --tools my_tools.py
     """
+    from mlx_llama4.cli.talk import Talk, kept_at_the_end, say_dropped
     from mlx_llama4.hub import find_folder
 
     terminal.import_mlx()
-    sampling = options.Sampling(temperature, top_p, top_k, seed)
+    sampling = options.Sampling(
+        temperature,
+        top_p,
+        top_k,
+        seed,
+        min_p,
+        repetition_penalty,
+        tuple(logit_bias or ()),
+        tuple(stop or ()),
+    )
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     placing = options.expert_options(experts, expert_memory, page_cache)
     folder = find_folder(model, revision)
+    tool_file = _open_tools(tools)
     chat_options = options.chat_options(folder, system, max_tokens, sampling, caching)
+    if not strict_context:
+        chat_options.on_dropped = say_dropped
+    if tool_file is not None:
+        chat_options.tools = tool_file.definitions
+    if resume:
+        cache = _last_session(folder, cache)
     held = options.open_cache(cache, folder, chat_options).tokens if cache is not None else None
     task = Task(held, kv=chat_options.kv_quantization, span=prefill_step, grows=True)
     placement = check_memory(folder, task, placing, force=force)
     if not force:
         limit_to_memory(chat_options, folder, held or 0, placement)
     with options.loaded_chat(folder, chat_options, placement, trace) as conversation:
+        settings = options.sampling_settings(folder, sampling)
+        talk = Talk(
+            conversation, settings, _look(plain), keeps_session=sys.stdin.isatty() and not private
+        )
+        lines = _lines(talk, private)
+        if tool_file is not None:
+            from mlx_llama4.cli.tool_consent import Consent
+
+            talk.consent = Consent(tool_file, lines.ask, terminal.note)
         if cache is not None:
-            conversation.load(cache)
-            terminal.note(f"[{cache}: {held:,} tokens]")
-        expert_cache = conversation.model.expert_cache
-        if expert_cache is None:
-            _talk(conversation)
-            return
-        if sys.stdin.isatty():
-            expert_cache.warm()  # while the first question is typed
+            _take_up(talk, cache, resume)
+        with kept_at_the_end(talk), _experts_warm(talk):
+            _leave_on_signals()
+            _greet(talk)
+            _converse(talk, lines)
+
+
+def _open_tools(path: Path | None) -> "ToolFile | None":
+    if path is None:
+        return None
+    from mlx_llama4.tools.tool_file import ToolFile
+
+    return ToolFile.open(path)
+
+
+def _last_session(folder: Path, cache: Path | None) -> Path:
+    from mlx_llama4.cli.state_files import sessions_of
+    from mlx_llama4.identity import identify
+
+    if cache is not None:
+        raise InputError("--resume and --cache both say where to go on; leave one out")
+    sessions = sessions_of(identify(folder).model)
+    if not sessions:
+        raise InputError(f"no conversation with {folder} is kept yet; leave out --resume")
+    return sessions[0]
+
+
+def _look(plain: bool) -> "Look":
+    from mlx_llama4.cli.line_editor import can_edit
+    from mlx_llama4.cli.talk import Look
+
+    if plain or not can_edit():
+        return Look()
+    from mlx_llama4.cli.preview import find_preview
+
+    return Look(markdown=True, preview=find_preview())
+
+
+def _lines(talk: "Talk", private: bool) -> "Editor | PlainLines":
+    from mlx_llama4.cli import line_editor, state_files
+    from mlx_llama4.cli.chat_commands import completions
+
+    if not line_editor.can_edit():
+        return line_editor.PlainLines()
+    folder = None if private else state_files.made_folder()
+    history = None if folder is None else folder / "history"
+
+    def attach_clipboard() -> None:
         try:
-            _talk(conversation)
-        finally:
-            expert_cache.stop_warming()  # reading on while Python ends would fail, with a traceback
+            talk.attachments.attach_clipboard()
+        except Llama4Error as error:
+            terminal.note(f"error: {error}")
+
+    editor = line_editor.Editor(history, talk.status, completions, attach_clipboard)
+    talk.edit = editor.read
+    return editor
 
 
-def _talk(conversation: "Chat") -> None:
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  gives input() editing and history
+def _take_up(talk: "Talk", path: Path, resume: bool) -> None:
+    """Go on from a file, and show where that is."""
+    from mlx_llama4.cli.chat_facts import counted
+    from mlx_llama4.conversation import questions
+
+    tokens = talk.resume(path) if resume else talk.load(path)
+    if not resume:
+        terminal.aside(f"[{path}: {tokens:,} tokens]")
+        return
+    asked = questions(talk.chat.messages)
+    terminal.aside(f"[resumed: {counted(len(asked), 'question')}, {tokens:,} tokens]")
+    if not sys.stdout.isatty():
+        return
+    content = talk.chat.messages[asked[-1]]["content"]
+    text = content if isinstance(content, str) else content[-1].get("text", "")
+    terminal.aside(f"> {text}".translate(terminal.CONTROLS))
+    with terminal.Answer(talk.look.markdown) as answer:
+        answer.write(talk.chat.messages[-1]["content"])
+
+
+def _greet(talk: "Talk") -> None:
     if sys.stdin.isatty():
-        terminal.note(HELP)
-    images: list[PromptImage] = []
-    while (text := _read_line()) is not None:
-        command, argument = (*text.split(maxsplit=1), "", "")[:2]
-        if command in ("/quit", "/exit"):
-            break
+        name = talk.chat.identity.name
+        terminal.aside(
+            f"{name}: up to {talk.chat.context:,} tokens. /help lists what can be typed; drop "
+            "pictures here; Ctrl-D leaves."
+        )
+
+
+def _converse(talk: "Talk", lines: "Editor | PlainLines") -> None:
+    from mlx_llama4.cli.chat_commands import is_command, run_command
+
+    while not talk.is_over and (text := _read(lines)) is not None:
         try:
-            if command.startswith("/"):
-                _run_command(conversation, command, argument.strip(), images)
-            elif command:
-                _answer(conversation, terminal.as_typed(text), images)
+            if is_command(text):
+                run_command(talk, text)
+            else:
+                talk.say(text)
         except Llama4Error as error:
             terminal.note(f"error: {error}")
         except KeyboardInterrupt:
-            terminal.note("[stopped]")
+            terminal.aside("[stopped]")
 
 
-def _read_line() -> str | None:
-    """The user's next line; None at the end of input. A second Ctrl-C in a row leaves."""
-    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    prompt = "> " if is_terminal else ""
+def _read(lines: "Editor | PlainLines") -> str | None:
+    """The user's next message; None at the end of input. A second Ctrl-C in a row leaves."""
     for last in (False, True):
         try:
-            return input(prompt)
-        except EOFError:
-            if is_terminal:
-                terminal.note("")
-            return None
+            return lines.read()
         except KeyboardInterrupt:
-            terminal.note("")
             if not last:
                 terminal.note("[Ctrl-C again, or Ctrl-D, leaves]")
     raise typer.Exit(terminal.INTERRUPTED)
 
 
-def _run_command(
-    conversation: "Chat", command: str, argument: str, images: list["PromptImage"]
-) -> None:
-    if command == "/image":
-        opened = [(path, conversation.open_image(path)) for path in _paths(argument)]
-        for path, image in opened:
-            images.append(image)
-            width, height = image.size
-            tiles = "1 tile" if image.num_tiles == 1 else f"{image.num_tiles} tiles"
-            terminal.note(f"[{path}: {width}×{height} pixels, {tiles}]")
-    elif command == "/retry":
-        _answer_again(conversation, terminal.as_typed(argument) if argument else None)
-    elif command == "/undo":
-        conversation.rewind(_count(argument))
-        terminal.note(f"[{len(conversation.messages)} messages left]")
-    elif command == "/save":
-        _save(conversation, argument)
-    elif command == "/reset":
-        conversation.reset()
-        images.clear()
-        terminal.note("[conversation forgotten]")
-    elif command == "/help":
-        terminal.note(HELP)
-    else:
-        raise Llama4Error(f"unknown command {command}; /help lists them")
+def _leave_on_signals() -> None:
+    """Told to end, or with the terminal closed, leave as by /quit: the session is kept."""
+
+    def leave(number: int, frame: object) -> None:
+        for one in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(one, signal.SIG_IGN)  # what is being kept now shall be kept
+        if number == signal.SIGHUP:  # there is nobody to write to
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.dup2(nowhere, sys.stderr.fileno())
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
 
 
-def _count(argument: str) -> int:
-    if argument and not argument.isdecimal():
-        raise Llama4Error(f"/undo takes a number, not {argument!r}")
-    return int(argument or 1)
-
-
-def _save(conversation: "Chat", argument: str) -> None:
-    from mlx_llama4.memory import human_bytes
-
-    if not argument:
-        raise Llama4Error("give the name of a file: /save FILE")
-    asked = any(message["role"] == "user" for message in conversation.messages)
-    if not asked and not conversation.document:
-        raise Llama4Error("nothing has been said yet that could be saved")
-    path = Path(argument)
-    with contextlib.suppress(RuntimeError):  # "~nobody"
-        path = path.expanduser()
-    nbytes = conversation.save(path)
-    terminal.note(f"[{path}: {len(conversation.cache.ids):,} tokens, {human_bytes(nbytes)}]")
-
-
-def _paths(argument: str) -> list[str]:
-    """One path as it is, if there is such a file, else what a shell would make of it."""
-    if not argument:
-        raise Llama4Error("give the path of a picture: /image PATH")
-    with contextlib.suppress(OSError, RuntimeError):  # too long for a path; "~nobody"
-        if Path(argument).expanduser().exists():
-            return [argument]
+@contextlib.contextmanager
+def _experts_warm(talk: "Talk") -> Iterator[None]:
+    """Experts that are on the disk are read in while the first message is typed."""
+    expert_cache = talk.chat.model.expert_cache
+    if expert_cache is None or not sys.stdin.isatty():
+        yield
+        return
+    expert_cache.warm()
     try:
-        return shlex.split(argument)
-    except ValueError:  # an apostrophe that quotes nothing
-        return [argument]
-
-
-def _answer(conversation: "Chat", text: str, images: list["PromptImage"]) -> None:
-    """Pictures stay attached until a message that has them is in the conversation."""
-    spoken = len(conversation.messages)
-    try:
-        with terminal.Answer() as answer:
-            answer.show(conversation.send(text, images, answer.on_prefill))
+        yield
     finally:
-        if len(conversation.messages) > spoken:
-            images.clear()
-    _say_if_cut_short(conversation)
-
-
-def _answer_again(conversation: "Chat", text: str | None) -> None:
-    with terminal.Answer() as answer:
-        answer.show(conversation.retry(text, answer.on_prefill))
-    _say_if_cut_short(conversation)
-
-
-def _say_if_cut_short(conversation: "Chat") -> None:
-    if conversation.statistics.finish_reason == "length":
-        terminal.note(f"[stopped after {conversation.statistics.generated_tokens} tokens]")
+        expert_cache.stop_warming()  # reading on while Python ends would fail, with a traceback

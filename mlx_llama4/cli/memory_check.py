@@ -91,7 +91,7 @@ def _place(
     task: Task,
     experts: options.Experts,
 ) -> "Placement":
-    from mlx_llama4.chat import PREFIX_BYTES
+    from mlx_llama4.chat_options import PREFIX_BYTES
     from mlx_llama4.memory import cache_bytes
     from mlx_llama4.offload.placement import SPANS, place
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlx_llama4.cli import terminal
+from mlx_llama4.cli.sampling import sampling_settings
+from mlx_llama4.cli.system_prompt import read_system
 from mlx_llama4.errors import InputError
 from mlx_llama4.quantization import KVQuantization
 
@@ -50,7 +52,12 @@ Images = Annotated[
 ]
 System = Annotated[
     str | None,
-    typer.Option("--system", metavar="TEXT", help="System prompt.", show_default=False),
+    typer.Option(
+        "--system",
+        metavar="TEXT",
+        help="System prompt, @FILE to read it from, or companion, concise, teacher or coder.",
+        show_default=False,
+    ),
 ]
 MaxTokens = Annotated[
     int,
@@ -79,6 +86,43 @@ TopK = Annotated[
         "--top-k",
         metavar="K",
         help="Sample from the K likeliest; 0 is off. Default: the model's.",
+        show_default=False,
+    ),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        "--min-p",
+        metavar="P",
+        help="Leave out tokens less probable than P times the likeliest.",
+        show_default=False,
+    ),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--repetition-penalty",
+        metavar="R",
+        help="Above 1, tokens of prompt and answer become less likely.",
+        show_default=False,
+    ),
+]
+LogitBias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--logit-bias",
+        metavar="TOKEN=BIAS",
+        help="Add to a token's logit; -100 forbids it. TOKEN is an id, or a text of one token; may "
+        "be repeated.",
+        show_default=False,
+    ),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stop",
+        metavar="TEXT",
+        help="End the answer before this text; may be repeated.",
         show_default=False,
     ),
 ]
@@ -183,12 +227,16 @@ Force = Annotated[
 
 @dataclass(frozen=True)
 class Sampling:
-    """None: as the model's generation_config.json says."""
+    """None: as the model's generation_config.json says, or not at all. logit_bias: TOKEN=BIAS."""
 
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    seed: int | None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -241,27 +289,24 @@ def chat_options(
 ) -> "ChatOptions":
     """Raises InputError for values out of range."""
     from mlx_llama4.chat import ChatOptions
-    from mlx_llama4.config import load_config, load_generation_config
-    from mlx_llama4.generation.sampler import make_sampler
+    from mlx_llama4.config import load_config
+    from mlx_llama4.generation.stop import StopStrings
     from mlx_llama4.memory import PREFILL_SPAN
 
-    defaults = load_generation_config(folder)
-    temperature = defaults.temperature if defaults.do_sample else 0.0
-    sampler = make_sampler(
-        temperature=temperature if sampling.temperature is None else sampling.temperature,
-        top_p=defaults.top_p if sampling.top_p is None else sampling.top_p,
-        top_k=defaults.top_k if sampling.top_k is None else sampling.top_k,
-        seed=sampling.seed,
-    )
+    settings = sampling_settings(folder, sampling)
+    stop = tuple(map(terminal.as_typed, sampling.stop))
+    StopStrings(stop)  # refuses what cannot be one
     quantization = caching.quantization()
     if quantization is not None:
         quantization.check(load_config(folder).text.head_dim)
     return ChatOptions(
         max_tokens,
-        sampler,
-        terminal.as_typed(system) if system else None,
+        settings.sampler(),
+        read_system(system),
         PREFILL_SPAN if caching.prefill_step is None else caching.prefill_step,
         quantization,
+        stop=stop,
+        adjustments=settings.adjustments(),
     )
 
 
@@ -286,12 +331,18 @@ def load_chat(folder: Path, options: "ChatOptions", placement: "Placement | None
     """
     with terminal.status(f"Loading {folder}"):
         from mlx_llama4.chat import Chat
+    from mlx_llama4.cli.progress import byte_progress
 
-        disable_compile_on_cpu()
-        if placement is None:
-            return Chat.open(folder, options)
+    disable_compile_on_cpu()
+    if placement is not None:
         options.prefill_step = placement.usage.span
-        chat = Chat.open(folder, options, streaming=placement.streaming)
+    with byte_progress(transient=True) as update:
+
+        def on_load(done: int, total: int) -> None:
+            update(f"Loading {folder.name}", done, total, 0)
+
+        streaming = None if placement is None else placement.streaming
+        chat = Chat.open(folder, options, streaming, on_load)
     if chat.model.expert_cache is not None:
         _remember_heat(chat)
     return chat

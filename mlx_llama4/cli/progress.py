@@ -1,6 +1,7 @@
 """Progress of long work: a bar on a terminal, now and then a plain line in a log."""
 
 import contextlib
+import os
 import shutil
 import sys
 import time
@@ -15,7 +16,8 @@ Update = Callable[[str, int, int, int], None]
 
 
 @contextlib.contextmanager
-def byte_progress() -> Iterator[Update]:
+def byte_progress(transient: bool = False) -> Iterator[Update]:
+    """transient: nothing is left of it on the terminal in the end."""
     if not sys.stderr.isatty():
         yield _Lines().update
         return
@@ -36,7 +38,7 @@ def byte_progress() -> Iterator[Update]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=transient) as progress:
         task = None
         doing = ""
 
@@ -84,6 +86,16 @@ class ReadingProgress:
         self._seen: list[tuple[int, float]] = []  # tokens read since the start, seconds it took
         self._first: int | None = None
         self._shown = False
+        self._is_live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    def update_pictures(self, done: int, total: int) -> None:
+        """`done` of `total` pictures are encoded, and the next is going to be."""
+        text = f"{done + 1} of {total} pictures"
+        if self._is_live:
+            self._show(f"Looking {self._bar(done, total)} {text}")
+        elif total > 1 and time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            terminal.note(f"Looking at the pictures: {text}")
 
     def update(self, done: int, total: int) -> None:
         """`done` of `total` tokens are in the cache."""
@@ -94,14 +106,8 @@ class ReadingProgress:
             self._started = now
         else:
             self._seen.append((done - self._first, now - self._started))
-        if sys.stderr.isatty():
-            self._shown = True
-            filled = done * self.BAR // total
-            bar = "█" * filled + "░" * (self.BAR - filled)
-            text = f"Reading {bar} {self._text(done, total)}"
-            width = shutil.get_terminal_size().columns - 1
-            sys.stderr.write(f"\r\x1b[K{text[:width]}")
-            sys.stderr.flush()
+        if self._is_live:
+            self._show(f"Reading {self._bar(done, total)} {self._text(done, total)}")
         elif now - self._said >= SECONDS_BETWEEN_LINES:
             self._said = now
             terminal.note(f"Reading the prompt: {self._text(done, total)}")
@@ -111,6 +117,16 @@ class ReadingProgress:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
             self._shown = False
+
+    def _show(self, text: str) -> None:
+        self._shown = True
+        width = shutil.get_terminal_size().columns - 1
+        sys.stderr.write(f"\r\x1b[K{text[:width]}")
+        sys.stderr.flush()
+
+    def _bar(self, done: int, total: int) -> str:
+        filled = done * self.BAR // total
+        return "█" * filled + "░" * (self.BAR - filled)
 
     def _text(self, done: int, total: int) -> str:
         text = f"{done:,} of {total:,} tokens"

@@ -69,6 +69,12 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def aside(text: str) -> None:
+    """A remark beside a conversation, on standard error; faint where that can be shown."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", None)
+    note(text if plain or not sys.stderr.isatty() else f"\x1b[2m{text}\x1b[0m")
+
+
 def line(text: str = "") -> None:
     """A line of the result, on standard output."""
     print(text, flush=True)
@@ -86,21 +92,34 @@ def as_typed(text: str) -> str:
 
 
 class Answer:
-    """Shows an answer as it comes and, while a long prompt is still read, how far that is."""
+    """Shows an answer as it comes and, while pictures and a long prompt are still read, how far
+    that is.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, markdown: bool = False) -> None:
+        """markdown: show it as such; for terminals."""
         from mlx_llama4.cli.progress import ReadingProgress
 
         self._last = ""
         self._progress = ReadingProgress()
         self.on_prefill = self._progress.update
+        self.on_picture = self._progress.update_pictures
+        self._markdown = None
+        if markdown:
+            from rich.console import Console
+
+            from mlx_llama4.cli.markdown import StreamingMarkdown
+
+            self._markdown = StreamingMarkdown(Console())
 
     def __enter__(self) -> "Answer":
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._progress.clear()
-        if self._last and not self._last.endswith("\n"):
+        if self._markdown is not None:
+            self._markdown.finish()
+        elif self._last and not self._last.endswith("\n"):
             line()
 
     def show(self, pieces: Iterator[str]) -> None:
@@ -111,6 +130,9 @@ class Answer:
 
     def write(self, piece: str) -> None:
         self._progress.clear()
+        if self._markdown is not None:
+            self._markdown.feed(piece)
+            return
         self._last = piece
         sys.stdout.write(piece.translate(CONTROLS) if sys.stdout.isatty() else piece)
         sys.stdout.flush()

@@ -1,17 +1,22 @@
-"""Prompt → tokens, one at a time, with the device kept one token ahead of the host."""
+"""Prompt → text, one token at a time, with the device kept one token ahead of the host."""
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import mlx.core as mx
 
 from mlx_llama4.cache.kv import KVCache
+from mlx_llama4.generation.adjustments import Adjustment
+from mlx_llama4.generation.choice import Chooser, Chosen
+from mlx_llama4.generation.decode import decode, decode_constrained
 from mlx_llama4.generation.detokenizer import StreamingDetokenizer
+from mlx_llama4.generation.grammar import Grammar
 from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.generation.prefill import PREFILL_SPAN, ignore_progress, prefill
 from mlx_llama4.generation.sampler import Sampler, greedy
+from mlx_llama4.generation.stop import StopStrings
 from mlx_llama4.memory import CACHE_BLOCK_TOKENS
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.offload.expert_cache import StreamingStatistics
@@ -22,20 +27,25 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Step:
-    """One generated token. `text` is what became complete with it; `logprob` its natural
-    log-probability under the model, before temperature and filters. `finish_reason` is set on
-    the last step: "stop" for an end token, which has no text, "length" for a full quota.
+    """One generated token. `text` is what can be shown now that it has come; `logprob` its natural
+    log-probability under the model, before adjustments, grammar, temperature and filters;
+    `likeliest` as many (token, log-probability) as were asked for, the likeliest first.
+    `finish_reason` is set on the last step: "stop" for an end token, which has no text of its
+    own, or a stop string, "length" for a full quota.
     """
 
     text: str
     token: int
     logprob: float
     finish_reason: FinishReason | None = None
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass
 class Statistics:
-    """What a generation took. Rates are tokens a second; None until there is one."""
+    """What a generation took. Rates are tokens a second; None until there is one. `steps` are kept
+    where log-probabilities were asked for.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, found in the cache
@@ -49,6 +59,7 @@ class Statistics:
     prefill_experts: StreamingStatistics | None = None  # None: all experts are in memory
     decode_experts: StreamingStatistics | None = None
     finish_reason: FinishReason | None = None
+    steps: list[Step] = field(default_factory=list)
 
     def _start(self, model: Llama4, prompt: Prompt, cached: int) -> None:
         self.prompt_tokens = len(prompt.ids)
@@ -78,24 +89,31 @@ def generate(
     end_tokens: Collection[int],
     max_tokens: int,
     sampler: Sampler = greedy,
+    adjustments: Sequence[Adjustment] = (),
+    grammar: Grammar | None = None,
+    stop: Sequence[str] = (),
+    logprobs: int | None = None,
     cache: Sequence[KVCache] | None = None,
     features: ImageFeatureCache | None = None,
     prefill_step: int = PREFILL_SPAN,
     statistics: Statistics | None = None,
     on_prefill: Callable[[int, int], None] = ignore_progress,
 ) -> Iterator[Step]:
-    """Continue the prompt until an end token or `max_tokens` tokens.
+    """Continue the prompt until an end token, a stop string or `max_tokens` tokens.
 
+    Logits are first adjusted, then what the grammar does not allow is left out, then the sampler
+    chooses. logprobs: keep the steps in the statistics, each with so many likeliest tokens.
     `cache` may hold the prompt's beginning. It takes in the prompt and then the tokens yielded,
     the last one perhaps not: its `offset` tells. `features` keeps what the vision tower makes of
     pictures. prefill_step: how many tokens of the prompt are worked through at once. Raises
-    PromptError if the prompt is empty or longer than the model's context.
+    PromptError if the prompt is empty or longer than the model's context, InputError for an empty
+    stop string.
     """
     check_length(prompt, model.config)
     max_tokens = min(max_tokens, model.config.text.max_position_embeddings - len(prompt.ids))
     cache = model.make_cache() if cache is None else cache
     statistics = Statistics() if statistics is None else statistics
-    detokenizer = StreamingDetokenizer(token_bytes)
+    writer = _Writer(token_bytes, end_tokens, StopStrings(stop), max_tokens)
     mx.reset_peak_memory()
     started_at = time.perf_counter()
     experts = model.expert_statistics
@@ -108,57 +126,52 @@ def generate(
     )
     prefilled = experts and replace(experts)
     statistics.prefill_experts = experts and experts.since(loaded)
-    tokens = _tokens(model, logits, cache, sampler, max_tokens)
-    for count, (token, logprob) in enumerate(tokens, start=1):
+    choose = Chooser(sampler, adjustments, logprobs or 0, prompt.ids)
+    if grammar is None:
+        tokens = decode(model, logits, cache, choose, max_tokens)
+    else:
+        tokens = decode_constrained(model, logits, cache, choose, max_tokens, grammar.start())
+    for chosen in tokens:
         statistics._count(time.perf_counter() - started_at)
         statistics.decode_experts = experts and experts.since(prefilled)
-        if token in end_tokens:
-            statistics.finish_reason = "stop"
-        elif count == max_tokens:
-            statistics.finish_reason = "length"
-        text = "" if token in end_tokens else detokenizer.add(token)
-        yield Step(text, token, logprob, statistics.finish_reason)
-        if statistics.finish_reason is not None:
+        step = writer.step(chosen)
+        statistics.finish_reason = step.finish_reason
+        if logprobs is not None:
+            statistics.steps.append(step)
+        yield step
+        if step.finish_reason is not None:
             return
+
+
+class _Writer:
+    """Tokens → steps: text as it may be shown, and when there is an end."""
+
+    def __init__(
+        self,
+        token_bytes: Callable[[int], bytes],
+        end_tokens: Collection[int],
+        stops: StopStrings,
+        max_tokens: int,
+    ):
+        self._detokenizer = StreamingDetokenizer(token_bytes)
+        self._end_tokens = end_tokens
+        self._stops = stops
+        self._left = max_tokens
+
+    def step(self, chosen: Chosen) -> Step:
+        self._left -= 1
+        ended = chosen.token in self._end_tokens
+        text = "" if ended else self._stops.add(self._detokenizer.add(chosen.token))
+        reason: FinishReason | None = None
+        if ended or self._stops.found:
+            reason = "stop"
+        elif self._left == 0:
+            reason = "length"
+        if reason is not None:
+            text += self._stops.rest()
+        return Step(text, chosen.token, chosen.logprob, reason, chosen.likeliest)
 
 
 def room(prompt: Prompt, max_tokens: int) -> int:
     """Tokens that caches are given room for at the start; long answers make them grow."""
     return len(prompt.ids) + min(max_tokens, CACHE_BLOCK_TOKENS)
-
-
-def _tokens(
-    model: Llama4, logits: mx.array, cache: Sequence[KVCache], sampler: Sampler, count: int
-) -> Iterator[tuple[int, float]]:
-    """`count` tokens and log-probabilities; while the caller has one, the next is computed.
-
-    Not where experts are read from the disk: the host itself waits for them, and would show each
-    token only when the next is known, and read for one after the last.
-    """
-    ahead = model.expert_statistics is None
-    upcoming = _choose(logits, sampler)
-    mx.async_eval(*upcoming)
-    for remaining in reversed(range(count)):
-        token, logprob = upcoming
-        if remaining and ahead:
-            upcoming = _next(model, token, cache, sampler)
-        # The only wait: for the token that is about to be shown.
-        yield token.item(), logprob.item()
-        if remaining and not ahead:
-            upcoming = _next(model, token, cache, sampler)
-
-
-def _next(
-    model: Llama4, token: mx.array, cache: Sequence[KVCache], sampler: Sampler
-) -> tuple[mx.array, mx.array]:
-    upcoming = _choose(model(token[:, None], cache)[:, -1], sampler)
-    mx.async_eval(*upcoming)
-    return upcoming
-
-
-def _choose(logits: mx.array, sampler: Sampler) -> tuple[mx.array, mx.array]:
-    """Tokens [B] and their log-probabilities [B], lazily, in float32: 16 bits leave 0.1 nats."""
-    logits = logits.astype(mx.float32)
-    tokens = sampler(logits)
-    chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return tokens, chosen - mx.logsumexp(logits, axis=-1)

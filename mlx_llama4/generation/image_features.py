@@ -1,6 +1,6 @@
 """Features of pictures, kept by what the pictures are: seen again, none is encoded again."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import mlx.core as mx
 import numpy as np
@@ -10,6 +10,8 @@ from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.image import PromptImage, RememberedImage
 from mlx_llama4.prompt.processor import PlacedImage, Prompt, place_images
 
+OnEncode = Callable[[int, int], None]
+
 FEATURE_BYTES = 512 * 2**20  # 20 pictures of 17 tiles, or 350 of one, for the releases
 
 
@@ -18,6 +20,13 @@ class ImageFeatureCache:
 
     def __init__(self, budget: int = FEATURE_BYTES):
         self._features: LeastRecentlyUsed[str, mx.array] = LeastRecentlyUsed(budget)
+        self._announced: set[str] = set()
+        self._encoded = 0
+        self._on_encode: OnEncode | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self._features.nbytes
 
     def get(self, model: Llama4, image: PromptImage) -> mx.array:
         """[num_tiles · tokens_per_tile, D], evaluated.
@@ -26,6 +35,9 @@ class ImageFeatureCache:
         """
         features = self._features.get(image.digest)
         if features is None:
+            if self._on_encode and image.digest in self._announced:
+                self._on_encode(self._encoded, len(self._announced))
+                self._encoded += 1
             features = model.image_features(image.pixel_values())
             self.put(image.digest, features)
         return features
@@ -35,6 +47,11 @@ class ImageFeatureCache:
         for image in images:
             if isinstance(image, RememberedImage) and self._features.get(image.digest) is None:
                 image.pixel_values()
+
+    def announce(self, images: Iterable[PromptImage], on_encode: OnEncode) -> None:
+        """Before one of these is encoded, on_encode is told (encoded so far, to encode in all)."""
+        unknown = (i.digest for i in images if self._features.get(i.digest) is None)
+        self._announced, self._encoded, self._on_encode = set(unknown), 0, on_encode
 
     def put(self, digest: str, features: mx.array) -> None:
         self._features.put(digest, features, features.nbytes)

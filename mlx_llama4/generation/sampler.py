@@ -1,12 +1,15 @@
 """Logits → next token, as closures. Order of the filters is transformers': temperature, top-k,
-top-p."""
+top-p, min-p."""
 
+import math
 import secrets
 from collections.abc import Callable
 
 import mlx.core as mx
 
 from mlx_llama4.errors import InputError
+
+GREEDY_BELOW = 1e-6  # divided by such a temperature, float32 logits overflow
 
 Sampler = Callable[[mx.array], mx.array]  # logits [B, vocabulary] → tokens [B], lazily
 
@@ -16,10 +19,15 @@ def greedy(logits: mx.array) -> mx.array:
 
 
 def make_sampler(
-    temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, seed: int | None = None
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int | None = None,
+    *,
+    min_p: float = 0.0,
 ) -> Sampler:
-    """temperature 0 (or below 1e-6) takes the likeliest token; top_p 1 and top_k 0 leave that
-    filter out.
+    """temperature 0 (or below 1e-6) takes the likeliest token; top_p 1, top_k 0 and min_p 0 leave
+    that filter out.
 
     The same seed gives the same tokens for the same logits; None takes a fresh one. Raises
     InputError for values out of range.
@@ -30,9 +38,11 @@ def make_sampler(
         raise InputError(f"top-p {top_p} must be above 0 and at most 1")
     if top_k < 0:
         raise InputError(f"top-k {top_k} must be 0 or more")
+    if not 0 <= min_p <= 1:
+        raise InputError(f"min-p {min_p} must be from 0 to 1")
     if seed is not None and not 0 <= seed < 2**64:
         raise InputError(f"seed {seed} must be from 0 to 2^64 - 1")
-    if temperature < 1e-6:  # divided by less, float32 logits overflow
+    if temperature < GREEDY_BELOW:
         return greedy
     key = mx.random.key(secrets.randbits(32) if seed is None else seed)
 
@@ -48,6 +58,8 @@ def make_sampler(
             candidates = None
         if top_p < 1:
             logits = keep_top_p(logits, top_p)
+        if min_p:
+            logits = keep_min_p(logits, min_p)
         token = mx.random.categorical(logits, key=this)
         if candidates is None:
             return token
@@ -67,3 +79,9 @@ def keep_top_p(logits: mx.array, top_p: float) -> mx.array:
     enough = before < max(top_p, 1e-6)  # float32 makes 0 of less, and no token would stay
     kept = mx.put_along_axis(mx.zeros(logits.shape, mx.bool_), order, enough, axis=-1)
     return mx.where(kept, logits, -mx.inf)
+
+
+def keep_min_p(logits: mx.array, min_p: float) -> mx.array:
+    """Logits with -inf for tokens less probable than `min_p` times the likeliest."""
+    least = mx.max(logits, axis=-1, keepdims=True) + math.log(min_p)
+    return mx.where(logits >= least, logits, -mx.inf)

@@ -7,6 +7,7 @@ dump it as JSON), no name is recognised in what comes out of it; then the marks 
 """
 
 import datetime
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,20 +17,44 @@ from typing import Any
 
 from mlx_llama4.errors import CheckpointError, PromptError
 from mlx_llama4.json_file import read_json
-
-ROLES = ("system", "user", "assistant", "tool", "ipython")
+from mlx_llama4.prompt.checks import check_definitions
+from mlx_llama4.prompt.messages import image_parts
 
 # The format of Meta's prompt_format.md for Llama 4, in the same ids as the released template: the
 # opening system text trimmed, results of tools as JSON, everything else as it is, images where
-# they stand in the message.
+# they stand in the message. What tools there are is said in the system message, so that a user's
+# message is left as it is; calls are written the way that the text asks for.
 DEFAULT_TEMPLATE = """\
+{%- set about_tools -%}
+You can call the functions below, which are described in JSON. Call them only if that helps with \
+what is asked, and give every argument by its name. To call, answer with a list of calls and \
+nothing else, like this:
+[first_function(name="a text", count=2), second_function()]
+What they return comes in the next messages; answer in words then.
+
+{{ tools | map(attribute="function") | list | tojson(indent=4) if tools }}
+{%- endset -%}
+{%- macro call(called) -%}
+    {{- called.name ~ "(" -}}
+    {%- for name, value in called.arguments.items() -%}
+        {{- ", " if not loop.first -}}
+        {{- name ~ "=" -}}
+        {%- if value is boolean or value is none -%}{{- value -}}
+        {%- else -%}{{- value | tojson -}}{%- endif -%}
+    {%- endfor -%}
+    {{- ")" -}}
+{%- endmacro -%}
 {{- bos_token -}}
+{%- if tools and (not messages or messages[0].role != "system") -%}
+    {{- "<|header_start|>system<|header_end|>\\n\\n" ~ about_tools ~ "<|eot|>" -}}
+{%- endif -%}
 {%- for message in messages -%}
     {%- set role = "ipython" if message.role == "tool" else message.role -%}
     {{- "<|header_start|>" ~ role ~ "<|header_end|>\\n\\n" -}}
     {%- if role == "system" and loop.first -%}
         {%- set text = message.content -%}
         {{- (text if text is string else text | join(attribute="text")) | trim -}}
+        {{- "\\n\\n" ~ about_tools if tools -}}
     {%- elif role == "ipython" -%}
         {{- message.content | tojson -}}
     {%- elif message.content is string -%}
@@ -38,6 +63,14 @@ DEFAULT_TEMPLATE = """\
         {%- for part in message.content -%}
             {{- "<|image|>" if part.type == "image" else part.text -}}
         {%- endfor -%}
+    {%- endif -%}
+    {%- if message.tool_calls -%}
+        {{- "[" -}}
+        {%- for called in message.tool_calls -%}
+            {{- ", " if not loop.first -}}
+            {{- call(called.function) -}}
+        {%- endfor -%}
+        {{- "]" -}}
     {%- endif -%}
     {{- "<|eot|>" -}}
 {%- endfor -%}
@@ -51,6 +84,16 @@ ESCAPE = "\ufdd0"
 MARK = ESCAPE + "\ufdd1"
 LITERAL = ESCAPE + "\ufdd2"
 IDS_BEGIN, IDS_END = ESCAPE + "\ufdd3", "\ufdd4"
+DEFINED = ESCAPE + "\ufdd5"  # stands before the name of each tool's definition
+
+# For templates that put definitions into a system message, but only where there is one.
+TOOLS_SYSTEM = {
+    "role": "system",
+    "content": "Call functions where that helps with what is asked; otherwise answer in words.",
+}
+# The released template, left to itself, puts them into the first user message, whose images it
+# then leaves out.
+IN_SYSTEM_MESSAGE = {"tools_in_user_message": False}
 
 
 @dataclass(frozen=True)
@@ -72,6 +115,9 @@ class GivenIds:
 
 Piece = SpecialToken | PlainText | GivenIds
 
+IMAGE = SpecialToken("<|image|>")
+TURN_ENDS = (SpecialToken("<|eot|>"), SpecialToken("<|eom|>"))
+
 
 class ChatTemplate:
     """special_names: of all special tokens. variables: what templates call some of them by
@@ -84,7 +130,7 @@ class ChatTemplate:
 
         # The longest name where several would do; never anything where there is none.
         names = sorted(special_names, key=len, reverse=True)
-        self._special = "|".join(map(re.escape, names)) or "(?!)"
+        self._special = re.compile("|".join(map(re.escape, names)) or "(?!)")
         self._variables = dict(variables)
         starts = "".join(sorted({name[0] for name in special_names}))
         self._starts = re.compile(f"[{re.escape(starts)}]") if starts else re.compile("(?!)")
@@ -102,55 +148,137 @@ class ChatTemplate:
             raise CheckpointError(f"the checkpoint's chat template is broken: {failure}") from None
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[Piece]:
         """Pieces of the conversation; neighbouring plain texts are one piece, so that they are
         tokenised together as the reference does.
 
-        A message may hold `token_ids` in place of its content's ids. Raises PromptError if the
-        template refuses the messages.
+        A message may hold `token_ids` in place of its content's ids. tools: definitions, which
+        the template must show. Raises PromptError if it does not, or refuses the messages.
         """
-        given: list[tuple[int, ...]] = []
+        if not tools:
+            return self._render(messages, add_generation_prompt)[0]
+        check_definitions(tools)
+        messages = [_one_text(message) for message in messages]
+        images = sum(1 for _ in image_parts(messages))
+        opened = messages and messages[0]["role"] == "system"
+        with_system = messages if opened else [TOOLS_SYSTEM, *messages]
+        refusal = None
+        for conversation, variables in ((messages, {}), (with_system, IN_SYSTEM_MESSAGE)):
+            try:
+                pieces, defined = self._render(
+                    conversation, add_generation_prompt, tools, variables
+                )
+            except PromptError as failure:
+                refusal = failure
+                continue
+            if defined >= len(tools) and pieces.count(IMAGE) == images:
+                return pieces
+        what = "images together with tools" if images else "tools"
+        raise refusal or PromptError(
+            f"this checkpoint's chat template does not show {what} to the model; go on without"
+        )
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> tuple[list[Piece], int]:
+        """The pieces, and how many definitions are among them."""
+        given: list[Mapping[str, Any]] = []
         marked = [self._mark_message(message, given) for message in messages]
+        text = self._run_template(
+            messages=marked,
+            add_generation_prompt=add_generation_prompt,
+            tools=[self._mark_definition(tool) for tool in tools] if tools else None,
+            **variables or {},
+        )
+        return list(self._pieces(text, given)), text.count(DEFINED)
+
+    def _run_template(self, **variables: Any) -> str:
         try:
-            text = self._template.render(
-                **self._variables,
-                messages=marked,
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-            )
+            return self._template.render(**self._variables | variables, documents=None)
         except Exception as failure:  # the template is foreign code and may raise anything
             raise PromptError(f"the chat template refuses these messages: {failure}") from None
-        return list(self._pieces(text, given))
+
+    @functools.cached_property
+    def _call_end(self) -> SpecialToken | None:
+        """What the template ends an assistant's message with that calls tools."""
+        call = {"name": "f", "arguments": {}}
+        messages = [
+            {"role": "user", "content": ""},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        try:
+            pieces, _ = self._render(messages, add_generation_prompt=False)
+        except PromptError:  # it knows no calls
+            return None
+        return next((piece for piece in reversed(pieces) if piece in TURN_ENDS), None)
 
     def _mark_message(
-        self, message: Mapping[str, Any], given: list[tuple[int, ...]]
+        self, message: Mapping[str, Any], given: list[Mapping[str, Any]]
     ) -> dict[str, Any]:
         role, content = message["role"], message["content"]
         if message.get("token_ids"):
-            given.append(tuple(message["token_ids"]))
+            given.append(message)
             return {"role": role, "content": f"{IDS_BEGIN}{len(given) - 1}{IDS_END}"}
-        if isinstance(content, str):
-            return {"role": role, "content": self._mark(content)}
-        parts = [
-            {"type": "text", "text": self._mark(part["text"])}
-            if part["type"] == "text"
-            else {"type": "image"}
-            for part in content
-        ]
-        return {"role": role, "content": parts}
+        if not isinstance(content, str):
+            content = [
+                {"type": "text", "text": part["text"]}
+                if part["type"] == "text"
+                else {"type": "image"}
+                for part in content
+            ]
+        marked = {"role": role, "content": self._mark(content)}
+        if calls := message.get("tool_calls"):
+            marked["tool_calls"] = [
+                {"type": "function", "function": self._mark(call)} for call in calls
+            ]
+        return marked
 
-    def _mark(self, text: str) -> str:
-        text = text.replace(ESCAPE, LITERAL)
-        return self._starts.sub(lambda match: match[0] + MARK, text)
+    def _mark_definition(self, tool: Mapping[str, Any]) -> dict[str, Any]:
+        marked = self._mark(tool)
+        marked["function"]["name"] = DEFINED + marked["function"]["name"]
+        return marked
 
-    def _pieces(self, rendered: str, given: list[tuple[int, ...]]) -> Iterator[Piece]:
+    def _mark(self, value: Any) -> Any:
+        """The same with every text in it marked; of keys, which templates look for, those that name
+        a special token.
+        """
+        if isinstance(value, str):
+            escaped = value.replace(ESCAPE, LITERAL)
+            return self._starts.sub(lambda match: match[0] + MARK, escaped)
+        if isinstance(value, Mapping):
+            return {
+                self._mark(key) if self._special.search(key) else key: self._mark(item)
+                for key, item in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self._mark(item) for item in value]
+        return value
+
+    def _pieces(self, rendered: str, given: list[Mapping[str, Any]]) -> Iterator[Piece]:
         position = 0
-        for match in re.finditer(f"{IDS_BEGIN}(\\d+){IDS_END}|({self._special})", rendered):
+        ends_calls = False
+        for match in re.finditer(f"{IDS_BEGIN}(\\d+){IDS_END}|({self._special.pattern})", rendered):
             yield from _plain(rendered[position : match.start()])
             position = match.end()
-            yield GivenIds(given[int(match[1])]) if match[1] else SpecialToken(match[2])
+            if match[1]:
+                message = given[int(match[1])]
+                yield GivenIds(tuple(message["token_ids"]))
+                ends_calls = bool(message.get("tool_calls"))
+                continue
+            piece = SpecialToken(match[2])
+            if ends_calls and piece in TURN_ENDS:
+                # The template has seen a message without calls, which may end otherwise.
+                piece = self._call_end or piece
+            ends_calls = False
+            yield piece
         yield from _plain(rendered[position:])
 
 
@@ -178,28 +306,16 @@ def load_chat_template(folder: Path) -> str:
 
 
 def _plain(marked: str) -> Iterator[PlainText]:
-    if text := marked.replace(MARK, "").replace(LITERAL, ESCAPE):
+    if text := marked.replace(DEFINED, "").replace(MARK, "").replace(LITERAL, ESCAPE):
         yield PlainText(text)
 
 
-def check_message(message: Mapping[str, Any]) -> None:
-    """Raises PromptError for a message of another form than processor.py's docstring says."""
-    if unknown := message.keys() - {"role", "content", "token_ids"}:
-        raise PromptError(f"a message has {sorted(unknown)[0]!r}, which is not supported")
-    role, content, token_ids = (message.get(key) for key in ("role", "content", "token_ids"))
-    if role not in ROLES:
-        raise PromptError(f"a message has the role {role!r}; use one of {', '.join(ROLES)}")
-    if token_ids and (role != "assistant" or not all(isinstance(i, int) for i in token_ids)):
-        raise PromptError("only an assistant's message may have token_ids, and those are numbers")
-    if isinstance(content, str):
-        return
-    if not isinstance(content, Sequence):
-        raise PromptError(f"a message's content must be a text or a list, not {content!r}")
-    for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        is_text = kind == "text" and isinstance(part.get("text"), str)
-        if not is_text and not (kind == "image" and "image" in part):
-            raise PromptError(f"a message part must be a text or an image, not {part!r}")
+def _one_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same; content that is texts alone as one: templates put tools before texts only."""
+    content = message["content"]
+    if isinstance(content, str) or any(part["type"] != "text" for part in content):
+        return message
+    return {**message, "content": "".join(part["text"] for part in content)}
 
 
 def _as_condition(tag: re.Match[str]) -> str:
@@ -222,7 +338,7 @@ def _to_json(
     # Marks, which the dump has escaped, must be found again; a backslash before, itself escaped,
     # makes the rest plain text.
     return re.sub(
-        r"(?<!\\)((?:\\\\)*)\\u(fdd[0-4])",
+        r"(?<!\\)((?:\\\\)*)\\u(fdd[0-5])",
         lambda escaped: escaped[1] + chr(int(escaped[2], 16)),
         text,
     )

@@ -30,13 +30,15 @@ ImageSource = str | Path | bytes | Image.Image
 @dataclass(frozen=True, eq=False)
 class TiledImage:
     """tiles: uint8 [n, 3, S, S], row-major over the grid, then the global tile if there are
-    several; grid: (rows, columns); size: (width, height) of the picture in pixels.
+    several; grid: (rows, columns); size: (width, height) of the picture in pixels; source: the
+    file, if it came from one.
     """
 
     tiles: np.ndarray
     grid: tuple[int, int]
     size: tuple[int, int]
     table: np.ndarray = field(repr=False)
+    source: Path | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -61,6 +63,7 @@ class RememberedImage:
     num_tiles: int
     grid: tuple[int, int]
     size: tuple[int, int]
+    source: Path | None = None
 
     def pixel_values(self) -> np.ndarray:
         raise PromptError(
@@ -121,7 +124,9 @@ class ImageTiler:
         if len(tiles) > 1:
             whole = resize(image, self.tile_size, self.tile_size)
             tiles = np.concatenate([tiles, np.asarray(whole).transpose(2, 0, 1)[None]])
-        return TiledImage(np.ascontiguousarray(tiles), (rows, columns), image.size, self.table)
+        path = Path(source).expanduser().absolute() if isinstance(source, str | Path) else None
+        tiles = np.ascontiguousarray(tiles)
+        return TiledImage(tiles, (rows, columns), image.size, self.table, path)
 
     def _fit(self, image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
         """Scale to fit the canvas, but up to one tile at most."""

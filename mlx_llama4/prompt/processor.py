@@ -3,7 +3,9 @@
 A message is a dict with a role and a content: a string, or a list of parts
 {"type": "text", "text": …} and {"type": "image", "image": path, bytes, PIL image or one that
 `tile` gave}.
-An assistant's message may carry `token_ids`, which then stand for its content.
+An assistant's message may carry `token_ids`, which then stand for its content, and `tool_calls`
+[{"name": …, "arguments": {…}}], which come after the content unless there are `token_ids`. What
+the tools gave are messages of the role ipython, one a call, in their order.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +22,9 @@ from mlx_llama4.prompt.chat_template import (
     ChatTemplate,
     GivenIds,
     PlainText,
-    check_message,
     load_chat_template,
 )
+from mlx_llama4.prompt.checks import check_message
 from mlx_llama4.prompt.image import (
     ImageSource,
     ImageTiler,
@@ -110,12 +112,20 @@ class Processor:
         tiler = ImageTiler.load(folder, config.vision.image_size)
         return cls(tokenizer, template, tiler, config.vision.tokens_per_tile)
 
-    def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
-        """Raises PromptError for messages the model cannot take, ImageError for bad pictures."""
+    def encode(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Prompt:
+        """tools: definitions, {"type": "function", "function": {"name": …, …}} each.
+
+        Raises PromptError for messages or tools the model cannot take, ImageError for bad pictures.
+        """
         for message in messages:
             check_message(message)
         images = [self.tile(part["image"]) for part in image_parts(messages)]
-        pieces = self.template.render(messages, add_generation_prompt)
+        pieces = self.template.render(messages, add_generation_prompt, tools)
         waiting = iter(images)
         ids: list[int] = []
         for piece in pieces:
@@ -131,7 +141,9 @@ class Processor:
             raise PromptError(f"the chat template left out {left} of {len(images)} images")
         return Prompt(np.array(ids, np.int32), tuple(images))
 
-    def encode_open(self, messages: Sequence[Message]) -> Prompt:
+    def encode_open(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> Prompt:
         """The prompt up to where the last message's text may go on; its content is a list of parts.
 
         Templates may trim texts, white space at the end included: so a letter is put there, and its
@@ -140,7 +152,8 @@ class Processor:
         *before, last = messages
         end = {"type": "text", "text": LETTER}
         going_on = dict(last) | {"content": [*last["content"], end]}
-        prompt = self.encode([*before, *joined_texts([going_on])], add_generation_prompt=False)
+        messages = [*before, *joined_texts([going_on])]
+        prompt = self.encode(messages, add_generation_prompt=False, tools=tools)
         ends = np.flatnonzero(prompt.ids == self.tokenizer.special_id("<|eot|>"))
         if not len(ends):
             raise PromptError("this checkpoint's chat template does not end turns with <|eot|>")
@@ -154,6 +167,10 @@ class Processor:
         if isinstance(image, TiledImage | RememberedImage):
             return image
         return self.tiler.tile(image)
+
+    def image_tokens(self, image: PromptImage) -> int:
+        """How many of a prompt's tokens a picture takes."""
+        return len(self._image_ids(iter([image])))
 
     def _image_ids(self, waiting: Iterator[TiledImage]) -> list[int]:
         """<|image_start|>, the tiles of each row with an x separator between and a y separator

@@ -4,6 +4,7 @@ Llama 4's tokenizer is byte-level BPE with some 1,100 special tokens. Text never
 token here: those are looked up by name, by whoever means them.
 """
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken
@@ -78,6 +79,14 @@ class Tokenizer:
         symbols = self._fast.id_to_token(token)
         # None for ids past the tokenizer's: models pad their vocabulary.
         return b"" if symbols is None else bytes(BYTE_OF_SYMBOL[symbol] for symbol in symbols)
+
+    def decode(self, ids: Iterable[int], shown: Collection[str] = ()) -> str:
+        """The text of ids; special tokens leave no trace but for those named in `shown`."""
+        names = {self.special_ids[name]: name for name in shown if name in self.special_ids}
+        text = b"".join(
+            names[token].encode() if token in names else self.token_bytes(token) for token in ids
+        )
+        return text.decode("utf-8", "replace")
 
 
 def check_same_vocabulary(a: Path, b: Path) -> None:

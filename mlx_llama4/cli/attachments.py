@@ -1,0 +1,85 @@
+"""Pictures that go with the next message: where they come from, and what they cost."""
+
+import contextlib
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlx_llama4.cli import state_files
+from mlx_llama4.errors import Llama4Error
+
+if TYPE_CHECKING:
+    from mlx_llama4.chat import Chat
+    from mlx_llama4.prompt.image import PromptImage
+
+
+class Attachments:
+    """`pending` stay attached until a message that has them is in the conversation."""
+
+    def __init__(self, chat: "Chat", show: Callable[["PromptImage"], None]):
+        """show: is called with each picture that is attached."""
+        self._chat = chat
+        self._show = show
+        self.pending: list[PromptImage] = []
+
+    def attach(self, paths: list[Path]) -> None:
+        """All or none. Raises ImageError or PromptError."""
+        for image in [self._chat.open_image(path) for path in paths]:
+            self.pending.append(image)
+            self._show(image)
+
+    def attach_named(self, argument: str) -> None:
+        """As typed behind /image: one path as it is, if there is such a file, else what a shell
+        would make of it.
+        """
+        self.attach([Path(path) for path in _paths(argument)])
+
+    def attach_clipboard(self) -> None:
+        """The picture in the clipboard; kept as a file, so that the conversation can be exported.
+
+        Raises Llama4Error if there is none, or no way to get at it.
+        """
+        from mlx_llama4.cli.clipboard import clipboard_image
+
+        data = clipboard_image()
+        if data is None:
+            raise Llama4Error("there is no picture in the clipboard")
+        image = self._chat.open_image(data)
+        folder = state_files.made_folder("pictures")
+        if folder is not None:
+            path = folder / f"{image.digest[:16]}.png"
+            with contextlib.suppress(OSError):
+                path.write_bytes(data)
+                image = self._chat.open_image(path)
+        self.pending.append(image)
+        self._show(image)
+
+    def take_from(self, text: str) -> str:
+        """Attach the pictures whose paths are in the text; returns what is left of it."""
+        from mlx_llama4.cli.dropped import find_images
+
+        found = find_images(text)
+        self.attach(list(found.paths))
+        return found.text
+
+
+def name_of(image: "PromptImage") -> str:
+    return image.source.name if image.source is not None else "picture"
+
+
+def facts_of(image: "PromptImage", tokens: int) -> str:
+    """Size and cost of a picture, for people."""
+    width, height = image.size
+    tiles = "1 tile" if image.num_tiles == 1 else f"{image.num_tiles} tiles"
+    return f"{width}×{height} pixels, {tiles}, {tokens:,} tokens"
+
+
+def _paths(argument: str) -> list[str]:
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long for a path; "~nobody"
+        if Path(argument).expanduser().exists():
+            return [argument]
+    try:
+        return shlex.split(argument)
+    except ValueError:  # an apostrophe that quotes nothing
+        return [argument]

@@ -1,0 +1,204 @@
+"""Pictures named in a message: typed, pasted, or dropped into the terminal.
+
+Terminals type the path of a dropped file, each in its own way: spaces and shell characters behind
+backslashes (macOS Terminal, iTerm2), in quotes, as a file:// URL, or as it is. Only what names an
+existing file with a picture's suffix is taken; everything else stays as it was typed.
+
+A path with spaces in the plain must begin with /, ~, ./ or ../, or nothing would tell where; a
+bare name such as star.png must be a word of its own and lie in the current folder.
+"""
+
+import os
+import re
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import unquote
+
+SUFFIXES = (  # noqa: SIM905
+    "avif bmp gif heic heif ico jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
+).split()
+
+# What ends a path: its suffix, and then nothing that could be more of a name.
+END = re.compile(
+    rf"\.(?:{'|'.join(SUFFIXES)})(?![A-Za-z0-9_/\\%~@=&+#$-])(?!\.[A-Za-z0-9])", re.IGNORECASE
+)
+# Where a path can begin: no letter before it, but for scripts that write no spaces.
+BEGIN = re.compile(
+    r"(?:^|(?<=[\s(\[{<:=,;`«“‘\"'])|(?<=[\u2e80-\U0010ffff]))(?=[/~'\"]|\.{1,2}/|file:/)"
+)
+# A narrow no-break space is part of a name: terminals put no backslash before it.
+WORD = re.compile(r"[(\[{<`«“‘\"']*+(?P<word>(?:\\.|[^ \t\r\n\\])++)", re.DOTALL)
+SHELL_WORD = re.compile(r"""(?:'[^']*+'|"(?:[^"\\]|\\.)*+"|\\.|[^ \t\r\n'"\\])++""", re.DOTALL)
+SHELL_PART = re.compile(
+    r"""'(?P<single>[^']*)'|"(?P<double>(?:[^"\\]|\\.)*)"|\\(?P<escaped>.)""", re.DOTALL
+)
+# macOS names screenshots "… at 3.04.05 PM.png", with a narrow no-break space; pasting may lose it.
+NARROW = "\u202f"
+BEFORE_PM = re.compile(r"[ \u00a0](?=[AaPp]\.?[Mm]\b)")
+
+LONGEST = 4096  # characters of a path on one line
+MOST_BEGINNINGS = 12  # tried for one suffix; each costs a look at the disk
+
+PAIRS = {"`": "`", "<": ">", "“": "”", "‘": "’", "«": "»"}
+ENDS_A_SENTENCE = re.compile(r"[.?!:;。？！：；]\s*$|\n[^\S\n]*$")
+# After a path at the beginning these go on with a sentence whose subject it is.
+GOES_ON = re.compile(
+    r"\s*(?:and|or|is|are|was|were|vs|versus|with|against|has|have|shows?|looks?|contains?|to|in|"
+    r"on|&|\+)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """text: the message, with `image N` (from 1) where a path stood inside a sentence; paths: the
+    files, each once, in the order of their first mention.
+    """
+
+    text: str
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Mention:
+    start: int
+    end: int
+    path: str
+
+
+def find_images(text: str) -> Found:
+    """The message without the picture paths in it, and those paths.
+
+    A path that stands for itself at the very beginning or end disappears ("What is this? /a.png"),
+    others become `image 1`, `image 2` and so on ("compare image 1 with image 2"). Names that
+    contain line breaks are not found.
+    """
+    mentions = list(_mentions(text))
+    if not mentions:
+        return Found(text, ())
+    paths = list(dict.fromkeys(mention.path for mention in mentions))
+    first, last = _kept(text, mentions)
+    begin = mentions[first - 1].end if first else 0
+    end = mentions[last].start if last < len(mentions) else len(text)
+    parts, at = [], begin
+    for mention in mentions[first:last]:
+        parts += [text[at : mention.start], f"image {paths.index(mention.path) + 1}"]
+        at = mention.end
+    result = "".join([*parts, text[at:end]]) if begin <= end else ""
+    if first:
+        result = re.sub(r"^[.?!,;:]*(?:\s+|$)", "", result)
+    if last < len(mentions):
+        result = result.rstrip()
+    return Found(result, tuple(map(Path, paths)))
+
+
+def _kept(text: str, mentions: list[Mention]) -> tuple[int, int]:
+    """Which mentions stay in the text: those from the first to before the last returned."""
+    joined = [
+        re.fullmatch(r"[\s,;]*", text[one.end : other.start]) is not None
+        for one, other in pairwise(mentions)
+    ]
+    first, last = 0, len(mentions)
+    if not text[: mentions[0].start].strip():
+        first = 1 + next((i for i, near in enumerate(joined) if not near), len(joined))
+        following = mentions[first].start if first < len(mentions) else len(text)
+        if _goes_on(text[mentions[first - 1].end : following], first < len(mentions)):
+            first = 0
+    if first < last and not text[mentions[-1].end :].strip():
+        tail = len(mentions) - 1
+        while tail > first and joined[tail - 1]:
+            tail -= 1
+        if ENDS_A_SENTENCE.search(text[: mentions[tail].start]):
+            last = tail
+    return first, last
+
+
+def _goes_on(after: str, another_path: bool) -> bool:
+    """Whether the text behind the first paths needs them: "/a.png and /b.png: which …"."""
+    if GOES_ON.match(after):
+        return True
+    return another_path and len(after.split()) <= 2 and not re.search(r"[.?!:;\n]", after)
+
+
+def _mentions(text: str) -> Iterator[Mention]:
+    suffixes = list(END.finditer(text))
+    if not suffixes:
+        return
+    begins = [match.start() for match in BEGIN.finditer(text)]
+    words = [match.start("word") for match in WORD.finditer(text)]
+    done = 0
+    for suffix in suffixes:
+        if suffix.start() < done:
+            continue
+        end = suffix.end()
+        line = max(text.rfind("\n", 0, end) + 1, end - LONGEST, done)
+        last = bisect_left(begins, end)
+        starts = {start for start in begins[max(last - MOST_BEGINNINGS, 0) : last] if start >= line}
+        word = bisect_left(words, end)
+        if word and words[word - 1] >= line:
+            starts.add(words[word - 1])
+        mention = _mention(text, sorted(starts), end)
+        if mention is not None:
+            yield mention
+            done = mention.end
+
+
+def _mention(text: str, starts: list[int], end: int) -> Mention | None:
+    """The longest path from one of `starts` to `end`, or to the quote behind it."""
+    ends = [end + 1, end] if text[end : end + 1] in {"'", '"'} else [end]
+    for start in starts:
+        if text.startswith("//", start) and text[start - 1 : start] == ":":  # a URL's
+            continue
+        for stop in ends:
+            path = _existing(text[start:stop])
+            if path is not None:
+                return _with_brackets(text, start, stop, path)
+    return None
+
+
+def _with_brackets(text: str, start: int, end: int, path: str) -> Mention:
+    if start and PAIRS.get(text[start - 1]) == text[end : end + 1]:
+        return Mention(start - 1, end + 1, path)
+    return Mention(start, end, path)
+
+
+def _existing(typed: str) -> str | None:
+    """The file that was meant, if there is one."""
+    readings = []
+    if typed.startswith("file:"):
+        local = re.sub(r"^file:(//(localhost)?)?(?=/)", "", typed)
+        readings.append(unquote(local))
+    if SHELL_WORD.fullmatch(typed):
+        readings.append(SHELL_PART.sub(_unescaped, typed))
+    readings.append(typed)
+    for reading in dict.fromkeys(readings):
+        for name in _spellings(reading):
+            path = os.path.expanduser(name)  # noqa: PTH111 - never raises
+            if os.path.isfile(path):  # noqa: PTH113 - nor does this
+                return path
+    return None
+
+
+def _unescaped(part: re.Match[str]) -> str:
+    if part["single"] is not None:
+        return part["single"]
+    if part["double"] is not None:
+        return re.sub(r'\\(["\\$`])', r"\1", part["double"])
+    return part["escaped"]
+
+
+def _spellings(name: str) -> list[str]:
+    """The name as it is, with the spaces macOS writes, and with accents composed or not."""
+    spaced = [name, BEFORE_PM.sub(NARROW, name), name.replace(NARROW, " ")]
+    forms = [form for one in spaced for form in (one, *_normalized(one))]
+    return list(dict.fromkeys(forms))
+
+
+def _normalized(name: str) -> tuple[str, ...]:
+    if name.isascii():
+        return ()
+    return unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)

@@ -1,0 +1,171 @@
+"""What the user types: on a terminal edited, with history and completion, else line by line."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlx_llama4.cli import terminal
+
+if TYPE_CHECKING:
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+PROMPT, CONTINUED = "> ", "  "
+QUOTES = '"""'
+
+
+class PlainLines:
+    """Each line is a message, or several between triple quotes. Prompts only on terminals."""
+
+    def __init__(self) -> None:
+        self._prompt = sys.stdin.isatty() and sys.stdout.isatty()
+
+    def read(self, text: str = "") -> str | None:
+        """What is typed next; None at the end of input. `text` cannot be put there to edit."""
+        lines = [self._line(PROMPT)]
+        while is_open("\n".join(line or "" for line in lines)):
+            lines.append(self._line(CONTINUED))
+        if lines[0] is None:
+            return None
+        return unquoted("\n".join(line or "" for line in lines))
+
+    def ask(self, question: str) -> str:
+        """Raises EOFError if nobody can answer."""
+        if not self._prompt:
+            raise EOFError
+        return input(question)
+
+    def _line(self, prompt: str) -> str | None:
+        try:
+            return input(prompt if self._prompt else "")
+        except EOFError:
+            if self._prompt:
+                terminal.note("")
+            return None
+
+
+class Editor:
+    """prompt_toolkit's editor. Enter sends, Alt-Enter begins a new line."""
+
+    def __init__(
+        self,
+        history: Path | None,
+        status: Callable[[], str],
+        complete: Callable[[str], Iterable[str] | None],
+        on_picture: Callable[[], None],
+    ):
+        """history: a file, or None to keep nothing. status: the line at the bottom. complete: for
+        a command, what its last word may become; None leaves that to paths. on_picture: Ctrl-V.
+        """
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.history import InMemoryHistory
+        from prompt_toolkit.styles import Style
+
+        self._session: PromptSession[str] = PromptSession(
+            PROMPT,
+            multiline=True,
+            prompt_continuation=CONTINUED,
+            history=InMemoryHistory() if history is None else _history(history),
+            completer=_completer(complete),
+            complete_while_typing=False,
+            enable_open_in_editor=True,
+            bottom_toolbar=status,
+            key_bindings=_keys(on_picture),
+            style=Style.from_dict({"bottom-toolbar": "noreverse italic"}),
+        )
+
+    def read(self, text: str = "") -> str | None:
+        """What is typed next, or what `text` is edited to; None at the end of input."""
+        try:
+            return unquoted(self._session.prompt(default=text))
+        except EOFError:
+            return None
+
+    def ask(self, question: str) -> str:
+        from prompt_toolkit import prompt
+
+        return prompt(question)
+
+
+def is_open(text: str) -> bool:
+    """Do triple quotes begin the text and not end it yet?"""
+    text = text.strip()
+    return text.startswith(QUOTES) and (len(text) < 2 * len(QUOTES) or not text.endswith(QUOTES))
+
+
+def unquoted(text: str) -> str:
+    """The text between triple quotes, or as it is."""
+    stripped = text.strip()
+    if not stripped.startswith(QUOTES):
+        return text
+    return stripped.removeprefix(QUOTES).removesuffix(QUOTES).strip("\n")
+
+
+def can_edit() -> bool:
+    """Is this a terminal on which a cursor can be moved?"""
+    return (
+        sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", None)
+    )
+
+
+def _history(path: Path) -> "FileHistory":
+    from prompt_toolkit.history import FileHistory
+
+    class ForgivingHistory(FileHistory):
+        def store_string(self, string: str) -> None:
+            with contextlib.suppress(OSError):  # a full disk must not end the conversation
+                super().store_string(string)
+
+    return ForgivingHistory(str(path))
+
+
+def _keys(on_picture: Callable[[], None]) -> "KeyBindings":
+    from prompt_toolkit.application import run_in_terminal
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _(event: "KeyPressEvent") -> None:
+        if is_open(event.current_buffer.text):
+            event.current_buffer.insert_text("\n")
+        else:
+            event.current_buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _(event: "KeyPressEvent") -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("c-v")
+    def _(event: "KeyPressEvent") -> None:
+        run_in_terminal(on_picture)
+
+    return keys
+
+
+def _completer(complete: Callable[[str], Iterable[str] | None]) -> "Completer":
+    from prompt_toolkit.completion import Completer, Completion, PathCompleter
+    from prompt_toolkit.document import Document
+
+    paths = PathCompleter(expanduser=True)
+
+    class CommandsAndPaths(Completer):
+        def get_completions(
+            self, document: Document, event: "CompleteEvent"
+        ) -> Iterator["Completion"]:
+            before = document.text_before_cursor
+            word = before.split(" ")[-1].split("\n")[-1]
+            choices = complete(before)
+            if choices is not None:
+                for choice in choices:
+                    if choice.startswith(word):
+                        yield Completion(choice, start_position=-len(word))
+            elif word:
+                with contextlib.suppress(OSError, ValueError):
+                    yield from paths.get_completions(Document(word), event)
+
+    return CommandsAndPaths()

@@ -1,0 +1,67 @@
+"""What chats leave for later ones, in the user's own folder: what was typed, and the last sessions.
+
+history             lines typed at the prompt
+sessions/MODEL-TIME.safetensors
+                    a conversation with its cache, as /save writes it; MODEL is a digest
+pictures/DIGEST.png what came from the clipboard
+"""
+
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+
+KEPT_SESSIONS = 3  # of each model
+DIGEST_LENGTH = 16
+
+
+def state_folder() -> Path | None:
+    """None for a user without a home."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = None
+    if root := os.environ.get("XDG_STATE_HOME"):
+        return Path(root) / "mlx-llama4"
+    if home is None:
+        return None
+    states = "Library/Application Support" if sys.platform == "darwin" else ".local/state"
+    return home / states / "mlx-llama4"
+
+
+def made_folder(*parts: str) -> Path | None:
+    """A folder in there, for this user alone; None if it cannot be made."""
+    folder = state_folder()
+    if folder is None:
+        return None
+    folder = folder.joinpath(*parts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        return None
+    return folder
+
+
+def sessions_of(model: str) -> list[Path]:
+    """The sessions kept of a model with that digest, the newest first."""
+    folder = state_folder()
+    if folder is None:
+        return []
+    files = [*(folder / "sessions").glob(f"{model[:DIGEST_LENGTH]}-*.safetensors")]
+    return sorted(files, key=lambda file: file.name, reverse=True)
+
+
+def new_session(model: str) -> Path | None:
+    """Where this session is to be written; None if there is no place."""
+    folder = made_folder("sessions")
+    if folder is None:
+        return None
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}"
+    return folder / f"{model[:DIGEST_LENGTH]}-{stamp}.safetensors"
+
+
+def drop_old_sessions(model: str) -> None:
+    for file in sessions_of(model)[KEPT_SESSIONS:]:
+        with contextlib.suppress(OSError):
+            file.unlink()

@@ -1,0 +1,28 @@
+"""What a user gives for a system prompt: a text, a file of one, or the name of a persona."""
+
+from pathlib import Path
+
+from mlx_llama4.cli import terminal
+from mlx_llama4.errors import InputError
+from mlx_llama4.personas import PERSONAS
+
+
+def read_system(given: str | None) -> str | None:
+    """The system prompt; None for none. Raises InputError for a file that cannot be read."""
+    if not given:
+        return None
+    if given in PERSONAS:
+        return PERSONAS[given]
+    if not given.startswith("@"):
+        return terminal.as_typed(given)
+    path = Path(given[1:])
+    try:
+        text = path.expanduser().read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text; convert it first, with iconv say") from None
+    except (OSError, RuntimeError, ValueError) as failure:
+        reason = getattr(failure, "strerror", None) or failure
+        raise InputError(f"cannot read the system prompt {path}: {reason}") from None
+    if not text:
+        raise InputError(f"{path}, which is to be the system prompt, is empty")
+    return text

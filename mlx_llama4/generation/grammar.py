@@ -1,0 +1,149 @@
+"""Answers that keep to a JSON schema: each token is chosen among those that can still lead to one
+that does. What these are is llguidance's work.
+"""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_llama4.errors import InputError, RunError
+from mlx_llama4.json_file import parse_json
+from mlx_llama4.prompt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+# Between JSON's tokens: what pretty-printing takes. More, and answers might never end.
+WHITE_SPACE = r"\n {0,16}| "
+BITS = 32  # of a word of a mask
+
+
+def read_schema(path: Path) -> Any:
+    """The JSON schema in a file. Raises InputError for what is no JSON or no schema, or for a
+    schema that asks for something which cannot be kept to.
+    """
+    try:
+        schema = parse_json(path.read_bytes())
+    except OSError as failure:
+        raise InputError(f"cannot read {path}: {failure.strerror or failure}") from None
+    except (ValueError, RecursionError) as failure:
+        raise InputError(f"{path} is not valid JSON: {failure}") from None
+    try:
+        _check(_source(schema))
+    except InputError as failure:
+        raise InputError(f"{path}: {failure}") from None
+    return schema
+
+
+class GrammarTokens:
+    """A tokenizer as llguidance wants it: bytes of each token. For 200,000 tokens it takes a
+    second or so to make, and serves any number of grammars.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, end_tokens: Collection[int], vocabulary: int):
+        """end_tokens: those allowed where an answer may end; no other special token ever is.
+        vocabulary: the model's, whose tokens past the tokenizer's are never allowed either.
+        """
+        from llguidance import LLTokenizer
+
+        self.wrapped: LLTokenizer = LLTokenizer(
+            _Vocabulary(tokenizer, min(end_tokens), vocabulary), eos_token=sorted(end_tokens)
+        )
+
+
+class _Vocabulary:
+    """What LLTokenizer asks for, by these names."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, end_token: int, vocabulary: int):
+        self.eos_token_id = end_token
+        self.tokens = [tokenizer.token_bytes(token) for token in range(vocabulary)]
+        self.special_token_ids = [id_ for id_ in tokenizer.special_ids.values() if id_ < vocabulary]
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return self._encode(text if isinstance(text, str) else text.decode())
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """For any number of answers that keep to `schema`, parsed JSON.
+
+    Raises InputError for one that asks for something which cannot be kept to.
+    """
+
+    schema: Any
+    tokens: GrammarTokens
+    _source: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        source = _source(self.schema)
+        _check(source, self.tokens.wrapped)
+        object.__setattr__(self, "_source", source)
+
+    def start(self) -> "GrammarMatcher":
+        """For one answer, from its first token on."""
+        from llguidance import LLMatcher
+
+        tokens = self.tokens.wrapped
+        return GrammarMatcher(LLMatcher(tokens, self._source, log_level=0), tokens.vocab_size)
+
+
+class GrammarMatcher:
+    """Follows one answer, token by token."""
+
+    def __init__(self, matcher: "LLMatcher", vocabulary: int):
+        self._matcher = matcher
+        self._vocabulary = vocabulary
+
+    def allowed(self) -> mx.array:
+        """Which tokens may come next: bool [vocabulary], lazily. Raises RunError if the schema
+        turns out to be too complex.
+        """
+        words = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
+        self._check()
+        bits = (mx.array(words)[:, None] >> mx.arange(BITS, dtype=mx.uint32)) & 1
+        return bits.flatten()[: self._vocabulary].astype(mx.bool_)
+
+    def accept(self, token: int) -> None:
+        """Go on behind a token. Raises RunError if it was not allowed: where all that are have
+        been forbidden, by logit bias say, none can be chosen.
+        """
+        if not self._matcher.consume_token(token):
+            raise RunError(
+                "no token is left that the schema allows here: the logit bias forbids them all"
+            )
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            # Else only an end token would be allowed from here on, as if the answer were whole.
+            raise RunError(f"cannot follow the schema: {_first_line(self._matcher.get_error())}")
+
+
+def _source(schema: Any) -> str:
+    from llguidance import LLMatcher
+
+    return LLMatcher.grammar_from_json_schema(
+        json.dumps(schema), overrides={"whitespace_pattern": WHITE_SPACE}
+    )
+
+
+def _check(source: str, tokens: "LLTokenizer | None" = None) -> None:
+    from llguidance import LLMatcher
+
+    failed, messages = LLMatcher.validate_grammar_with_warnings(source, tokens)
+    if failed:
+        raise InputError(f"not a schema that answers can be held to: {_first_line(messages[0])}")
+
+
+def _first_line(text: str) -> str:
+    """Of an error of llguidance, which may go on with what the line is about."""
+    return text.strip().splitlines()[0] if text.strip() else "of unknown cause"

@@ -1,0 +1,157 @@
+"""Literals as models write them, in Python's notation or JSON's, read without evaluating anything.
+
+A reader of our own rather than Python's parser: names are compared as they were written (Python
+takes look-alikes for one another), depth and sizes are bounded, and nothing warns or overflows.
+"""
+
+import math
+import re
+from typing import Any, NoReturn
+
+MAX_DEPTH = 16
+MAX_NUMBER = 40  # characters
+
+NAMED_VALUES = {
+    "True": True, "False": False, "None": None, "true": True, "false": False, "null": None,
+}  # fmt: skip
+NAME = re.compile(r"[^\W\d]\w*+")
+NUMBER = re.compile(
+    r"[-+]?(?:(?:0|[1-9][0-9]*+)(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]++)?(?![\w.])"
+)
+WHITE_SPACE = re.compile(r"\s*+")
+TEXTS = {
+    quote: re.compile(f"{quote}((?:[^\\\\]|\\\\.)*?){quote}", re.DOTALL)
+    for quote in ('"""', "'''", '"', "'")
+}
+ESCAPED = re.compile(
+    r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x([0-9a-fA-F]{2})|([0-7]{1,3})|(.))", re.DOTALL
+)
+ESCAPES = {
+    "n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v",
+    "\\": "\\", "'": "'", '"': '"', "/": "/", "\n": "",
+}  # fmt: skip
+
+
+class UnreadableError(Exception):
+    """Says in one line what is not taken, and why."""
+
+
+class Reader:
+    """Goes through a text from `position` on. Everything raises UnreadableError."""
+
+    def __init__(self, text: str, position: int = 0):
+        self.text = text
+        self.position = position
+
+    def at(self, symbol: str) -> bool:
+        """Whether `symbol` comes next, behind white space; which is then passed."""
+        self.position = WHITE_SPACE.match(self.text, self.position).end()
+        return self.text.startswith(symbol, self.position)
+
+    def take(self, symbol: str) -> bool:
+        """Pass `symbol`, if it comes next."""
+        if found := self.at(symbol):
+            self.position += len(symbol)
+        return found
+
+    def match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """Pass what the pattern matches, if it does, behind white space."""
+        self.at("")
+        if found := pattern.match(self.text, self.position):
+            self.position = found.end()
+        return found
+
+    def expect(self, symbol: str, after: str) -> None:
+        if not self.take(symbol):
+            self.refuse(f"{symbol!r} should come after {after}")
+
+    def refuse(self, reason: str) -> NoReturn:
+        rest = self.text[self.position : self.position + 20]
+        raise UnreadableError(f"{reason}, not {rest!r}" if rest else f"{reason}, but it ends there")
+
+    def value(self, depth: int = 0) -> Any:
+        """A text, a number, a truth value, nothing (None), a list or a mapping of these."""
+        if depth > MAX_DEPTH:
+            raise UnreadableError(f"it is nested more than {MAX_DEPTH} deep")
+        if self.at('"') or self.at("'"):
+            return self.quoted()
+        if self.take("["):
+            return self._values("]", depth)
+        if self.take("("):
+            return self._tuple(depth)
+        if self.at("{"):
+            return self.mapping(depth)
+        if number := self.match(NUMBER):
+            return _number(number[0])
+        start = self.position
+        if not (name := self.match(NAME)) or name[0] not in NAMED_VALUES:
+            self.position = start
+            self.refuse("an argument must be a text, a number, True, False, None, a list or a dict")
+        return NAMED_VALUES[name[0]]
+
+    def mapping(self, depth: int = 0) -> dict[str, Any]:
+        """{"key": value, …}, each key once."""
+        self.expect("{", "this")
+        mapping: dict[str, Any] = {}
+        while not self.take("}"):
+            if not (self.at('"') or self.at("'")):
+                self.refuse("a dict's key must be a text")
+            key = self.quoted()
+            self.expect(":", "a dict's key")
+            if key in mapping:
+                raise UnreadableError(f"the key {key[:40]!r} is given twice")
+            mapping[key] = self.value(depth + 1)
+            if not self.take(",") and not self.at("}"):
+                self.refuse("',' or '}' should come after a dict's value")
+        return mapping
+
+    def quoted(self) -> str:
+        quote = next(quote for quote in TEXTS if self.at(quote))
+        if not (text := self.match(TEXTS[quote])):
+            raise UnreadableError("a text has no end")
+        unescaped = ESCAPED.sub(_unescape, text[1])
+        if not any("\ud800" <= character <= "\udfff" for character in unescaped):
+            return unescaped
+        try:  # JSON writes characters of the upper planes as two surrogates
+            return unescaped.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise UnreadableError("a text holds half a character") from None
+
+    def _values(self, end: str, depth: int) -> list[Any]:
+        values = []
+        while not self.take(end):
+            values.append(self.value(depth + 1))
+            if not self.take(",") and not self.at(end):
+                self.refuse(f"',' or {end!r} should come after a value")
+        return values
+
+    def _tuple(self, depth: int) -> Any:
+        """A list; in parentheses alone, the value itself."""
+        start = self.position
+        values = self._values(")", depth)
+        bare = len(values) == 1 and not self.text[start : self.position - 1].rstrip().endswith(",")
+        return values[0] if bare else values
+
+
+def _number(digits: str) -> int | float:
+    if len(digits) > MAX_NUMBER:
+        raise UnreadableError(
+            f"a number has {len(digits):,} characters; at most {MAX_NUMBER} are taken"
+        )
+    if not set(digits) & set(".eE"):
+        return int(digits)
+    if not math.isfinite(number := float(digits)):
+        raise UnreadableError(f"{digits} is too large a number")
+    return number
+
+
+def _unescape(escaped: re.Match[str]) -> str:
+    if code := escaped[1] or escaped[2] or escaped[3]:
+        if int(code, 16) > 0x10FFFF:
+            raise UnreadableError(f"{escaped[0]} is no character")
+        return chr(int(code, 16))
+    if escaped[4]:
+        return chr(int(escaped[4], 8))
+    if escaped[5] in "uUxN":
+        raise UnreadableError(f"\\{escaped[5]} in a text is no character")
+    return ESCAPES.get(escaped[5], escaped[0])  # as Python has it: others stand for themselves

@@ -1,0 +1,259 @@
+"""A reply's text → the calls of tools in it. Nothing of a reply is ever evaluated.
+
+Models of the family call in several ways, whatever they were told:
+    [get_weather(city="Oslo"), get_time()]        Meta's prompt_format.md
+    <|python_start|>[…]<|python_end|>             what templates wrap calls in
+    {"name": "get_weather", "parameters": {…}}    what the released template asks for
+    <function=get_weather>{…}</function>          Meta's example of a format of one's own
+each also after some words, several one after another, or in one block of code that is all there is.
+A call counts only if it ends the reply: what stands amid prose or in a block of code after it is
+an example. Arguments are literals and have names.
+"""
+
+import itertools
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_llama4.prompt.literals import NAME, Reader, UnreadableError
+
+PYTHON_START, PYTHON_END = "<|python_start|>", "<|python_end|>"
+MAX_CALLS = 32
+MAX_LENGTH = 100_000  # characters of a reply's calls
+
+# Names are compared with the known ones as they stand; some APIs have dots and hyphens in them.
+CALL = re.compile(r"([\w.\-]++)\s*+\(")
+TAG = re.compile(r"<function=([\w.\-]++)>")
+BEGINNING = re.compile(rf"\[\s*+(?:{CALL.pattern}|\{{)|\{{|{TAG.pattern}")
+SEPARATORS = re.compile(r"[\s;,]*+")
+FENCE = "```"
+FENCED = re.compile(r"```[\w\-]*+[^\S\n]*+\n(.*)```", re.DOTALL)
+JSON_NAME = re.compile(r"""["']name["']\s*+:\s*+["']([^"']*+)["']""")
+JSON_ARGUMENTS = re.compile(r"""["'](?:parameters|arguments)["']\s*+:""")
+JSON_HEAD = 400  # characters within which a call in JSON says its name
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """text: what was said beside the calls. refused: what looked like a call, or was one of no
+    known tool, and why it is none; then there are no calls and the text is all of it.
+    """
+
+    text: str
+    calls: tuple[ToolCall, ...] = ()
+    refused: str | None = None
+
+
+class _UnknownToolError(UnreadableError):
+    """Calls as they should be, of something that is no tool."""
+
+
+class _NoCallsError(UnreadableError):
+    """Data or prose."""
+
+
+class _TextFollowsError(UnreadableError):
+    """Calls, and then something else."""
+
+
+def parse_reply(text: str, names: Collection[str]) -> Reply:
+    """names: of the known tools. text: with <|python_start|> and <|python_end|> by name.
+
+    Never raises.
+    """
+    before, started, body = text.partition(PYTHON_START)
+    if not started:
+        before, body = "", text
+    body = body.replace(PYTHON_START, "\n").replace(PYTHON_END, "\n" if started else "")
+    try:
+        said, calls = _find_calls(body, names)
+    except _NoCallsError:
+        refused = None
+        if started and body.strip():
+            refused = f"what comes after {PYTHON_START} is no call of a tool"
+        return Reply(before + body, refused=refused)
+    except UnreadableError as refusal:
+        return Reply(before + body, refused=str(refusal))
+    return Reply((before + said).strip(), tuple(calls))
+
+
+def _find_calls(body: str, names: Collection[str]) -> tuple[str, list[ToolCall]]:
+    """What is said before the calls, and them. Raises UnreadableError."""
+    content = body.strip()
+    if (fenced := FENCED.fullmatch(content)) and FENCE not in fenced[1]:
+        content = fenced[1].strip()
+    try:
+        return "", _read_calls(content, 0, names)
+    except _UnknownToolError:
+        raise
+    except UnreadableError as refusal:
+        if not isinstance(refusal, _NoCallsError) and _looks_like_calls(content, names):
+            raise
+    return _find_after_text(content, names)
+
+
+def _find_after_text(content: str, names: Collection[str]) -> tuple[str, list[ToolCall]]:
+    refusal: UnreadableError | None = None
+    if content.endswith(("]", "}", "</function>")):
+        for beginning in BEGINNING.finditer(content, max(0, len(content) - MAX_LENGTH)):
+            start = beginning.start()
+            if not _names_known_tool(beginning, names) or content.count(FENCE, 0, start) % 2:
+                continue
+            try:
+                return content[:start], _read_calls(content, start, names)
+            except (_NoCallsError, _TextFollowsError, _UnknownToolError):
+                continue
+            except UnreadableError as failure:
+                refusal = refusal or failure
+    raise refusal or _NoCallsError
+
+
+def _names_known_tool(beginning: re.Match[str], names: Collection[str]) -> bool:
+    if name := beginning[1] or beginning[2]:
+        return name in names
+    start = beginning.start()
+    named = JSON_NAME.search(beginning.string, start, start + JSON_HEAD)
+    return named is not None and named[1] in names
+
+
+def _looks_like_calls(content: str, names: Collection[str]) -> bool:
+    """Whether a whole reply that cannot be read as calls was meant for some."""
+    called = CALL.match(content.removeprefix("[").lstrip()) or TAG.match(content)
+    if called:
+        is_close = called[0].endswith((called[1] + "(", ">"))  # no word before brackets in prose
+        return is_close and (called[1] in names or content[0] == "<" or _is_one_list(content))
+    if content.startswith(("{", "[")) and JSON_NAME.search(content, 0, JSON_HEAD):
+        return JSON_ARGUMENTS.search(content) is not None
+    return _is_one_list(content) and re.search(r"[\w)\]]\(", content) is not None
+
+
+def _is_one_list(content: str) -> bool:
+    """Whether the first bracket is closed by the last character, as far as brackets tell."""
+    if not (content.startswith("[") and content.endswith("]")):
+        return False
+    depths = itertools.accumulate(
+        (character == "[") - (character == "]") for character in content[:-1]
+    )
+    return all(depth > 0 for depth in depths)
+
+
+def _read_calls(content: str, start: int, names: Collection[str]) -> list[ToolCall]:
+    """The calls that all of content from `start` on consists of. Raises UnreadableError."""
+    reader = Reader(content, start)
+    calls: list[ToolCall] = []
+    while reader.match(SEPARATORS) and reader.position < len(content):
+        if not calls and len(content) - start > MAX_LENGTH:
+            _check_begins(reader)
+            raise UnreadableError(f"calls of more than {MAX_LENGTH:,} characters are not taken")
+        calls += _item(reader, is_first=not calls)
+        if len(calls) > MAX_CALLS:
+            raise UnreadableError(f"more than {MAX_CALLS} calls at once are not taken")
+    if not calls:
+        raise _NoCallsError
+    if unknown := next((call.name for call in calls if call.name not in names), None):
+        known = ", ".join(sorted(names)) or "none"
+        raise _UnknownToolError(f"there is no tool {unknown[:60]!r}; there are: {known}")
+    return calls
+
+
+def _check_begins(reader: Reader) -> None:
+    if not BEGINNING.match(reader.text, reader.position) and not CALL.match(
+        reader.text, reader.position
+    ):
+        raise _NoCallsError
+
+
+def _item(reader: Reader, is_first: bool) -> list[ToolCall]:
+    """A list of calls, or a call."""
+    start = reader.position
+    try:
+        calls = _list(reader) if reader.at("[") else [_call(reader)]
+    except _NoCallsError:
+        calls = [None]
+    if None not in calls:
+        return calls
+    if is_first:
+        raise _NoCallsError
+    reader.position = start
+    try:
+        reader.refuse("nothing but calls should come after a call")
+    except UnreadableError as refusal:
+        raise _TextFollowsError(str(refusal)) from None
+
+
+def _list(reader: Reader) -> list[ToolCall]:
+    start = reader.position
+    reader.take("[")
+    calls = []
+    while not (calls and reader.take("]")):
+        call = _call(reader)
+        if call is None and not calls:
+            reader.position = start
+            reader.value()  # refuses what is no data either
+            raise _NoCallsError
+        if call is None:
+            reader.refuse("a list of calls may hold nothing but calls of tools")
+        calls.append(call)
+        if not reader.take(",") and not reader.at("]"):
+            reader.refuse("',' or ']' should come after a call")
+    return calls
+
+
+def _call(reader: Reader) -> ToolCall | None:
+    """None: what comes next is none of the forms."""
+    if reader.at("{"):
+        return _json_call(reader.mapping())
+    if tag := reader.match(TAG):
+        arguments = reader.mapping()
+        reader.expect("</function>", "the arguments")
+        return ToolCall(tag[1], arguments)
+    if called := reader.match(CALL):
+        return ToolCall(called[1], _arguments(reader))
+    return None
+
+
+def _arguments(reader: Reader) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    while not reader.take(")"):
+        start = reader.position
+        name = reader.match(NAME)
+        if not name or not reader.take("=") or reader.at("="):
+            reader.position = start
+            reader.refuse("every argument must be given as name=value")
+        if name[0] in arguments:
+            raise UnreadableError(f"the argument {name[0][:40]!r} is given twice")
+        arguments[name[0]] = reader.value()
+        if not reader.take(",") and not reader.at(")"):
+            reader.refuse("',' or ')' should come after an argument")
+    return arguments
+
+
+def _json_call(said: Mapping[str, Any]) -> ToolCall | None:
+    """{"name": …, "parameters" or "arguments": {…}}, maybe inside {"function": {…}}."""
+    inner = said.get("function")
+    if isinstance(inner, dict) and not said.keys() - {"type", "id", "function"}:
+        return _json_call(inner)
+    name = said.get("name")
+    given = [key for key in ("parameters", "arguments") if key in said]
+    if not isinstance(name, str) or not given:
+        return None
+    if others := said.keys() - {"type", "id", "name", *given}:
+        raise UnreadableError(f"a call in JSON has the key {sorted(others)[0][:40]!r}")
+    if len(given) > 1:
+        raise UnreadableError("a call in JSON has both parameters and arguments")
+    arguments = said[given[0]]
+    if isinstance(arguments, str):  # JSON within JSON, as OpenAI's interface has it
+        reader = Reader(arguments)
+        arguments = reader.mapping()
+        if reader.match(SEPARATORS) and reader.position < len(reader.text):
+            reader.refuse("nothing should come after the arguments")
+    if not isinstance(arguments, dict):
+        raise UnreadableError(f"the {given[0]} of a call in JSON must be a dict")
+    return ToolCall(name, arguments)
