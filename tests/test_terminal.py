@@ -20,14 +20,17 @@ from tests.commands import ENVIRONMENT, run
 
 
 class Terminal:
-    """`mlx-llama4 chat` on a pseudo-terminal."""
+    """`mlx-llama4 chat` on a pseudo-terminal that cannot move its cursor; tests/screen.py has one
+    that can.
+    """
 
     def __init__(self, folder: Path, *options: object):
         self.master, slave = pty.openpty()
         command = [sys.executable, "-m", "mlx_llama4", "chat", "-m", str(folder)]
         self.process = subprocess.Popen(
             [*command, *map(str, options)],
-            stdin=slave, stdout=slave, stderr=slave, env=ENVIRONMENT, start_new_session=True,
+            stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            env=ENVIRONMENT | {"TERM": "dumb"},
         )  # fmt: skip
         os.close(slave)
         self.shown = ""
@@ -59,7 +62,7 @@ class Terminal:
 
 def test_ctrl_c_in_chat(talkative: Path) -> None:
     with Terminal(talkative, "--max-tokens", 100000) as chat:
-        chat.until("keeps what is there.")
+        chat.until("Ctrl-D leaves.")
         chat.until("> ")
         chat.type("Hello\n")
         chat.until("Hello\r\n")
@@ -73,7 +76,7 @@ def test_ctrl_c_in_chat(talkative: Path) -> None:
         chat.until("[Ctrl-C again, or Ctrl-D, leaves]")
         chat.until("> ")
         chat.type(f"/image {PICTURES / 'star.png'}\n")
-        chat.until("1 tile]")
+        chat.until("tokens]")
         chat.until("> ")
         chat.ctrl_c()
         chat.until("> ")
@@ -88,7 +91,7 @@ def test_a_picture_stays_attached_until_it_is_answered(demo_folder: Path) -> Non
         "import mlx_llama4.chat as module\n"
         "def stop(done, total): raise KeyboardInterrupt\n"
         "send = module.Chat.send\n"
-        "def interrupted(self, text, images=(), on_prefill=None):\n"
+        "def interrupted(self, text, images, on_prefill, on_picture):\n"
         "    return send(self, text, images, stop if len(text) > 1000 else on_prefill)\n"
         "module.Chat.send = interrupted\n"
         "from mlx_llama4.cli.main import app\n"

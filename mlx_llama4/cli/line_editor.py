@@ -46,6 +46,9 @@ class PlainLines:
             if self._prompt:
                 terminal.note("")
             return None
+        except KeyboardInterrupt:
+            terminal.note("")
+            raise
 
 
 class Editor:
