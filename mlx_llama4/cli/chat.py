@@ -123,11 +123,11 @@ def chat(
             from mlx_llama4.cli.tool_consent import Consent
 
             talk.consent = Consent(tool_file, lines.ask, terminal.note)
+        _greet(talk)
         if cache is not None:
             _take_up(talk, cache, resume)
         with kept_at_the_end(talk), _experts_warm(talk):
             _leave_on_signals()
-            _greet(talk)
             _converse(talk, lines)
 
 

@@ -1,6 +1,7 @@
 """A conversation in a terminal: what is said, what is shown of it, what is kept of it."""
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +152,7 @@ class Talk:
         self.recount()
 
     def status(self) -> str:
-        """A line that says how the conversation stands."""
+        """A line that says how the conversation stands, as far as there is room in the window."""
         from mlx_llama4.memory import human_bytes
 
         statistics = self.chat.statistics
@@ -169,8 +170,12 @@ class Talk:
         if experts is not None and (needed := experts.hits + experts.misses):
             parts.append(f"experts {experts.hits / needed:.0%}")
         if self.attachments.pending:
-            parts.append(f"{len(self.attachments.pending)} pictures attached")
-        return " │ ".join(parts)
+            count = len(self.attachments.pending)
+            parts.insert(1, f"{count} picture{'' if count == 1 else 's'} attached")
+        width = shutil.get_terminal_size().columns
+        while len(line := " │ ".join(parts)) > width and len(parts) > 1:
+            parts.pop()
+        return line
 
     def keep(self) -> Path | None:
         """Write this session down for --resume, if there is anything new in it. Returns where."""
