@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from mlx_llama4.demo.questions import PICTURES
-from tests.screen import CTRL_C, CTRL_D, ENTER, TAB, UP, Terminal, environment_at
+from tests.screen import CTRL_C, CTRL_D, CTRL_U, ENTER, TAB, UP, Terminal, environment_at
 from tests.scripted_chat import HOLD
 
 GOLDENS = Path(__file__).parent / "golden" / "screens"
@@ -152,8 +152,12 @@ def test_ctrl_c_and_a_window_made_narrower_while_it_answers(home: Path) -> None:
         chat.type("Go on" + ENTER)
         chat.until("that happens")
         chat.settle()
+        chat.type("typed ahead")
+        chat.settle()
         chat.resize(50, 30)
         (home / "go").touch()
+        chat.until("> typed ahead")
+        chat.type(CTRL_U)
         chat.until_asked()
         chat.enter("/tokens")  # both answers are there, the first one as far as it came
         check("stopped_and_resized", chat.text(), home)

@@ -84,7 +84,7 @@ class Talk:
         """
         while True:
             try:
-                with terminal.Answer(self.look.markdown) as answer:
+                with terminal.keys_unseen(), terminal.Answer(self.look.markdown) as answer:
                     answer.show(begin(answer))
             finally:
                 self._count()

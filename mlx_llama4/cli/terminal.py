@@ -113,6 +113,25 @@ def as_typed(text: str) -> str:
         raise PromptError("the text is not UTF-8; convert it first, with iconv say") from None
 
 
+@contextlib.contextmanager
+def keys_unseen() -> Iterator[None]:
+    """What is typed meanwhile is not shown amid the answer; the next prompt gets it."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+    unseen = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(keyboard, termios.TCSADRAIN, unseen)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(termios.error):  # it has been closed
+            termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+
 class Answer:
     """Shows an answer as it comes and, while pictures and a long prompt are still read, how far
     that is.
