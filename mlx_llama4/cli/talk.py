@@ -150,8 +150,8 @@ class Talk:
         self.apply(self.settings)
         self.recount()
 
-    def status(self) -> str:
-        """A line that says how the conversation stands."""
+    def status(self, typed: str = "") -> str:
+        """A line that says how the conversation stands, and what goes with the message typed."""
         from mlx_llama4.memory import human_bytes
 
         statistics = self.chat.statistics
@@ -168,8 +168,10 @@ class Talk:
         experts = statistics.decode_experts
         if experts is not None and (needed := experts.hits + experts.misses):
             parts.append(f"experts {experts.hits / needed:.0%}")
-        if self.attachments.pending:
-            parts.append(f"{len(self.attachments.pending)} pictures attached")
+        if pictures := [*self.attachments.pending, *self.attachments.in_sight(typed)]:
+            tokens = sum(map(self.chat.processor.image_tokens, pictures))
+            names = ", ".join(map(name_of, pictures))
+            parts.insert(0, f"+ {names}: {tokens:,} tokens")
         return " │ ".join(parts)
 
     def save(self, path: Path) -> int:
