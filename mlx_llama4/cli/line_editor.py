@@ -62,8 +62,8 @@ class Editor:
         on_picture: Callable[[], None],
     ):
         """history: a file, or None to keep nothing. status: what is typed so far → the line at the
-        bottom. complete: for
-        a command, what its last word may become; None leaves that to paths. on_picture: Ctrl-V.
+        bottom. complete: for a command, what its last word may become; None leaves that to paths.
+        on_picture: Ctrl-V.
         """
         from prompt_toolkit import PromptSession
         from prompt_toolkit.history import InMemoryHistory
