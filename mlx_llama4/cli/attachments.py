@@ -67,8 +67,6 @@ class Attachments:
         from mlx_llama4.cli.clipboard import clipboard_image
 
         data = clipboard_image()
-        if data is None:
-            raise Llama4Error("there is no picture in the clipboard")
         image = self._chat.open_image(data)
         folder = state_files.made_folder("pictures")
         if folder is not None:
