@@ -15,6 +15,7 @@ from benchmarks.quality import quality
 from benchmarks.random_model import random_model
 from benchmarks.reuse import reuse
 from benchmarks.streaming import streaming
+from benchmarks.turns import turns
 
 app = typer.Typer(
     name="python -m benchmarks",
@@ -26,7 +27,7 @@ app = typer.Typer(
 )
 for subject in (
     *(convert, quality, prefill, reuse, positions, needle),
-    *(streaming, eviction, macs, random_model),
+    *(turns, streaming, eviction, macs, random_model),
 ):
     app.command()(subject)
 

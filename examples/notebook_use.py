@@ -1,0 +1,60 @@
+"""The library in a notebook, a cell at a time.
+
+python examples/notebook_use.py                                  runs all cells, on the demo
+
+Open it in VS Code, PyCharm or (with jupytext) Jupyter, where `# %%` begins a cell. With a real
+model MODEL is its folder, Path("scout-4bit"), and the cell that converts the demo is not needed.
+"""
+
+# %% The model: once a session. Here the demo's, 3 million parameters, converted in a blink.
+import tempfile
+from pathlib import Path
+
+from mlx_llama4.chat import Chat, ChatOptions
+from mlx_llama4.convert.recipes import Recipe
+from mlx_llama4.convert.stream import convert
+from mlx_llama4.demo.questions import CHECKPOINT, NOTES, PICTURES
+from mlx_llama4.generation.sampler import make_sampler
+
+temporary = tempfile.TemporaryDirectory()
+MODEL = Path(temporary.name) / "demo"
+convert(CHECKPOINT, MODEL, Recipe("bfloat16", quantization=None))
+chat = Chat.open(MODEL, ChatOptions(max_tokens=200))
+
+# %% A picture: a path, bytes, or a PIL image that an earlier cell has made.
+from PIL import Image  # noqa: E402
+
+picture = Image.open(PICTURES / "three.png").crop((0, 0, 224, 224))
+image = chat.open_image(picture)
+print(f"{image.size} pixels → {image.num_tiles} tiles")
+
+# %% Ask; the answer comes in pieces.
+for piece in chat.send("Describe the image.", [image]):
+    print(piece, end="", flush=True)
+
+# %% Go on: the conversation and its cache carry over. Running a cell again asks again.
+answer = "".join(chat.send("How many shapes are there?"))
+print(answer)
+print(f"{chat.statistics.cached_tokens} of {chat.statistics.prompt_tokens} tokens were cached")
+
+# %% Two ways on from the same point: a fork shares what was read.
+other = chat.fork()
+other.options.sampler = make_sampler(temperature=0.7, seed=1)
+print("".join(other.retry()), "|", "".join(chat.retry()))
+
+# %% A long text is read once. After a reset the next question is about it again.
+chat.reset()
+chat.read(NOTES)
+code = "".join(chat.send("What is the code of walnut?"))
+print(code)
+
+# %% What was said, as messages: to be kept, shown, or turned into a table.
+for message in chat.messages:
+    print(message["role"], "·", str(message["content"])[:70])
+
+# %% The conversation with its cache in a file; chat.load(path) goes on from it another day.
+saved = chat.save(Path(temporary.name) / "notes.safetensors")
+print(f"{saved:,} bytes")
+
+# %% At the end.
+temporary.cleanup()
