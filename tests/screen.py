@@ -126,7 +126,7 @@ class Terminal:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # the beginning of an escape sequence
         self._asked = 0
-        self._closed = False
+        self._closed = self._hung_up = False
         self.master, slave = os.openpty()
         self._set_size(columns, rows)
         self.process = subprocess.Popen(
@@ -143,7 +143,8 @@ class Terminal:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        os.close(self.master)
+        if not self._hung_up:
+            os.close(self.master)
 
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
@@ -163,6 +164,11 @@ class Terminal:
     def resize(self, columns: int, rows: int) -> None:
         self.display.resize(rows, columns)
         self._set_size(columns, rows)  # the kernel sends SIGWINCH
+
+    def hang_up(self) -> None:
+        """Close the terminal, as a closed window does."""
+        os.close(self.master)
+        self._hung_up = True
 
     def until(self, text: str, seconds: float = 60) -> None:
         """Until `text` is seen, on the screen or in what has scrolled off it."""

@@ -158,7 +158,7 @@ def _save(talk: Talk, argument: str) -> None:
 
     path = _path(argument, "/save FILE")
     chat_facts.check_something_said(talk.chat)
-    nbytes = talk.save(path)
+    nbytes = talk.chat.save(path)
     tokens = len(talk.chat.cache.ids)
     terminal.aside(f"[{path}: {tokens:,} tokens, {human_bytes(nbytes)}]")
 

@@ -54,7 +54,7 @@ class Talk:
         self.attachments = Attachments(self.chat, self._show_picture)
         self._resumed: Path | None = None
         self.used = 0  # tokens that the conversation takes
-        self._saved: list[Message] = []
+        self._kept: list[Message] = []
         self.recount()
 
     def say(self, text: str) -> None:
@@ -174,23 +174,19 @@ class Talk:
             parts.insert(0, f"+ {names}: {tokens:,} tokens")
         return " │ ".join(parts)
 
-    def save(self, path: Path) -> int:
-        nbytes = self.chat.save(path)
-        self._saved = list(self.chat.messages)
-        return nbytes
-
     def keep(self) -> Path | None:
         """Write this session down for --resume, if there is anything new in it. Returns where."""
         from mlx_llama4.conversation import questions
 
         model = self.chat.identity and self.chat.identity.model
         said = self.chat.messages
-        if not self.keeps_session or not model or not questions(said) or said == self._saved:
+        if not self.keeps_session or not model or not questions(said) or said == self._kept:
             return None
         path = state_files.new_session(model)
         if path is None:
             return None
-        self.save(path)
+        self.chat.save(path)
+        self._kept = list(said)
         if self._resumed is not None:  # it is the beginning of this one
             self._resumed.unlink(missing_ok=True)
         state_files.drop_old_sessions(model)
@@ -208,7 +204,7 @@ class Talk:
                 f"{path} has {tokens:,} tokens; there is room for {self.chat.context:,} here"
             )
         self.chat.load(path)
-        self._saved = list(self.chat.messages)
+        self._kept = list(self.chat.messages)
         self.recount()
         return tokens
 
