@@ -11,7 +11,7 @@ from mlx_llama4.conversation import questions
 from mlx_llama4.demo.questions import PICTURES
 from mlx_llama4.errors import PromptError
 
-CONTEXT = 200
+CONTEXT = 300
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +39,19 @@ def ask(chat: Chat, number: int) -> str:
 
 def test_a_long_conversation_goes_on(chat: Chat, dropped: list[int]) -> None:
     chat.set_system("Answer briefly.")
-    for number in range(20):
+    for number in range(24):
         ask(chat, number)
         statistics = chat.statistics
         assert statistics.prompt_tokens + statistics.generated_tokens <= CONTEXT
     assert len(dropped) >= 2
-    assert len(questions(chat.messages)) == 20 - sum(dropped)
+    assert len(questions(chat.messages)) == 24 - sum(dropped)
     assert chat.messages[0]["role"] == "system"
     # More than must be: what is left is not read again with each question.
     assert len(dropped) < sum(dropped)
 
 
 def test_the_answer_is_that_of_a_conversation_without_the_dropped(chat: Chat) -> None:
-    for number in range(12):
+    for number in range(9):
         ask(chat, number)
     messages = list(chat.messages)
     last = "".join(chat.send("What is 3 plus 4?"))
@@ -64,11 +64,11 @@ def test_the_answer_is_that_of_a_conversation_without_the_dropped(chat: Chat) ->
 
 def test_strict(chat: Chat) -> None:
     chat.options.on_dropped = None
-    with pytest.raises(PromptError, match="memory holds 200"):
-        for number in range(20):
+    with pytest.raises(PromptError, match="memory holds 300"):
+        for number in range(24):
             ask(chat, number)
     said = list(chat.messages)
-    assert 5 < len(questions(said)) < 19
+    assert 5 < len(questions(said)) < 23
     with pytest.raises(PromptError):
         ask(chat, 1)
     assert chat.messages == said
@@ -77,8 +77,8 @@ def test_strict(chat: Chat) -> None:
 def test_one_message_that_is_too_long_leaves_no_trace(chat: Chat, dropped: list[int]) -> None:
     ask(chat, 12)
     said = list(chat.messages)
-    with pytest.raises(PromptError, match="memory holds 200"):
-        list(chat.send("no " * 400))
+    with pytest.raises(PromptError, match="memory holds 300"):
+        list(chat.send("no " * 800))
     assert (chat.messages, dropped) == (said, [])
     assert ask(chat, 34)
 

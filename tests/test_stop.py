@@ -1,5 +1,6 @@
 """Stop strings: what comes before is shown, nothing of them or after."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def shown(stops: StopStrings, pieces: list[str]) -> list[str]:
 @given(SOME, st.text("ab🦙é", min_size=1, max_size=4), st.lists(st.integers(0, 12)))
 def test_any_split_of_any_text(text: str, stop: str, cuts: list[int]) -> None:
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    pieces = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [text[a:b] for a, b in itertools.pairwise(edges)]
     stops = StopStrings([stop])
     assert "".join(shown(stops, pieces)) == text.partition(stop)[0]
     assert stops.found == (stop in text)

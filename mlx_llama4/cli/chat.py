@@ -157,9 +157,7 @@ def _look(plain: bool) -> "Look":
 
     if plain or not can_edit():
         return Look()
-    from mlx_llama4.cli.preview import find_preview
-
-    return Look(markdown=True, preview=find_preview())
+    return Look(markdown=True)
 
 
 def _lines(talk: "Talk", private: bool) -> "Editor | PlainLines":

@@ -97,29 +97,29 @@ class Grammar:
 
 
 class GrammarMatcher:
-    """Follows one answer, token by token."""
+    """Follows one answer, token by token: `allowed`, `accept`, `allowed`, …"""
 
     def __init__(self, matcher: "LLMatcher", vocabulary: int):
         self._matcher = matcher
         self._vocabulary = vocabulary
+        self._mask = np.zeros(0, np.uint32)  # a bit for each token: what was allowed last
 
     def allowed(self) -> mx.array:
         """Which tokens may come next: bool [vocabulary], lazily. Raises RunError if the schema
         turns out to be too complex.
         """
-        words = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
+        self._mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
         self._check()
-        bits = (mx.array(words)[:, None] >> mx.arange(BITS, dtype=mx.uint32)) & 1
+        bits = (mx.array(self._mask)[:, None] >> mx.arange(BITS, dtype=mx.uint32)) & 1
         return bits.flatten()[: self._vocabulary].astype(mx.bool_)
 
     def accept(self, token: int) -> None:
         """Go on behind a token. Raises RunError if it was not allowed: where all that are have
         been forbidden, by logit bias say, none can be chosen.
         """
-        if not self._matcher.consume_token(token):
-            raise RunError(
-                "no token is left that the schema allows here: the logit bias forbids them all"
-            )
+        if not self._mask[token // BITS] >> np.uint32(token % BITS) & 1:
+            raise RunError("the logit bias forbids every token that the schema allows here")
+        self._matcher.consume_token(token)
         self._check()
 
     def _check(self) -> None:
@@ -131,6 +131,8 @@ class GrammarMatcher:
 def _source(schema: Any) -> str:
     from llguidance import LLMatcher
 
+    if not isinstance(schema, dict):
+        raise InputError("a schema must be a JSON object")
     return LLMatcher.grammar_from_json_schema(
         json.dumps(schema), overrides={"whitespace_pattern": WHITE_SPACE}
     )
@@ -141,7 +143,7 @@ def _check(source: str, tokens: "LLTokenizer | None" = None) -> None:
 
     failed, messages = LLMatcher.validate_grammar_with_warnings(source, tokens)
     if failed:
-        raise InputError(f"not a schema that answers can be held to: {_first_line(messages[0])}")
+        raise InputError(f"answers cannot be held to this schema: {_first_line(messages[0])}")
 
 
 def _first_line(text: str) -> str:

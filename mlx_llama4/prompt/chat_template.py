@@ -247,20 +247,21 @@ class ChatTemplate:
         return marked
 
     def _mark(self, value: Any) -> Any:
-        """The same with every text in it marked; of keys, which templates look for, those that name
-        a special token.
-        """
+        """The same with every text in it marked; keys only if no template would look for them."""
         if isinstance(value, str):
             escaped = value.replace(ESCAPE, LITERAL)
             return self._starts.sub(lambda match: match[0] + MARK, escaped)
         if isinstance(value, Mapping):
             return {
-                self._mark(key) if self._special.search(key) else key: self._mark(item)
+                key if self._is_plain_name(key) else self._mark(key): self._mark(item)
                 for key, item in value.items()
             }
         if isinstance(value, list | tuple):
             return [self._mark(item) for item in value]
         return value
+
+    def _is_plain_name(self, key: str) -> bool:
+        return key.isidentifier() and not self._special.search(key)
 
     def _pieces(self, rendered: str, given: list[Mapping[str, Any]]) -> Iterator[Piece]:
         position = 0

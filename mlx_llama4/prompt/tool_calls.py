@@ -29,6 +29,7 @@ BEGINNING = re.compile(rf"\[\s*+(?:{CALL.pattern}|\{{)|\{{|{TAG.pattern}")
 SEPARATORS = re.compile(r"[\s;,]*+")
 FENCE = "```"
 FENCED = re.compile(r"```[\w\-]*+[^\S\n]*+\n(.*)```", re.DOTALL)
+JSON_BEGINNING = re.compile(r"""(?:\[\s*+)?\{\s*+["']""")
 JSON_NAME = re.compile(r"""["']name["']\s*+:\s*+["']([^"']*+)["']""")
 JSON_ARGUMENTS = re.compile(r"""["'](?:parameters|arguments)["']\s*+:""")
 JSON_HEAD = 400  # characters within which a call in JSON says its name
@@ -129,7 +130,7 @@ def _looks_like_calls(content: str, names: Collection[str]) -> bool:
     if called:
         is_close = called[0].endswith((called[1] + "(", ">"))  # no word before brackets in prose
         return is_close and (called[1] in names or content[0] == "<" or _is_one_list(content))
-    if content.startswith(("{", "[")) and JSON_NAME.search(content, 0, JSON_HEAD):
+    if JSON_BEGINNING.match(content) and JSON_NAME.search(content, 0, JSON_HEAD):
         return JSON_ARGUMENTS.search(content) is not None
     return _is_one_list(content) and re.search(r"[\w)\]]\(", content) is not None
 

@@ -1,0 +1,115 @@
+"""A user's Python file of tools: what they are, and calls of them.
+
+The file is never imported here, but by a worker, once to see what is in it and once for each call.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_llama4.errors import InputError
+from mlx_llama4.prompt.tool_calls import ToolCall
+from mlx_llama4.tools.schemas import mismatch
+from mlx_llama4.tools.worker import shortened
+from mlx_llama4.tools.worker_process import Outcome, ask_worker
+
+OPEN_SECONDS = 30.0
+CALL_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class ToolFile:
+    """definitions: {"type": "function", "function": {name, description, parameters}} each, as
+    `Processor.encode` takes them; parameters are a JSON schema.
+    """
+
+    path: Path
+    definitions: list[dict[str, Any]]
+    digest: str  # of what was read then; a file that has changed since is not run
+
+    @classmethod
+    def open(cls, path: Path, timeout_seconds: float = OPEN_SECONDS) -> "ToolFile":
+        """Raises InputError if the file cannot be read, fails, or has a function that is no tool
+        for want of types or a docstring.
+        """
+        if not path.is_file():
+            kind = "is no file" if path.exists() else "does not exist"
+            raise InputError(f"{path} {kind}; --tools takes a Python file")
+        path = path.absolute()
+        try:
+            outcome = ask_worker({"path": str(path)}, timeout_seconds)
+        except OSError as failure:
+            raise InputError(f"{path} cannot be looked at: {failure}") from None
+        answer = _answer(outcome, timeout_seconds)
+        if "error" in answer:
+            raise InputError(f"{path}: {_one_line(answer['error'])}")
+        return cls(path, answer["definitions"], answer["digest"])
+
+    @property
+    def names(self) -> list[str]:
+        return [definition["function"]["name"] for definition in self.definitions]
+
+    def check(self, call: ToolCall) -> str | None:
+        """What is wrong with a call, for the model to read: no such tool, an argument that it does
+        not have, one that is missing or of another type. None if it can be run.
+        """
+        functions = {d["function"]["name"]: d["function"] for d in self.definitions}
+        if call.name not in functions:
+            return f"error: there is no tool {call.name}; there are: {', '.join(functions)}"
+        parameters = functions[call.name]["parameters"]
+        properties = parameters["properties"]
+        for name in call.arguments:
+            if name not in properties:
+                known = ", ".join(properties) or "none"
+                return f"error: {call.name} has no argument {name}; its arguments: {known}"
+        if missing := [name for name in parameters["required"] if name not in call.arguments]:
+            return f"error: {call.name} needs the argument {missing[0]}"
+        found = (mismatch(value, properties[name], name) for name, value in call.arguments.items())
+        problem = next(filter(None, found), None)
+        return f"error: {problem}" if problem else None
+
+    def run(self, call: ToolCall, timeout_seconds: float = CALL_SECONDS) -> str:
+        """What the function returned, for the model to read: a text as it is, other values as JSON,
+        behind it what was printed. Whatever goes wrong is such a text too, "error: …".
+        """
+        if problem := self.check(call):
+            return problem
+        request = {
+            "path": str(self.path),
+            "digest": self.digest,
+            "call": {"name": call.name, "arguments": call.arguments},
+        }
+        try:
+            outcome = ask_worker(request, timeout_seconds)
+        except OSError as failure:
+            return f"error: the tool could not be started: {failure}"
+        answer = _answer(outcome, timeout_seconds)
+        said = f"error: {answer['error']}" if "error" in answer else answer["result"]
+        texts = [text for text in (said, _printed(outcome)) if text is not None]
+        # Half a character, which JSON can hold, is no Unicode.
+        return "\n".join(texts or ["null"]).encode("utf-8", "replace").decode()
+
+
+def _printed(outcome: Outcome) -> str | None:
+    text = shortened(outcome.printed.decode("utf-8", "replace").rstrip("\n"))
+    if outcome.dropped:
+        text += f"\n[cut: {outcome.dropped:,} bytes more were printed]"
+    return text if text.strip() else None
+
+
+def _answer(outcome: Outcome, timeout_seconds: float) -> dict[str, Any]:
+    if outcome.answer.endswith(b"\n"):
+        try:
+            return json.loads(outcome.answer)
+        except ValueError:
+            return {"error": "the tool has written into the answer's pipe"}
+    if outcome.exit_code is None:
+        return {"error": f"no result within {timeout_seconds:g} seconds; it was stopped"}
+    if outcome.exit_code < 0:
+        return {"error": f"the tool was killed by signal {-outcome.exit_code}"}
+    return {"error": f"the tool ended Python with exit code {outcome.exit_code} and no result"}
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
