@@ -62,9 +62,9 @@ def _print_text(
 ) -> None:
     with terminal.Answer() as answer:
         if number:
-            answer.show(chat.retry(on_prefill=answer.on_prefill))
+            answer.show(chat.retry(None, answer.on_prefill, answer.on_picture))
         else:
-            answer.show(chat.send(text, images, answer.on_prefill))
+            answer.show(chat.send(text, images, answer.on_prefill, answer.on_picture))
     if chat.statistics.finish_reason == "length":
         cut = "; the JSON is cut short" if whole else ""
         terminal.note(f"(stopped after {chat.statistics.generated_tokens} tokens{cut})")

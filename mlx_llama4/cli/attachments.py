@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from mlx_llama4.chat import Chat
     from mlx_llama4.prompt.image import PromptImage
 
+GLANCED_CHARACTERS = 4000  # of a message being typed
+
 
 class Attachments:
     """`pending` stay attached until a message that has them is in the conversation."""
@@ -22,12 +24,34 @@ class Attachments:
         self._chat = chat
         self._show = show
         self.pending: list[PromptImage] = []
+        # What a path being typed leads to is looked at with each key.
+        self._opened: dict[tuple[Path, int], PromptImage | None] = {}
 
     def attach(self, paths: list[Path]) -> None:
         """All or none. Raises ImageError or PromptError."""
-        for image in [self._chat.open_image(path) for path in paths]:
+        for image in [self._known(path) or self._chat.open_image(path) for path in paths]:
             self.pending.append(image)
             self._show(image)
+        self._opened.clear()
+
+    def in_sight(self, text: str) -> list["PromptImage"]:
+        """The pictures whose paths are in a text that is still being typed."""
+        from mlx_llama4.cli.dropped import find_images
+
+        if len(text) > GLANCED_CHARACTERS:
+            return []
+        return [image for path in find_images(text).paths if (image := self._known(path))]
+
+    def _known(self, path: Path) -> "PromptImage | None":
+        """None for what cannot be read; why is said when it is sent."""
+        with contextlib.suppress(OSError):
+            key = path, path.stat().st_mtime_ns
+            if key not in self._opened:
+                self._opened[key] = None
+                with contextlib.suppress(Llama4Error):
+                    self._opened[key] = self._chat.open_image(path)
+            return self._opened[key]
+        return None
 
     def attach_named(self, argument: str) -> None:
         """As typed behind /image: one path as it is, if there is such a file, else what a shell
@@ -43,8 +67,6 @@ class Attachments:
         from mlx_llama4.cli.clipboard import clipboard_image
 
         data = clipboard_image()
-        if data is None:
-            raise Llama4Error("there is no picture in the clipboard")
         image = self._chat.open_image(data)
         folder = state_files.made_folder("pictures")
         if folder is not None:

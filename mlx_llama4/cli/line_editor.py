@@ -57,12 +57,13 @@ class Editor:
     def __init__(
         self,
         history: Path | None,
-        status: Callable[[], str],
+        status: Callable[[str], str],
         complete: Callable[[str], Iterable[str] | None],
         on_picture: Callable[[], None],
     ):
-        """history: a file, or None to keep nothing. status: the line at the bottom. complete: for
-        a command, what its last word may become; None leaves that to paths. on_picture: Ctrl-V.
+        """history: a file, or None to keep nothing. status: what is typed so far → the line at the
+        bottom. complete: for a command, what its last word may become; None leaves that to paths.
+        on_picture: Ctrl-V.
         """
         from prompt_toolkit import PromptSession
         from prompt_toolkit.history import InMemoryHistory
@@ -76,7 +77,7 @@ class Editor:
             completer=_completer(complete),
             complete_while_typing=False,
             enable_open_in_editor=True,
-            bottom_toolbar=status,
+            bottom_toolbar=lambda: status(self._session.default_buffer.text),
             key_bindings=_keys(on_picture),
             style=Style.from_dict({"bottom-toolbar": "noreverse italic"}),
         )

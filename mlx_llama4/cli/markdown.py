@@ -267,8 +267,8 @@ class StreamingMarkdown:
             if not self._begun:
                 text = Text(leaf.markup + leaf.info + self._buffer, FAINT)
             else:
-                line = "" if fresh else leaf.content.removesuffix("\n").rpartition("\n")[2]
-                text = self._highlighter.line(line + self._buffer) if line + self._buffer else None
+                line = self._unfinished_code(leaf) + self._buffer
+                text = self._highlighter.line(line) if line else None
         elif leaf.kind == "table":
             text = Text((self._source + self._buffer).rpartition("\n")[2].strip(), FAINT)
             text.truncate(self._width(leaf), overflow="ellipsis")
@@ -276,6 +276,12 @@ class StreamingMarkdown:
             text = Text(self._buffer)
         if text is not None and (leaf.kind == "fence" or self._row.fits(Text(leaf.first) + text)):
             self._show(leaf, text)
+
+    def _unfinished_code(self, leaf: Leaf) -> str:
+        last = self._source.rpartition("\n")[2]
+        if not last.strip():  # the parser leaves out spaces at the end
+            return last[len(leaf.raw) :]
+        return leaf.content.removesuffix("\n").rpartition("\n")[2]
 
     def _unfinished_text(self, leaf: Leaf, fresh: bool) -> Text | None:
         lines = leaf.content.split("\n")

@@ -20,6 +20,7 @@ from rich.text import Text
 STYLES = {"strong": "bold", "em": "italic", "s": "strike"}
 CODE, URL, FAINT = "cyan", "underline", "dim"
 
+MOST_OPEN = 6  # `*` and `_`: more were hardly meant to be emphasis
 EMPHASIS = {ord("*"), ord("_")}
 LINK_TEXT, LINK_URL = 200, 500  # characters of a link that are waited for
 OPEN_LINK = re.compile(
@@ -165,7 +166,7 @@ def _leaf(
 
 @lru_cache(1)
 def _blocks() -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": 100}).enable("table")
     parser.disable(["lheading", "reference", "html_block"])
     parser.core.ruler.enableOnly(["normalize", "block"])
     return parser
@@ -173,7 +174,7 @@ def _blocks() -> MarkdownIt:
 
 @lru_cache(1)
 def _inlines() -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False}).enable("strikethrough")
+    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": 100}).enable("strikethrough")
     parser.normalizeLink = lambda url: url  # shown as it was written
     parser.inline.ruler2.after("balance_pairs", "close_open_marks", _close_open_marks)
     return parser
@@ -191,6 +192,8 @@ def _close_open_marks(state: StateInline) -> None:
         and not any(other.end > index for other in marks[:index])
         and (not mark.close or _after_wide(state, mark))
     ]  # fmt: skip
+    if len(still_open) > MOST_OPEN:
+        return
     state.env["open"] = "".join(chr(marks[index].marker) for index in still_open)
     for index in reversed(still_open):
         state.push("text", "", 0)

@@ -10,9 +10,9 @@ from mlx_llama4.cli.markdown_blocks import Leaf, inline
 
 THEME = "ansi_dark"  # the terminal's own colours, readable on light and dark
 TAB = 4  # columns
-STEP = 20  # lines after which it is tried to forget as many
-AGREE = 10  # lines that must look the same without those before
-MOST = 200  # lines remembered, whatever they are
+STEP = 10  # lines after which it is tried to forget those before
+AGREE = 5  # lines that must look the same without them
+MOST = 80  # lines remembered, whatever they are
 
 
 class Highlighter:
@@ -23,12 +23,12 @@ class Highlighter:
         self._before: list[str] = []
 
     def line(self, line: str) -> Text:
-        """The line as it looks, after those that were added."""
-        return self._highlight([*self._before, line])[-1]
+        """The unfinished line, quickly: more than a few lines before it are not looked at."""
+        return self._highlight([*self._before[-2 * STEP :], line])[-1]
 
     def add(self, line: str) -> Text:
-        """As line(); it is whole now."""
-        text = self.line(line)
+        """The line, now that it is whole."""
+        text = self._highlight([*self._before, line])[-1]
         self._before.append(line)
         if len(self._before) % STEP == 0 and len(self._before) > STEP:
             fewer = self._before[-STEP:]

@@ -33,8 +33,9 @@ class Row:
         old = self._shown
         if new[: len(old)] == old:
             self._write(_segments(new[len(old) :]))
-        elif self._fits(old) and self._fits(new) and self._console.width - 1 == self._width:
-            self._write([OVER, *_segments(new), ERASE])
+        elif self._fits(old) and self._console.width - 1 == self._width:
+            over = [OVER, *_segments(new), ERASE] if self._fits(new) else None
+            self._write(over or [OVER, ERASE, *_segments(new)])
         elif _plain(new).startswith(_plain(old)):
             self._write(_segments(new[len(old) :]))
         else:

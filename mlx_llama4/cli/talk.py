@@ -151,8 +151,10 @@ class Talk:
         self.apply(self.settings)
         self.recount()
 
-    def status(self) -> str:
-        """A line that says how the conversation stands, as far as there is room in the window."""
+    def status(self, typed: str = "") -> str:
+        """A line that says how the conversation stands, and what goes with the message typed; as
+        far as there is room in the window.
+        """
         from mlx_llama4.memory import human_bytes
 
         statistics = self.chat.statistics
@@ -169,9 +171,10 @@ class Talk:
         experts = statistics.decode_experts
         if experts is not None and (needed := experts.hits + experts.misses):
             parts.append(f"experts {experts.hits / needed:.0%}")
-        if self.attachments.pending:
-            count = len(self.attachments.pending)
-            parts.insert(1, f"{count} picture{'' if count == 1 else 's'} attached")
+        if pictures := [*self.attachments.pending, *self.attachments.in_sight(typed)]:
+            tokens = sum(map(self.chat.processor.image_tokens, pictures))
+            names = ", ".join(map(name_of, pictures))
+            parts.insert(0, f"+ {names}: {tokens:,} tokens")
         width = shutil.get_terminal_size().columns
         while len(line := " │ ".join(parts)) > width and len(parts) > 1:
             parts.pop()

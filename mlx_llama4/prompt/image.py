@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 from mlx_llama4.errors import ConfigError, ImageError, PromptError
 from mlx_llama4.json_file import Keys, read_json
+from mlx_llama4.prompt.heic import is_heic, png_of_heic
 
 # Pillow's own limit for refusing; a 200-megapixel photograph decodes to 600 MB.
 MAX_PIXELS = 2 * 89_478_485
@@ -234,6 +235,10 @@ def _decode(stream: BinaryIO, name: str) -> Image.Image:
             f"{name} unpacks to more than {MAX_PIXELS // 10**6} million pixels; scale it down"
         ) from None
     except Image.UnidentifiedImageError:
+        stream.seek(0)
+        data = stream.read(12)
+        if is_heic(data):
+            return _decode(io.BytesIO(png_of_heic(data + stream.read(), name)), name)
         raise ImageError(
             f"{name} is not a picture in a known format; use PNG, JPEG, WebP, GIF, TIFF or BMP"
         ) from None

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mlx_llama4.cache.least_recently_used import LeastRecentlyUsed
 from mlx_llama4.config import Config
 from mlx_llama4.errors import ConfigError, PromptError
 from mlx_llama4.json_file import read_json
@@ -37,6 +38,7 @@ from mlx_llama4.prompt.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 
+KNOWN_CHARACTERS = 16 * 2**20  # whose ids are remembered
 LETTER = "x"  # begins a token of its own after white space or a picture
 
 
@@ -94,6 +96,7 @@ class Processor:
         self.template = template
         self.tiler = tiler
         self.tokens_per_tile = tokens_per_tile
+        self._known: LeastRecentlyUsed[str, np.ndarray] = LeastRecentlyUsed(KNOWN_CHARACTERS)
 
     @classmethod
     def load(cls, folder: Path, config: Config) -> "Processor":
@@ -130,7 +133,7 @@ class Processor:
         ids: list[int] = []
         for piece in pieces:
             if isinstance(piece, PlainText):
-                ids += self.tokenizer.encode(piece.text)
+                ids += self._text_ids(piece.text)
             elif isinstance(piece, GivenIds):
                 ids += piece.ids
             elif piece.name == "<|image|>":
@@ -140,6 +143,14 @@ class Processor:
         if left := len(list(waiting)):
             raise PromptError(f"the chat template left out {left} of {len(images)} images")
         return Prompt(np.array(ids, np.int32), tuple(images))
+
+    def _text_ids(self, text: str) -> list[int]:
+        """A conversation is encoded as a whole with each turn, and most of it is as it was."""
+        known = self._known.get(text)
+        if known is None:
+            known = np.array(self.tokenizer.encode(text), np.int32)
+            self._known.put(text, known, len(text))
+        return known.tolist()
 
     def encode_open(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None

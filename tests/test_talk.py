@@ -1,0 +1,382 @@
+"""What is typed in a chat, and what comes of it; the terminal itself is in test_chat_screens.py."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlx_llama4.cache.prompt_cache import PromptCache
+from mlx_llama4.chat import Chat, ChatOptions
+from mlx_llama4.cli import state_files
+from mlx_llama4.cli.chat_commands import COMMANDS, completions, is_command, run_command
+from mlx_llama4.cli.talk import Talk, kept_at_the_end
+from mlx_llama4.cli.tool_consent import Consent
+from mlx_llama4.conversation import questions
+from mlx_llama4.demo.questions import PICTURES
+from mlx_llama4.errors import InputError, Llama4Error, OutputError
+from mlx_llama4.generation.settings import SamplingSettings
+from mlx_llama4.personas import PERSONAS
+from mlx_llama4.tools.tool_file import ToolFile
+
+STAR = "From left to right: a red star."
+
+
+@pytest.fixture(scope="module")
+def loaded(demo_folder: Path) -> Chat:
+    return Chat.open(demo_folder)
+
+
+@pytest.fixture
+def talk(loaded: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Talk]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    loaded.options = ChatOptions(max_tokens=60)
+    loaded.cache = PromptCache(loaded.model.make_cache())
+    loaded.document = []
+    loaded.reset()
+    yield Talk(loaded, SamplingSettings())
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]):
+    """What was shown since the last call: answers, and notes beside them."""
+
+    def read() -> tuple[str, str]:
+        captured = capsys.readouterr()
+        return captured.out, captured.err
+
+    return read
+
+
+def test_pictures_in_a_message(talk: Talk, said) -> None:
+    talk.say(f"What is in the image? '{PICTURES / 'star.png'}'")
+    out, notes = said()
+    assert out == STAR + "\n"
+    assert notes == "[star.png: 56×56 pixels, 1 tile, 7 tokens]\n"
+    assert talk.attachments.pending == []
+    assert talk.chat.messages[0]["content"][-1]["text"] == "What is in the image?"
+    assert talk.used == talk.chat.statistics.prompt_tokens + 10
+    run_command(talk, "/images")
+    assert said()[1] == "1. star.png: 56×56 pixels, 1 tile, 7 tokens\n"
+
+
+def test_a_picture_that_cannot_be_read_keeps_the_message_back(talk: Talk, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(InputError, match="not a picture in a known format"):
+        talk.say(f"What is this? {tmp_path / 'text.png'}")
+    assert talk.chat.messages == []
+    with pytest.raises(InputError, match="not a picture"):
+        run_command(talk, f"/image {PICTURES / 'star.png'} {tmp_path / 'text.png'}")
+    assert talk.attachments.pending == []  # all or none
+
+
+def test_attached_pictures(talk: Talk, said) -> None:
+    run_command(talk, f"/image {PICTURES / 'first.png'} {PICTURES / 'second.png'}")
+    assert said()[1].count("tokens]") == 2
+    two = sum(map(talk.chat.processor.image_tokens, talk.attachments.pending))
+    assert talk.status().startswith(f"+ first.png, second.png: {two} tokens │ ")
+    typed = f"and '{PICTURES / 'star.png'}'"
+    assert talk.status(typed).startswith(f"+ first.png, second.png, star.png: {two + 7} tokens │ ")
+    assert talk.status(typed[:-4]).startswith("+ first.png, second.png: ")
+    run_command(talk, "/images")
+    assert said()[1].count("with the next message") == 2
+    talk.say("Which image has a triangle?")
+    assert said()[0] == "The triangle is in the second image.\n"
+    run_command(talk, f"/image {PICTURES / 'star.png'}")
+    run_command(talk, "/images drop")
+    assert talk.attachments.pending == []
+    with pytest.raises(Llama4Error, match="/images drop forgets"):
+        run_command(talk, "/images 2")
+
+
+def test_retry_undo_edit(talk: Talk, said) -> None:
+    talk.say("What is 7 plus 5?")
+    run_command(talk, "/retry")
+    assert said()[0] == "7 plus 5 is 12.\n" * 2
+    with pytest.raises(Llama4Error, match="nothing can be edited here; give the text"):
+        run_command(talk, "/edit")
+    run_command(talk, "/edit What is 2 plus 3?")
+    assert said()[0] == "2 plus 3 is 5.\n"
+    talk.edit = lambda text: text.replace("2", "4")
+    run_command(talk, "/edit")
+    assert said()[0] == "4 plus 3 is 7.\n"
+    talk.edit = lambda text: None
+    run_command(talk, "/edit")
+    assert said() == ("", "[nothing changed]\n")
+    run_command(talk, "/undo")
+    assert (talk.chat.messages, talk.used) == ([], 0)
+    with pytest.raises(Llama4Error, match="takes a number"):
+        run_command(talk, "/undo x")
+    with pytest.raises(Llama4Error, match="nothing has been asked"):
+        run_command(talk, "/undo")
+
+
+def test_forks(talk: Talk, said) -> None:
+    talk.say("My name is Ada.")
+    run_command(talk, "/fork")
+    talk.say("What is 7 plus 5?")
+    assert len(questions(talk.chat.messages)) == 2
+    assert "fork 2 of 2" in talk.status()
+    run_command(talk, "/fork 1")
+    assert len(questions(talk.chat.messages)) == 1
+    assert talk.chat.cache.layers[0].offset == talk.used
+    with pytest.raises(Llama4Error, match="no fork 3; there are 2"):
+        run_command(talk, "/fork 3")
+
+
+def test_system_prompts(talk: Talk, said, tmp_path: Path) -> None:
+    run_command(talk, "/system")
+    notes = said()[1]
+    assert all(name in notes for name in PERSONAS) and notes.endswith("now: none\n")
+    talk.say("What is 7 plus 5?")
+    run_command(talk, "/system teacher")
+    assert talk.chat.messages[0] == {"role": "system", "content": PERSONAS["teacher"]}
+    (tmp_path / "s.txt").write_text("Be brief.\n")
+    run_command(talk, f"/system @{tmp_path / 's.txt'}")
+    assert talk.chat.options.system == talk.chat.messages[0]["content"] == "Be brief."
+    assert talk.used == talk.chat.count_tokens(talk.chat.messages)
+    talk.say("What is 7 plus 5?")
+    assert talk.chat.statistics.cached_tokens <= 3  # the rest was read anew
+    run_command(talk, "/system none")
+    assert talk.chat.messages[0]["role"] == "user"
+    with pytest.raises(InputError, match="cannot read the system prompt"):
+        run_command(talk, "/system @/nowhere.txt")
+
+
+def test_settings(talk: Talk, said) -> None:
+    run_command(talk, "/set temperature 0.7")
+    run_command(talk, "/set seed 3")
+    run_command(talk, "/set max_tokens 2")
+    run_command(talk, "/set stop xyz")
+    assert (talk.settings.temperature, talk.settings.seed) == (0.7, 3)
+    assert (talk.chat.options.max_tokens, talk.chat.options.stop) == (2, ("xyz",))
+    talk.say("Hello")
+    assert "[stopped after 2 tokens; /set max_tokens allows more]" in said()[1]
+    run_command(talk, "/set")
+    assert "temperature         0.7\n" in said()[1]
+    for line, message in (
+        ("/set warmth 1", "there is no setting warmth"),
+        ("/set temperature hot", "temperature takes a number, not 'hot'"),
+        ("/set top_p 2", "must be above 0 and at most 1"),
+        ("/set top_k 1.5", "takes a whole number"),
+        ("/set max_tokens 0", "must be 1 or more"),
+        ("/set temperature", "takes a number"),
+    ):
+        with pytest.raises(Llama4Error, match=message):
+            run_command(talk, line)
+    assert talk.settings == SamplingSettings(temperature=0.7, seed=3)
+    run_command(talk, "/set seed none")
+    run_command(talk, "/set stop none")
+    assert (talk.settings.seed, talk.chat.options.stop) == (None, ())
+
+
+def test_facts(talk: Talk, said) -> None:
+    for line in ("/stats", "/tokens"):
+        with pytest.raises(Llama4Error, match="nothing has been"):
+            run_command(talk, line)
+    talk.say(f"Describe the image. {PICTURES / 'star.png'}")
+    said()
+    run_command(talk, "/stats")
+    assert "10 tokens\n" in said()[1]
+    run_command(talk, "/tokens")
+    rows = said()[1].splitlines()
+    assert rows[0].startswith("user") and rows[0].endswith("[picture] Describe the image.")
+    assert rows[-1].split()[-1] == str(talk.chat.count_tokens(talk.chat.messages))
+    run_command(talk, "/tokens Hello there")
+    assert said()[1] == f"{len(talk.chat.processor.tokenizer.encode('Hello there'))} tokens\n"
+    run_command(talk, "/context")
+    assert f"{talk.used} of 32,768 tokens" in said()[1]
+    run_command(talk, "/cache")
+    assert f"{len(talk.chat.cache.ids)} tokens" in said()[1]
+
+
+def test_unknown_commands(talk: Talk) -> None:
+    with pytest.raises(Llama4Error, match=r"unknown command /sav; did you mean /save\?"):
+        run_command(talk, "/sav x")
+    with pytest.raises(Llama4Error, match="unknown command /zzzzzz; /help lists them"):
+        run_command(talk, "/zzzzzz")
+
+
+def test_what_is_a_command() -> None:
+    assert is_command("/quit") and is_command("/save x y") and is_command("/unknown")
+    for text in ("/Users/ada/star.png what is it?", "/tmp/x", "quit", " /quit", "/", "/2", "//x"):
+        assert not is_command(text)
+
+
+def test_completion() -> None:
+    assert "/save " in completions("/sa")
+    assert "temperature " in completions("/set te")
+    assert "teacher" in completions("/system te")
+    assert completions("/image /tm") is completions("see /tm") is completions("/tmp/x") is None
+
+
+def test_help_names_all_commands(talk: Talk, said) -> None:
+    run_command(talk, "/help")
+    notes = said()[1]
+    assert all(command.usage in notes for command in COMMANDS.values())
+
+
+def test_export(talk: Talk, said, tmp_path: Path) -> None:
+    picture = shutil.copy(PICTURES / "star.png", tmp_path / "my star.png")
+    with pytest.raises(Llama4Error, match="nothing has been said yet"):
+        run_command(talk, f"/export {tmp_path / 'a.md'}")
+    talk.say(f"What is in the image? '{picture}'")
+    for suffix in ("md", "json"):
+        run_command(talk, f"/export {tmp_path / 'talk'}-{suffix}.{suffix}")
+        copied = tmp_path / f"talk-{suffix}-pictures" / "1.png"
+        assert copied.read_bytes() == Path(picture).read_bytes()
+    markdown = (tmp_path / "talk-md.md").read_text()
+    assert "![56×56 pixels](talk-md-pictures/1.png)\n\nWhat is in the image?" in markdown
+    assert markdown.endswith(f"## Answer\n\n{STAR}\n")
+    written = json.loads((tmp_path / "talk-json.json").read_text())["messages"]
+    assert written[1] == {"role": "assistant", "content": [{"type": "text", "text": STAR}]}
+    assert written[0]["content"][0]["path"] == "talk-json-pictures/1.png"
+    Path(picture).unlink()
+    said()
+    run_command(talk, f"/export {tmp_path / 'later.md'}")
+    assert "1 pictures are gone" in said()[1]
+    with pytest.raises(OutputError, match="is there already"):
+        run_command(talk, f"/export {tmp_path / 'later.md'}")
+    with pytest.raises(InputError, match=r"must end in \.md or \.json"):
+        run_command(talk, f"/export {tmp_path / 'later.txt'}")
+    with pytest.raises(Llama4Error, match="cannot write"):
+        run_command(talk, f"/export {tmp_path / 'nowhere' / 'x.md'}")
+
+
+def test_save_and_load(talk: Talk, said, tmp_path: Path) -> None:
+    talk.say(f"What is in the image? {PICTURES / 'star.png'}")
+    path = tmp_path / "kept.safetensors"
+    run_command(talk, f"/save {path}")
+    run_command(talk, "/reset")
+    said()
+    run_command(talk, f"/load {path}")
+    assert said()[1] == f"[{path}: {talk.used} tokens]\n"
+    run_command(talk, "/images")
+    assert said()[1].startswith("1. star.png: ")
+    talk.say("Describe the image.")
+    assert talk.chat.statistics.cached_tokens > 30
+    assert said()[0] == STAR + "\n"
+    talk.chat.options.max_context = 20
+    with pytest.raises(Llama4Error, match="there is room for 20 here"):
+        run_command(talk, f"/load {path}")
+    for line in ("/save", "/load", "/export"):
+        with pytest.raises(Llama4Error, match="give the name of a file"):
+            run_command(talk, line)
+
+
+def test_sessions_are_kept_and_resumed(talk: Talk, said) -> None:
+    model = talk.chat.identity.model
+    with kept_at_the_end(talk):
+        pass
+    assert state_files.sessions_of(model) == []  # nothing was said
+    with pytest.raises(SystemExit), kept_at_the_end(talk):
+        talk.say("My name is Ada.")
+        raise SystemExit(143)
+    (kept,) = state_files.sessions_of(model)
+    assert kept.parent.stat().st_mode & 0o077 == 0
+    talk.chat.reset()
+    assert talk.resume(kept) == talk.used
+    assert talk.keep() is None  # nothing new
+    talk.say("What is 7 plus 5?")
+    assert talk.chat.statistics.cached_tokens > 20
+    (later,) = [talk.keep()]
+    assert state_files.sessions_of(model) == [later] != [kept]
+    for _ in range(state_files.KEPT_SESSIONS + 1):
+        talk._resumed = None
+        talk.say("Hello")
+        talk.keep()
+    assert len(state_files.sessions_of(model)) == state_files.KEPT_SESSIONS
+    talk.keeps_session = False
+    talk.say("Hello")
+    assert talk.keep() is None
+
+
+def test_a_session_that_cannot_be_kept(
+    talk: Talk, said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with kept_at_the_end(talk):
+        talk.say("Hello")
+    assert said() == ("Hello! How can I help you?\n", "")
+
+
+def scripted(chat: Chat, answers: Sequence[str]):
+    """A sampler that says what it is told, whatever the model thinks."""
+    end = chat.processor.tokenizer.special_id("<|eot|>")
+    ids = iter(
+        [token for text in answers for token in [*chat.processor.tokenizer.encode(text), end]]
+    )
+    # Decoding is a token ahead of what is shown, so an answer is followed by one token more.
+    waiting: list[int] = []
+
+    def sample(logits: mx.array) -> mx.array:
+        if waiting and waiting[-1] == end and len(waiting) > 1:
+            waiting.clear()
+            return mx.array([end])
+        waiting.append(next(ids))
+        return mx.array([waiting[-1]])
+
+    return sample
+
+
+TOOLS = '''
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+'''
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> ToolFile:
+    (tmp_path / "tools.py").write_text(TOOLS)
+    return ToolFile.open(tmp_path / "tools.py")
+
+
+@pytest.mark.parametrize("consent", ["y", "no"])
+def test_tools(talk: Talk, said, tools: ToolFile, consent: str) -> None:
+    asked: list[str] = []
+
+    def ask(question: str) -> str:
+        asked.append(question)
+        return consent
+
+    shown: list[str] = []
+    talk.consent = Consent(tools, ask, shown.append)
+    talk.chat.options.tools = tools.definitions
+    answers = ["Let me see. [add(a=7, b=5), add(a=1, b=1)]", "It is 12."]
+    talk.chat.options.sampler = scripted(talk.chat, answers)
+    talk.say("What is 7 plus 5?")
+    assert said()[0] == f"{answers[0]}\n{answers[1]}\n"
+    roles = [message["role"] for message in talk.chat.messages]
+    assert roles == ["user", "assistant", "ipython", "ipython", "assistant"]
+    calls = talk.chat.messages[1]["tool_calls"]
+    assert calls == [{"name": "add", "arguments": {"a": 7, "b": 5}},
+                     {"name": "add", "arguments": {"a": 1, "b": 1}}]  # fmt: skip
+    results = [message["content"] for message in talk.chat.messages[2:4]]
+    assert len(asked) == 2 and any("add(a=7, b=5)" in text for text in [*shown, *asked])
+    if consent == "y":
+        assert results == ["12", "2"]
+    else:
+        assert all("declined" in result for result in results)
+    # The second prompt is the first, the answer's own tokens, and the results.
+    assert talk.chat.statistics.cached_tokens > 0
+    first_turn = talk.chat.count_tokens(talk.chat.messages[:2])
+    assert talk.chat.statistics.cached_tokens in (first_turn - 1, first_turn)
+    assert talk.chat.reply.calls == () and talk.chat.reply.text == "It is 12."
+    run_command(talk, "/undo")
+    assert talk.chat.messages == []
+
+
+def test_what_is_no_call_is_shown_and_not_run(talk: Talk, said, tools: ToolFile) -> None:
+    def ask(question: str) -> str:
+        raise AssertionError(question)
+
+    talk.consent = Consent(tools, ask, print)
+    talk.chat.options.tools = tools.definitions
+    talk.chat.options.sampler = scripted(talk.chat, ['[add(a=open("x"), b=5)]', ""])
+    talk.say("What is 7 plus 5?")
+    assert "[no call that can be run: " in said()[1]
+    assert "tool_calls" not in talk.chat.messages[-1]
