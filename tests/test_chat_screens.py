@@ -7,7 +7,6 @@ what has scrolled off too, without blanks at the ends of lines. Figures of speed
 end of the status line from there on, are dots; the folder's name, always as long, is x's.
 """
 
-import json
 import os
 import re
 import shutil
@@ -22,10 +21,9 @@ import pytest
 
 from mlx_llama4.demo.questions import PICTURES
 from tests.screen import CTRL_C, CTRL_D, CTRL_U, ENTER, TAB, UP, Terminal, environment_at
-from tests.scripted_chat import HOLD
+from tests.scripted_chat import HOLD, command
 
 GOLDENS = Path(__file__).parent / "golden" / "screens"
-SCRIPTED = (sys.executable, "-P", str(Path(__file__).parent / "scripted_chat.py"), "answers.json")
 CHAT = ("chat", "--model", "demo-8bit")
 
 COLOUR = re.compile(rb"\x1b\[[0-9;]*\b(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])\b[0-9;]*m")
@@ -83,11 +81,8 @@ def home(demo_folder: Path) -> Iterator[Path]:
 
 
 def scripted(home: Path, *answers: str, resume: bool = False, **options: object) -> Terminal:
-    (home / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
-    repository = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, (repository, os.environ.get("PYTHONPATH"))))
     arguments = (*CHAT, "--resume") if resume else CHAT
-    return Terminal(*arguments, home=home, command=SCRIPTED, PYTHONPATH=path, **options)
+    return Terminal(*arguments, home=home, command=command(home, *answers), **options)
 
 
 def masked(text: str, home: Path) -> str:
