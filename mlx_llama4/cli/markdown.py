@@ -12,7 +12,7 @@ from rich.text import Text
 
 from mlx_llama4.cli import markdown_blocks as blocks
 from mlx_llama4.cli.markdown_blocks import FAINT, Container, Leaf, ListOf
-from mlx_llama4.cli.markdown_code import Highlighter, table_rows
+from mlx_llama4.cli.markdown_code import TAB, Highlighter, table_rows
 from mlx_llama4.cli.markdown_row import Row
 from mlx_llama4.cli.terminal import CONTROLS
 
@@ -233,7 +233,9 @@ class StreamingMarkdown:
     def _show(self, leaf: Leaf, text: Text) -> None:
         if not self._begun and not self._spaced and self._printed:
             self._print_blank(leaf)
-        self._row.show(Text(leaf.rest if self._begun else leaf.first).append_text(text))
+        row = Text(leaf.rest if self._begun else leaf.first).append_text(text)
+        row.expand_tabs(TAB)
+        self._row.show(row)
 
     def _print_blank(self, leaf: Leaf) -> None:
         """An empty row before the leaf, but none between a list's items."""
