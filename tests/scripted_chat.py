@@ -1,4 +1,4 @@
-"""`mlx-llama4` with answers that are known beforehand: `python scripted_chat.py ANSWERS.json chat …`
+"""`mlx-llama4` with answers that are known beforehand: `scripted_chat.py ANSWERS.json chat …`
 
 Only the choice of tokens is scripted; the model reads, caches, and is interrupted as ever. Answers
 are taken in turn; one that contains HOLD waits there until the file `go` appears in the current

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from mlx_llama4.demo.questions import PICTURES
-from tests.screen import CTRL_C, CTRL_D, ENTER, TAB, UP, Terminal, environment_at
+from tests.screen import CTRL_C, CTRL_D, CTRL_U, ENTER, TAB, UP, Terminal, environment_at
 from tests.scripted_chat import HOLD
 
 GOLDENS = Path(__file__).parent / "golden" / "screens"
@@ -60,6 +60,8 @@ An unfinished fence:
 echo "still code"
 """
 
+SHORT = "# Heading\n\n1. **bold**\n2. 漢字\n\n```python\nreturn 1  # one\n```\n"
+
 LONG = f"""\
 Before the window changes, a paragraph that is much longer than a row of the terminal, so that it \
 has been wrapped more than once when that happens. {HOLD}After it has become narrower, what comes \
@@ -80,16 +82,17 @@ def home(demo_folder: Path) -> Iterator[Path]:
         yield folder
 
 
-def scripted(home: Path, *answers: str, **options: object) -> Terminal:
+def scripted(home: Path, *answers: str, resume: bool = False, **options: object) -> Terminal:
     (home / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
     repository = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, (repository, os.environ.get("PYTHONPATH"))))
-    return Terminal(*CHAT, home=home, command=SCRIPTED, PYTHONPATH=path, **options)
+    arguments = (*CHAT, "--resume") if resume else CHAT
+    return Terminal(*arguments, home=home, command=SCRIPTED, PYTHONPATH=path, **options)
 
 
 def masked(text: str, home: Path) -> str:
     text = text.replace(str(home), re.sub(r"[^/-]+$", lambda name: "x" * len(name[0]), str(home)))
-    text = re.sub(r"│ [\d,.]+ tokens/s.*", "│ …", text)
+    text = re.sub(r"(of [\d,]+ tokens) │.*", r"\1 │ …", text)
     text = re.sub(r"[\d,.]+ (tokens/s|[kKMG]?B)\b", r"… \1", text)
     return re.sub(r"(first token +)[\d.]+ s", r"\1… s", text)
 
@@ -104,7 +107,8 @@ def check(name: str, text: str, home: Path) -> None:
 
 
 def test_three_turns_with_pictures_then_resumed(home: Path) -> None:
-    with Terminal(*CHAT, home=home, rows=40) as chat:
+    answers = ("The triangle is in the second image.", "7 plus 5 is 12.", "Two.", "Two images.")
+    with scripted(home, *answers, rows=40) as chat:
         chat.until_asked()
         quoted = f"'{home}/my pictures/the first.png'"
         escaped = f"{home}/my pictures/second (2).png".replace(" ", r"\ ")
@@ -123,7 +127,7 @@ def test_three_turns_with_pictures_then_resumed(home: Path) -> None:
         chat.type(CTRL_D)
         assert chat.until_done() == 0
         check("three_turns", chat.text(), home)
-    with Terminal(*CHAT, "--resume", home=home, rows=40) as chat:
+    with scripted(home, "7 plus 5 is 12.", resume=True, rows=40) as chat:
         chat.until_asked()
         chat.type(UP)
         chat.until("> /retyr")
@@ -148,8 +152,12 @@ def test_ctrl_c_and_a_window_made_narrower_while_it_answers(home: Path) -> None:
         chat.type("Go on" + ENTER)
         chat.until("that happens")
         chat.settle()
+        chat.type("typed ahead")
+        chat.settle()
         chat.resize(50, 30)
         (home / "go").touch()
+        chat.until("> typed ahead")
+        chat.type(CTRL_U)
         chat.until_asked()
         chat.enter("/tokens")  # both answers are there, the first one as far as it came
         check("stopped_and_resized", chat.text(), home)
@@ -176,10 +184,10 @@ def test_markdown_and_help(home: Path, columns: int) -> None:
 
 
 def test_no_colour_and_a_terminal_that_is_closed(home: Path) -> None:
-    with scripted(home, MARKDOWN, NO_COLOR="1") as chat:
+    with scripted(home, SHORT, NO_COLOR="1") as chat:
         chat.until_asked()
         chat.enter("Describe the shapes.")
-        assert "Three shapes" in chat.text()
+        assert "Heading" in chat.text()
         assert not COLOUR.search(chat.raw), COLOUR.search(chat.raw)
         chat.hang_up()
         assert chat.process.wait(30) == 128 + signal.SIGHUP
@@ -187,10 +195,10 @@ def test_no_colour_and_a_terminal_that_is_closed(home: Path) -> None:
 
 
 def test_dumb_terminal(home: Path) -> None:
-    with scripted(home, MARKDOWN, TERM="dumb", rows=50) as chat:
+    with scripted(home, SHORT, TERM="dumb", rows=50) as chat:
         chat.until("\n>")
         chat.type("'my pictures/the first.png' What is it?" + ENTER)
-        chat.until("still code")
+        chat.until("```\n>")
         chat.settle()
         chat.type("/stats" + ENTER)
         chat.until("in all")
@@ -206,7 +214,7 @@ def test_dumb_terminal(home: Path) -> None:
 def test_piped(home: Path) -> None:
     lines = (
         "'my pictures/the first.png' 'my pictures/second (2).png' Which image has a triangle?\n"
-        '/nothing\n"""What is\n7 plus 5?"""\n/stats\n'
+        '/nothing\n/reset\n"""What is 7\nplus 5?"""\n/stats\n'
     )
     result = subprocess.run(
         [sys.executable, "-m", "mlx_llama4", *CHAT], cwd=home, env=environment_at(home),

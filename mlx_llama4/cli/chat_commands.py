@@ -59,11 +59,13 @@ def completions(before: str) -> Iterable[str] | None:
 def _help(talk: Talk, argument: str) -> None:
     width = max(len(command.usage) for command in COMMANDS.values())
     for command in COMMANDS.values():
-        terminal.note(f"{command.usage:{width}}  {command.help}")
+        terminal.note(terminal.wrapped(f"{command.usage:{width}}  {command.help}"))
     terminal.note(
-        'Enter sends; Alt-Enter, or """ before and after, makes several lines; Tab completes.\n'
-        "Paths of pictures in a message, typed, pasted or dropped, attach them.\n"
-        "Ctrl-C stops an answer and keeps what is there."
+        terminal.wrapped(
+            'Enter sends; Alt-Enter, or """ before and after, makes several lines; Tab completes.\n'
+            "Paths of pictures in a message, typed, pasted or dropped, attach them.\n"
+            "Ctrl-C stops an answer and keeps what is there."
+        )
     )
 
 
@@ -96,8 +98,8 @@ def _images(talk: Talk, argument: str) -> None:
 def _system(talk: Talk, argument: str) -> None:
     if not argument:
         for name, text in PERSONAS.items():
-            terminal.note(f"{name:10} {text}")
-        terminal.note(f"now: {talk.chat.options.system or 'none'}")
+            terminal.note(terminal.wrapped(f"{name:10}  {text}"))
+        terminal.note(terminal.wrapped(f"{'now':10}  {talk.chat.options.system or 'none'}"))
         return
     talk.chat.set_system(None if argument == "none" else read_system(argument))
     talk.recount()

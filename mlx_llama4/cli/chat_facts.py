@@ -95,8 +95,10 @@ def context(talk: "Talk", argument: str) -> None:
         parts[message["role"]] = parts.get(message["role"], 0) + total - before
         before = total
     terminal.note(
-        f"{'█' * filled}{'░' * (BAR - filled)} {used:,} of {chat.context:,} tokens "
-        f"({used / chat.context:.1%}), as {limit} allows"
+        terminal.wrapped(
+            f"{'█' * filled}{'░' * (BAR - filled)} {used:,} of {chat.context:,} tokens "
+            f"({used / chat.context:.1%}), as {limit} allows"
+        )
     )
     if chat.document:
         terminal.note("with a document, which stays when questions are dropped")
@@ -124,4 +126,4 @@ def _table(rows: list[tuple[str, ...]]) -> None:
         cells = [f"{first:{widths[0]}}", *rest[:-1], rest[-1]]
         if len(cells) == 3:
             cells[1] = f"{cells[1]:>{widths[1]}}"
-        terminal.note("  ".join(cells).rstrip())
+        terminal.note(terminal.wrapped("  ".join(cells).rstrip()))

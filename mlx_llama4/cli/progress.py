@@ -18,7 +18,7 @@ Update = Callable[[str, int, int, int], None]
 @contextlib.contextmanager
 def byte_progress(transient: bool = False) -> Iterator[Update]:
     """transient: nothing is left of it on the terminal in the end."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", None):
         yield _Lines().update
         return
     from rich.console import Console

@@ -1,6 +1,7 @@
 """A conversation in a terminal: what is said, what is shown of it, what is kept of it."""
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ class Look:
     """How things are shown. preview: shows a picture in the terminal, if it can."""
 
     markdown: bool = False
-    preview: Callable[[Path], None] | None = None
+    preview: Callable[["PromptImage"], None] | None = None
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Talk:
         """
         while True:
             try:
-                with terminal.Answer(self.look.markdown) as answer:
+                with terminal.keys_unseen(), terminal.Answer(self.look.markdown) as answer:
                     answer.show(begin(answer))
             finally:
                 self._count()
@@ -129,8 +130,8 @@ class Talk:
             terminal.aside(f"[stopped after {count:,} tokens; /set max_tokens allows more]")
 
     def _show_picture(self, image: "PromptImage") -> None:
-        if self.look.preview is not None and image.source is not None:
-            self.look.preview(image.source)
+        if self.look.preview is not None:
+            self.look.preview(image)
         facts = facts_of(image, self.chat.processor.image_tokens(image))
         terminal.aside(f"[{name_of(image)}: {facts}]")
 
@@ -151,7 +152,9 @@ class Talk:
         self.recount()
 
     def status(self, typed: str = "") -> str:
-        """A line that says how the conversation stands, and what goes with the message typed."""
+        """A line that says how the conversation stands and what goes with the message typed, as far
+        as there is room in the window.
+        """
         from mlx_llama4.memory import human_bytes
 
         statistics = self.chat.statistics
@@ -172,7 +175,10 @@ class Talk:
             tokens = sum(map(self.chat.processor.image_tokens, pictures))
             names = ", ".join(map(name_of, pictures))
             parts.insert(0, f"+ {names}: {tokens:,} tokens")
-        return " │ ".join(parts)
+        width = shutil.get_terminal_size().columns
+        while len(line := " │ ".join(parts)) > width and len(parts) > 1:
+            parts.pop()
+        return line
 
     def keep(self) -> Path | None:
         """Write this session down for --resume, if there is anything new in it. Returns where."""

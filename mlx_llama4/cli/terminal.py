@@ -6,8 +6,11 @@ Answers go to standard output, everything else to standard error, so that output
 import contextlib
 import functools
 import os
+import re
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -19,6 +22,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 INTERRUPTED = 130  # what shells report for Ctrl-C
 DEBUG_VARIABLE = "MLX_LLAMA4_DEBUG"
+SECOND_COLUMN = re.compile(r"\S+(?: \S+)*  +(?=\S)")
 
 # A model may be talked into emitting escape sequences; a terminal must not act on them.
 CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
@@ -72,7 +76,25 @@ def note(text: str) -> None:
 def aside(text: str) -> None:
     """A remark beside a conversation, on standard error; faint where that can be shown."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", None)
+    text = wrapped(text)
     note(text if plain or not sys.stderr.isatty() else f"\x1b[2m{text}\x1b[0m")
+
+
+def wrapped(text: str) -> str:
+    """Broken between words where a terminal would break it anywhere, under the second column if
+    there are columns. Not for what is to be copied in one piece.
+    """
+    if not sys.stderr.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    lines = []
+    for line in text.split("\n"):
+        first = SECOND_COLUMN.match(line)
+        under = first.end() if first and first.end() <= width // 2 else 4 if first else 0
+        lines += textwrap.wrap(
+            line, width, subsequent_indent=" " * under, break_on_hyphens=False
+        ) or [""]  # fmt: skip
+    return "\n".join(lines)
 
 
 def line(text: str = "") -> None:
@@ -89,6 +111,25 @@ def as_typed(text: str) -> str:
         return text.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeError:
         raise PromptError("the text is not UTF-8; convert it first, with iconv say") from None
+
+
+@contextlib.contextmanager
+def keys_unseen() -> Iterator[None]:
+    """What is typed meanwhile is not shown amid the answer; the next prompt gets it."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+    unseen = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(keyboard, termios.TCSADRAIN, unseen)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(termios.error):  # it has been closed
+            termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
 
 
 class Answer:
