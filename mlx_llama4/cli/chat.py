@@ -116,9 +116,9 @@ def chat(
         limit_to_memory(chat_options, folder, held or 0, placement)
     with options.loaded_chat(folder, chat_options, placement, trace) as conversation:
         settings = options.sampling_settings(folder, sampling)
-        talk = Talk(
-            conversation, settings, _look(plain), keeps_session=sys.stdin.isatty() and not private
-        )
+        look, typed = _look(plain)
+        keeps = sys.stdin.isatty() and not private
+        talk = Talk(conversation, settings, look, keeps_session=keeps)
         lines = _lines(talk, private)
         if tool_file is not None:
             from mlx_llama4.cli.tool_consent import Consent
