@@ -98,6 +98,8 @@ class StreamingMarkdown:
         """Replace all before the last leaf by an `x` in each container that may go on."""
         before, last = self._leaves[-2:]
         chain = {part.line: part.opening for part in before.path if isinstance(part, Container)}
+        if None in chain.values():
+            return
         context = []
         for opening in chain.values():
             context += [f"{opening}x", re.sub(r"[^>]", " ", opening).rstrip()]
@@ -276,7 +278,8 @@ class StreamingMarkdown:
             text.truncate(self._width(leaf), overflow="ellipsis")
         elif leaf.kind == "empty" and not fresh:
             text = Text(self._buffer)
-        if text is not None and (leaf.kind == "fence" or self._row.fits(Text(leaf.first) + text)):
+        code = leaf.kind == "fence" and self._begun  # a long line of it is only added to
+        if text is not None and (code or self._row.fits(Text(leaf.first) + text)):
             self._show(leaf, text)
 
     def _unfinished_code(self, leaf: Leaf) -> str:
