@@ -84,10 +84,10 @@ def chat(
       mlx-llama4 chat --model scout-4bit
       mlx-llama4 chat --model scout-4bit --system teacher --tools my_tools.py
     """
+    terminal.import_mlx()
     from mlx_llama4.cli.talk import Talk, kept_at_the_end, say_dropped
     from mlx_llama4.hub import find_folder
 
-    terminal.import_mlx()
     sampling = options.Sampling(
         temperature,
         top_p,
