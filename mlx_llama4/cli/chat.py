@@ -219,9 +219,10 @@ def _take_up(talk: "Talk", path: Path, resume: bool) -> None:
 def _greet(talk: "Talk") -> None:
     if sys.stdin.isatty():
         name = talk.chat.identity.name
+        pictures = "" if talk.chat.processor.tiler is None else "drop pictures here; "
         terminal.aside(
-            f"{name}: up to {talk.chat.context:,} tokens. /help lists what can be typed; drop "
-            "pictures here; Ctrl-D leaves."
+            f"{name}: up to {talk.chat.context:,} tokens. /help lists what can be typed; "
+            f"{pictures}Ctrl-D leaves."
         )
 
 
