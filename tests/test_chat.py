@@ -12,6 +12,7 @@ from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.demo.questions import NOTES, PICTURES, QUESTIONS
 from mlx_llama4.errors import ImageError, PromptError
+from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.generation.sampler import greedy
 
 
@@ -114,6 +115,20 @@ def test_interruption_while_the_prompt_is_read(chat: Chat) -> None:
     assert kept == 2048
     say(chat, long)
     assert chat.statistics.cached_tokens == kept
+
+
+def test_pictures_are_told_of_before_they_are_encoded(chat: Chat) -> None:
+    """Those that are known already are not, be they in the same message."""
+    told: list[tuple[int, int]] = []
+    star, two = (chat.open_image(PICTURES / name) for name in ("star.png", "two.png"))
+    chat.features = ImageFeatureCache()
+    list(chat.send("What is in the image?", [star], on_picture=lambda *how: told.append(how)))
+    list(chat.send("And now?", [star, two, two], on_picture=lambda *how: told.append(how)))
+    assert told == [(0, 1), (0, 1)]
+    chat.features = ImageFeatureCache()
+    chat.cache = PromptCache(chat.model.make_cache())
+    list(chat.retry(on_picture=lambda *how: told.append(how)))
+    assert told[2:] == [(0, 2), (1, 2)]
 
 
 def test_refused_prompts_leave_no_trace(chat: Chat) -> None:

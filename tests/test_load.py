@@ -263,3 +263,13 @@ def test_one_type_through_the_network_whatever_the_packing(
     model = load_model(tmp_path / "out", mx.float32)
     assert "language_model.model.embed_tokens.scales" in dict(tree_flatten(model.parameters()))
     assert model.embed(np.array([[1, 2, 3]])).dtype == mx.float32
+
+
+def test_loading_tells_how_far_it_is(demo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlx_llama4.load.LOAD_STEP", 10**6)
+    told: list[tuple[int, int]] = []
+    model, _ = load(demo_folder, on_load=lambda *how: told.append(how))
+    total = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    assert told[0] == (0, total) and told[-1] == (total, total)
+    steps = [done for done, _ in told]
+    assert steps == sorted(steps) and len(steps) > 3

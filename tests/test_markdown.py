@@ -142,6 +142,8 @@ DOCUMENTS = st.lists(st.sampled_from(PARTS), max_size=30).map("".join)
 @example(LONG, 20, None)
 @example(CODE, 20, None)
 @example(TABLE, 20, None)
+@example("- # \nword averyveryverylongwordthatfillsrows", 20, None)
+@example("\\\taveryveryverylongwordthatfillsrows-and-more ", 40, None)
 def test_however_it_is_cut(text: str, width: int, random: object) -> None:
     """The same in the end, and nothing that has scrolled off was ever different."""
     sizes = (random.randint(1, 9) for _ in itertools.count()) if random else itertools.repeat(1)

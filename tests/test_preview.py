@@ -5,9 +5,9 @@ import io
 import os
 import pty
 import re
-import sys
 import termios
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,13 +27,25 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> int:
     """The far end of a terminal that is standard input and output."""
     master, slave = pty.openpty()
     monkeypatch.setenv("TERM", "xterm-256color")
-    with os.fdopen(slave, "r+b", buffering=0) as stream:
-        ends = io.TextIOWrapper(stream, write_through=True)
-        monkeypatch.setattr(sys, "stdin", ends)
-        monkeypatch.setattr(sys, "stdout", ends)
-        yield master
-        monkeypatch.undo()
+    ends = SimpleNamespace(stdin=Stream(slave), stdout=Stream(slave))
+    monkeypatch.setattr(preview, "sys", ends)  # pytest puts its own into the real one
+    yield master
+    os.close(slave)
     os.close(master)
+
+
+class Stream(io.StringIO):
+    """Stands in for a terminal's stream."""
+
+    def __init__(self, descriptor: int):
+        super().__init__()
+        self.descriptor = descriptor
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def isatty(self) -> bool:
+        return True
 
 
 def asked(terminal: int, answer: bytes) -> Detected:
@@ -43,12 +55,12 @@ def asked(terminal: int, answer: bytes) -> Detected:
             seen += os.read(terminal, 1000)
         os.write(terminal, answer)
 
-    thread = threading.Thread(target=reply)
+    thread = threading.Thread(target=reply, daemon=True)
     thread.start()
-    before = termios.tcgetattr(sys.stdin.fileno())
+    before = termios.tcgetattr(preview.sys.stdin.fileno())
     found = detect(5 if answer.endswith(b"c") else 0.05)
-    assert termios.tcgetattr(sys.stdin.fileno()) == before
-    thread.join()
+    assert termios.tcgetattr(preview.sys.stdin.fileno()) == before
+    thread.join(5)
     return found
 
 
@@ -74,7 +86,7 @@ def test_not_asked(terminal: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     assert detect() == Detected(None)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("x"))
+    monkeypatch.setattr(preview.sys, "stdin", io.StringIO("x"))
     assert detect() == Detected(None)
     os.set_blocking(terminal, False)
     with pytest.raises(BlockingIOError):
@@ -116,7 +128,7 @@ def test_sixel() -> None:
     image.paste("blue", (3, 5, 7, 13))
     sixel = picture(image, "sixel")
     body = re.fullmatch(r'\x1bPq"1;1;9;14(.*)\x1b\\\n', sixel)[1]
-    colours = {n: c for n, c in re.findall(r"#(\d+);2;(\d+;\d+;\d+)", body)}
+    colours = dict(re.findall(r"#(\d+);2;(\d+;\d+;\d+)", body))
     decoded: dict[tuple[int, int], str] = {}
     bands = re.sub(r"#\d+;2;\d+;\d+;\d+", "", body).split("-")[:-1]
     for top, band in enumerate(bands):

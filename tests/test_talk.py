@@ -129,7 +129,7 @@ def test_forks(talk: Talk, said) -> None:
 def test_system_prompts(talk: Talk, said, tmp_path: Path) -> None:
     run_command(talk, "/system")
     notes = said()[1]
-    assert all(name in notes for name in PERSONAS) and notes.endswith("now: none\n")
+    assert all(name in notes for name in PERSONAS) and notes.endswith("now         none\n")
     talk.say("What is 7 plus 5?")
     run_command(talk, "/system teacher")
     assert talk.chat.messages[0] == {"role": "system", "content": PERSONAS["teacher"]}

@@ -17,6 +17,7 @@ from mlx_llama4.errors import InputError, Llama4Error
 if TYPE_CHECKING:
     from mlx_llama4.cli.line_editor import Editor, PlainLines
     from mlx_llama4.cli.talk import Look, Talk
+    from mlx_llama4.prompt.image import PromptImage
     from mlx_llama4.tools.tool_file import ToolFile
 
 Plain = Annotated[
@@ -83,10 +84,10 @@ def chat(
       mlx-llama4 chat --model scout-4bit
       mlx-llama4 chat --model scout-4bit --system teacher --tools my_tools.py
     """
+    terminal.import_mlx()
     from mlx_llama4.cli.talk import Talk, kept_at_the_end, say_dropped
     from mlx_llama4.hub import find_folder
 
-    terminal.import_mlx()
     sampling = options.Sampling(
         temperature,
         top_p,
@@ -115,9 +116,9 @@ def chat(
         limit_to_memory(chat_options, folder, held or 0, placement)
     with options.loaded_chat(folder, chat_options, placement, trace) as conversation:
         settings = options.sampling_settings(folder, sampling)
-        talk = Talk(
-            conversation, settings, _look(plain), keeps_session=sys.stdin.isatty() and not private
-        )
+        look, typed = _look(plain)
+        keeps = sys.stdin.isatty() and not private
+        talk = Talk(conversation, settings, look, keeps_session=keeps)
         lines = _lines(talk, private)
         if tool_file is not None:
             from mlx_llama4.cli.tool_consent import Consent
@@ -128,7 +129,7 @@ def chat(
             _take_up(talk, cache, resume)
         with kept_at_the_end(talk), _experts_warm(talk):
             _leave_on_signals()
-            _converse(talk, lines)
+            _converse(talk, lines, typed)
 
 
 def _open_tools(path: Path | None) -> "ToolFile | None":
@@ -151,13 +152,28 @@ def _last_session(folder: Path, cache: Path | None) -> Path:
     return sessions[0]
 
 
-def _look(plain: bool) -> "Look":
+def _look(plain: bool) -> tuple["Look", str]:
+    """How things are shown here, and what was typed while the terminal was asked."""
     from mlx_llama4.cli.line_editor import can_edit
     from mlx_llama4.cli.talk import Look
 
     if plain or not can_edit():
-        return Look()
-    return Look(markdown=True)
+        return Look(), ""
+    from mlx_llama4.cli import preview
+
+    detected = preview.detect()
+    typed = detected.typed.decode(errors="ignore").translate(terminal.CONTROLS)
+    if detected.protocol is None:
+        return Look(markdown=True), typed
+
+    def show(image: "PromptImage") -> None:
+        from mlx_llama4.prompt.image import open_image
+
+        with contextlib.suppress(Llama4Error):
+            picture = open_image(image.source)
+            terminal.line(preview.picture(picture, detected.protocol).removesuffix("\n"))
+
+    return Look(markdown=True, preview=show), typed
 
 
 def _lines(talk: "Talk", private: bool) -> "Editor | PlainLines":
@@ -203,16 +219,18 @@ def _take_up(talk: "Talk", path: Path, resume: bool) -> None:
 def _greet(talk: "Talk") -> None:
     if sys.stdin.isatty():
         name = talk.chat.identity.name
+        pictures = "" if talk.chat.processor.tiler is None else "drop pictures here; "
         terminal.aside(
-            f"{name}: up to {talk.chat.context:,} tokens. /help lists what can be typed; drop "
-            "pictures here; Ctrl-D leaves."
+            f"{name}: up to {talk.chat.context:,} tokens. /help lists what can be typed; "
+            f"{pictures}Ctrl-D leaves."
         )
 
 
-def _converse(talk: "Talk", lines: "Editor | PlainLines") -> None:
+def _converse(talk: "Talk", lines: "Editor | PlainLines", typed: str) -> None:
     from mlx_llama4.cli.chat_commands import is_command, run_command
 
-    while not talk.is_over and (text := _read(lines)) is not None:
+    while not talk.is_over and (text := _read(lines, typed)) is not None:
+        typed = ""
         try:
             if is_command(text):
                 run_command(talk, text)
@@ -224,11 +242,11 @@ def _converse(talk: "Talk", lines: "Editor | PlainLines") -> None:
             terminal.aside("[stopped]")
 
 
-def _read(lines: "Editor | PlainLines") -> str | None:
+def _read(lines: "Editor | PlainLines", typed: str) -> str | None:
     """The user's next message; None at the end of input. A second Ctrl-C in a row leaves."""
     for last in (False, True):
         try:
-            return lines.read()
+            return lines.read("" if last else typed)
         except KeyboardInterrupt:
             if not last:
                 terminal.note("[Ctrl-C again, or Ctrl-D, leaves]")

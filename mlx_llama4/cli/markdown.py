@@ -12,7 +12,7 @@ from rich.text import Text
 
 from mlx_llama4.cli import markdown_blocks as blocks
 from mlx_llama4.cli.markdown_blocks import FAINT, Container, Leaf, ListOf
-from mlx_llama4.cli.markdown_code import Highlighter, table_rows
+from mlx_llama4.cli.markdown_code import TAB, Highlighter, table_rows
 from mlx_llama4.cli.markdown_row import Row
 from mlx_llama4.cli.terminal import CONTROLS
 
@@ -98,6 +98,8 @@ class StreamingMarkdown:
         """Replace all before the last leaf by an `x` in each container that may go on."""
         before, last = self._leaves[-2:]
         chain = {part.line: part.opening for part in before.path if isinstance(part, Container)}
+        if None in chain.values():
+            return
         context = []
         for opening in chain.values():
             context += [f"{opening}x", re.sub(r"[^>]", " ", opening).rstrip()]
@@ -233,7 +235,9 @@ class StreamingMarkdown:
     def _show(self, leaf: Leaf, text: Text) -> None:
         if not self._begun and not self._spaced and self._printed:
             self._print_blank(leaf)
-        self._row.show(Text(leaf.rest if self._begun else leaf.first).append_text(text))
+        row = Text(leaf.rest if self._begun else leaf.first).append_text(text)
+        row.expand_tabs(TAB)
+        self._row.show(row)
 
     def _print_blank(self, leaf: Leaf) -> None:
         """An empty row before the leaf, but none between a list's items."""
@@ -274,7 +278,8 @@ class StreamingMarkdown:
             text.truncate(self._width(leaf), overflow="ellipsis")
         elif leaf.kind == "empty" and not fresh:
             text = Text(self._buffer)
-        if text is not None and (leaf.kind == "fence" or self._row.fits(Text(leaf.first) + text)):
+        code = leaf.kind == "fence" and self._begun  # a long line of it is only added to
+        if text is not None and (code or self._row.fits(Text(leaf.first) + text)):
             self._show(leaf, text)
 
     def _unfinished_code(self, leaf: Leaf) -> str:

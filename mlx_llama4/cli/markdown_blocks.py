@@ -235,7 +235,7 @@ def _styled(children: list[Token]) -> Text:
             _append_url(text, url, start)
         elif token.type == "image":
             start = len(text)
-            text.append(token.content, " ".join(styles))
+            text.append(token.content.replace("\t", " "), " ".join(styles))
             _append_url(text, str(token.attrs["src"]), start)
         elif token.nesting == 1:
             styles.append(STYLES[token.tag])
@@ -245,7 +245,7 @@ def _styled(children: list[Token]) -> Text:
             text.append(" ")
         else:
             style = [*styles, CODE] if token.type == "code_inline" else styles
-            text.append(token.content, " ".join(style))
+            text.append(token.content.replace("\t", " "), " ".join(style))
     return text
 
 

@@ -7,10 +7,12 @@ reach these, not the terminal, and they answer for themselves.
 """
 
 import base64
+import fcntl
 import io
 import os
 import re
 import select
+import struct
 import sys
 import termios
 import time
@@ -127,15 +129,11 @@ def _fitted(image: Image.Image) -> tuple[int, int, Image.Image]:
 def _cell() -> tuple[int, int]:
     """Pixels of a character, width and height."""
     try:
-        rows, columns = termios.tcgetwinsize(sys.stdout.fileno())
-        import fcntl
-        import struct
-
         answer = fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, bytes(8))
-        width, height = struct.unpack("HHHH", answer)[2:]
+        rows, columns, width, height = struct.unpack("HHHH", answer)
         if width >= columns > 0 and height >= rows > 0:
             return width // columns, height // rows
-    except (OSError, termios.error, ValueError):
+    except (OSError, ValueError):  # no terminal
         pass
     return CELL
 

@@ -34,7 +34,7 @@ class Look:
     """How things are shown. preview: shows a picture in the terminal, if it can."""
 
     markdown: bool = False
-    preview: Callable[[Path], None] | None = None
+    preview: Callable[["PromptImage"], None] | None = None
 
 
 @dataclass
@@ -130,8 +130,8 @@ class Talk:
             terminal.aside(f"[stopped after {count:,} tokens; /set max_tokens allows more]")
 
     def _show_picture(self, image: "PromptImage") -> None:
-        if self.look.preview is not None and image.source is not None:
-            self.look.preview(image.source)
+        if self.look.preview is not None:
+            self.look.preview(image)
         facts = facts_of(image, self.chat.processor.image_tokens(image))
         terminal.aside(f"[{name_of(image)}: {facts}]")
 
@@ -152,8 +152,8 @@ class Talk:
         self.recount()
 
     def status(self, typed: str = "") -> str:
-        """A line that says how the conversation stands, and what goes with the message typed; as
-        far as there is room in the window.
+        """A line that says how the conversation stands and what goes with the message typed, as far
+        as there is room in the window.
         """
         from mlx_llama4.memory import human_bytes
 
