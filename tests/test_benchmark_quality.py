@@ -38,6 +38,7 @@ def test_answers_follow_from_the_questions() -> None:
             assert len(task.pictures) == 1
 
 
+@pytest.mark.slow
 def test_the_demo_knows_most(demo_folder: Path) -> None:
     right = _right_answers(demo_folder, draw_tasks(3, 1))
     assert len(right) == 6 and np.mean(list(right.values())) > 0.8

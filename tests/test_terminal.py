@@ -32,7 +32,7 @@ class Terminal:
         self.process = subprocess.Popen(
             [*command, *map(str, options)],
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            # Its own terminal, so that Ctrl-C comes as from a keyboard and drops what is half typed.
+            # Its own terminal: Ctrl-C comes as from a keyboard, and drops what is half typed.
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
             env=ENVIRONMENT | {"TERM": "dumb"},
         )  # fmt: skip
