@@ -197,9 +197,7 @@ def _copy(talk: Talk, argument: str) -> None:
 
 
 def _reset(talk: Talk, argument: str) -> None:
-    talk.chat.reset()
-    talk.attachments.pending.clear()
-    talk.recount()
+    talk.reset()
     terminal.aside("[conversation forgotten]")
 
 

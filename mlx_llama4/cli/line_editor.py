@@ -28,17 +28,22 @@ class PlainLines:
 
     def read(self, text: str = "") -> str | None:
         """What is typed next; None at the end of input. `text` cannot be put there to edit."""
-        lines = [self._line(PROMPT)]
-        while is_open("\n".join(line or "" for line in lines)):
-            lines.append(self._line(CONTINUED))
-        if lines[0] is None:
+        line = self._line(PROMPT)
+        if line is None:
             return None
-        return unquoted("\n".join(line or "" for line in lines))
+        lines = [line]
+        if is_open(line):
+            while (line := self._line(CONTINUED)) is not None:
+                lines.append(line)
+                if line.rstrip().endswith(QUOTES):
+                    break
+        return unquoted("\n".join(lines))
 
     def ask(self, question: str) -> str:
         """Raises EOFError if nobody can answer."""
         if not self._prompt:
             raise EOFError
+        terminal.forget_typed()
         return input(question)
 
     def _line(self, prompt: str) -> str | None:
@@ -79,6 +84,7 @@ class Editor:
             completer=_completer(complete),
             complete_while_typing=False,
             enable_open_in_editor=True,
+            enable_suspend=True,
             bottom_toolbar=lambda: status(self._session.default_buffer.text),
             key_bindings=_keys(on_picture),
             style=Style.from_dict({"bottom-toolbar": "noreverse italic"}),
@@ -93,7 +99,10 @@ class Editor:
 
     def ask(self, question: str) -> str:
         from prompt_toolkit import prompt
+        from prompt_toolkit.input.typeahead import clear_typeahead
 
+        clear_typeahead(self._session.input)
+        terminal.forget_typed()
         return prompt(question)
 
 
@@ -131,18 +140,21 @@ def _history(path: Path) -> "FileHistory":
 
 def _keys(on_picture: Callable[[], None]) -> "KeyBindings":
     from prompt_toolkit.application import run_in_terminal
+    from prompt_toolkit.enums import DEFAULT_BUFFER
+    from prompt_toolkit.filters import has_focus
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()
+    in_message = has_focus(DEFAULT_BUFFER)  # not in the search of Ctrl-R
 
-    @keys.add("enter")
+    @keys.add("enter", filter=in_message)
     def _(event: "KeyPressEvent") -> None:
         if is_open(event.current_buffer.text):
             event.current_buffer.insert_text("\n")
         else:
             event.current_buffer.validate_and_handle()
 
-    @keys.add("escape", "enter")
+    @keys.add("escape", "enter", filter=in_message)
     def _(event: "KeyPressEvent") -> None:
         event.current_buffer.insert_text("\n")
 

@@ -132,6 +132,26 @@ def keys_unseen() -> Iterator[None]:
             termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
 
 
+def forget_typed() -> None:
+    """What was typed before a question could be seen is no answer to it."""
+    if sys.stdin.isatty():
+        import termios
+
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+
+
+@contextlib.contextmanager
+def no_signals() -> Iterator[None]:
+    """What is begun in here is done to its end, whoever asks for one meanwhile."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Answer:
     """Shows an answer as it comes and, while pictures and a long prompt are still read, how far
     that is.
