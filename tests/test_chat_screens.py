@@ -183,6 +183,13 @@ def test_no_colour_and_a_terminal_that_is_closed(home: Path) -> None:
         chat.until_asked()
         chat.enter("Describe the shapes.")
         assert "Heading" in chat.text()
+        chat.type("/image my" + TAB)
+        chat.until(r"> /image my\ pictures/")
+        chat.type("the" + TAB)
+        chat.until(r"> /image my\ pictures/the\ first.png")
+        chat.type(ENTER)
+        chat.until("[the first.png: ")
+        chat.until_asked()
         assert not COLOUR.search(chat.raw), COLOUR.search(chat.raw)
         chat.hang_up()
         assert chat.process.wait(30) == 128 + signal.SIGHUP
