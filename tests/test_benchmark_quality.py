@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks.demo_tasks import ORDINALS, draw_tasks
 from benchmarks.quality import _right_answers
