@@ -34,9 +34,10 @@ class PlainLines:
         return unquoted("\n".join(line or "" for line in lines))
 
     def ask(self, question: str) -> str:
-        """Raises EOFError if nobody can answer."""
+        """What is typed once the question is there. Raises EOFError if nobody can answer."""
         if not self._prompt:
             raise EOFError
+        terminal.forget_typed()
         return input(question)
 
     def _line(self, prompt: str) -> str | None:
@@ -90,8 +91,12 @@ class Editor:
             return None
 
     def ask(self, question: str) -> str:
+        """What is typed once the question is there."""
         from prompt_toolkit import prompt
+        from prompt_toolkit.input.typeahead import clear_typeahead
 
+        clear_typeahead(self._session.input)
+        terminal.forget_typed()
         return prompt(question)
 
 

@@ -132,6 +132,14 @@ def keys_unseen() -> Iterator[None]:
             termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
 
 
+def forget_typed() -> None:
+    """What was typed before a question was there does not answer it."""
+    import termios
+
+    if sys.stdin.isatty():
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+
+
 class Answer:
     """Shows an answer as it comes and, while pictures and a long prompt are still read, how far
     that is.
