@@ -40,7 +40,7 @@ class PlainLines:
         return unquoted("\n".join(lines))
 
     def ask(self, question: str) -> str:
-        """Raises EOFError if nobody can answer."""
+        """What is typed once the question is there. Raises EOFError if nobody can answer."""
         if not self._prompt:
             raise EOFError
         terminal.forget_typed()
@@ -98,6 +98,7 @@ class Editor:
             return None
 
     def ask(self, question: str) -> str:
+        """What is typed once the question is there."""
         from prompt_toolkit import prompt
         from prompt_toolkit.input.typeahead import clear_typeahead
 
