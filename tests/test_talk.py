@@ -293,6 +293,11 @@ def test_save_and_load(talk: Talk, said, tmp_path: Path) -> None:
     talk.chat.options.max_context = 20
     with pytest.raises(Llama4Error, match="there is room for 20 here"):
         run_command(talk, f"/load {path}")
+    (tmp_path / "it's kept").write_bytes(path.read_bytes())
+    talk.chat.options.max_context = None
+    for name in ("it's kept", r"it\'s\ kept", '"it\'s kept"'):
+        typed = f'"{tmp_path / name[1:]}' if name.startswith('"') else tmp_path / name
+        run_command(talk, f"/load {typed}")
     for line in ("/save", "/load", "/export"):
         with pytest.raises(Llama4Error, match="give the name of a file"):
             run_command(talk, line)

@@ -2,7 +2,9 @@
 
 import contextlib
 import difflib
+import os
 import re
+import shlex
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -215,8 +217,15 @@ def _quit(talk: Talk, argument: str) -> None:
 
 
 def _path(argument: str, usage: str) -> Path:
+    """The name as it is, blanks and all; or, behind quotes or backslashes, what a shell would make
+    of it.
+    """
     if not argument:
         raise Llama4Error(f"give the name of a file: {usage}")
+    if set("'\"\\").intersection(argument) and not os.path.lexists(argument):
+        with contextlib.suppress(ValueError):  # a quote that is left open is a part of the name
+            words = shlex.split(argument)
+            argument = words[0] if len(words) == 1 else argument
     path = Path(argument)
     with contextlib.suppress(RuntimeError):  # "~nobody"
         path = path.expanduser()
