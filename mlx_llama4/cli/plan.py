@@ -72,7 +72,7 @@ def plan(
     ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a model takes in memory at a context, and what of that fits.
+    """Say what a model takes in memory, and what of that fits a Mac.
 
     \b
     Examples:
