@@ -14,7 +14,13 @@ import pytest
 from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.cli import state_files
-from mlx_llama4.cli.chat_commands import COMMANDS, completions, is_command, run_command
+from mlx_llama4.cli.chat_commands import (
+    COMMANDS,
+    ELSEWHERE,
+    completions,
+    is_command,
+    run_command,
+)
 from mlx_llama4.cli.line_editor import PlainLines
 from mlx_llama4.cli.progress import ReadingProgress
 from mlx_llama4.cli.talk import Talk, kept_at_the_end
@@ -144,8 +150,14 @@ def test_system_prompts(talk: Talk, said, tmp_path: Path) -> None:
     run_command(talk, "/system")
     notes = said()[1]
     assert all(name in notes for name in PERSONAS) and notes.endswith("now         none\n")
+    run_command(talk, "/system Talk like a pirate, in words of the sea, always")
+    assert said()[1] == '[system prompt: "Talk like a pirate, in words of the …"]\n'
+    run_command(talk, "/system none")
     talk.say("What is 7 plus 5?")
+    said()
     run_command(talk, "/system teacher")
+    again = "what was said is read again with the next message"
+    assert said()[1] == f"[system prompt: teacher; {again}]\n"
     assert talk.chat.messages[0] == {"role": "system", "content": PERSONAS["teacher"]}
     (tmp_path / "s.txt").write_text("Be brief.\n")
     run_command(talk, f"/system @{tmp_path / 's.txt'}")
@@ -176,11 +188,16 @@ def test_settings(talk: Talk, said) -> None:
         ("/set top_p 2", "must be above 0 and at most 1"),
         ("/set top_k 1.5", "takes a whole number"),
         ("/set max_tokens 0", "must be 1 or more"),
-        ("/set temperature", "takes a number"),
+        ("/set repeat_penalty 1.1", r"did you mean repetition_penalty\?"),
+        ("/set warmth", "there is no setting warmth"),
     ):
         with pytest.raises(Llama4Error, match=message):
             run_command(talk, line)
     assert talk.settings == SamplingSettings(temperature=0.7, seed=3)
+    said()
+    for line in ("/set temperature", "/set stop", "/set top_k=7", "/set parameter min_p 0.1"):
+        run_command(talk, line)
+    assert said()[1] == "[temperature 0.7]\n[stop xyz]\n[top_k 7]\n[min_p 0.1]\n"
     run_command(talk, "/set seed none")
     run_command(talk, "/set stop none")
     assert (talk.settings.seed, talk.chat.options.stop) == (None, ())
@@ -236,6 +253,20 @@ def test_unknown_commands(talk: Talk) -> None:
         run_command(talk, "/sav x")
     with pytest.raises(Llama4Error, match="unknown command /zzzzzz; /help lists them"):
         run_command(talk, "/zzzzzz")
+    for name, advice in ELSEWHERE.items():
+        with pytest.raises(Llama4Error) as raised:
+            run_command(talk, name)
+        assert str(raised.value) == f"unknown command {name}; {advice}"
+
+
+def test_names_that_other_chats_have(talk: Talk, said) -> None:
+    run_command(talk, "/?")
+    assert said()[1].startswith("/help")
+    talk.say("My name is Ada.")
+    run_command(talk, "/clear")
+    assert talk.chat.messages == []
+    run_command(talk, "/bye")
+    assert talk.is_over
 
 
 @pytest.mark.parametrize(
@@ -255,8 +286,9 @@ def test_lines_without_an_editor(
 
 
 def test_what_is_a_command() -> None:
-    assert is_command("/quit") and is_command("/save x y") and is_command("/unknown")
-    for text in ("/Users/ada/star.png what is it?", "/tmp/x", "quit", " /quit", "/", "/2", "//x"):
+    for text in ("/quit", "/?", "/save x y", "/unknown"):
+        assert is_command(text)
+    for text in ("/Users/ada/x.png what?", "/tmp/x", "quit", " /quit", "/", "/2", "//x", "/?x"):
         assert not is_command(text)
 
 
@@ -316,6 +348,11 @@ def test_save_and_load(talk: Talk, said, tmp_path: Path) -> None:
     talk.chat.options.max_context = 20
     with pytest.raises(Llama4Error, match="there is room for 20 here"):
         run_command(talk, f"/load {path}")
+    (tmp_path / "it's kept").write_bytes(path.read_bytes())
+    talk.chat.options.max_context = None
+    for name in ("it's kept", r"it\'s\ kept", '"it\'s kept"'):
+        typed = f'"{tmp_path / name[1:]}' if name.startswith('"') else tmp_path / name
+        run_command(talk, f"/load {typed}")
     for line in ("/save", "/load", "/export"):
         with pytest.raises(Llama4Error, match="give the name of a file"):
             run_command(talk, line)

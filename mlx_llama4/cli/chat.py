@@ -124,7 +124,7 @@ def chat(
             from mlx_llama4.cli.tool_consent import Consent
 
             talk.consent = Consent(tool_file, lines.ask, terminal.note)
-        _greet(talk)
+        _greet(talk, tool_file)
         if cache is not None:
             _take_up(talk, cache, resume)
         with kept_at_the_end(talk), _experts_warm(talk):
@@ -216,7 +216,7 @@ def _take_up(talk: "Talk", path: Path, resume: bool) -> None:
         answer.write(talk.chat.messages[-1]["content"])
 
 
-def _greet(talk: "Talk") -> None:
+def _greet(talk: "Talk", tool_file: "ToolFile | None") -> None:
     if sys.stdin.isatty():
         name = talk.chat.identity.name
         pictures = "" if talk.chat.processor.tiler is None else "drop pictures here; "
@@ -224,6 +224,8 @@ def _greet(talk: "Talk") -> None:
             f"{name}: up to {talk.chat.context:,} tokens. /help lists what can be typed; "
             f"{pictures}Ctrl-D leaves."
         )
+        if tool_file is not None:
+            terminal.aside(f"tools: {', '.join(tool_file.names)}; you are asked before each call.")
 
 
 def _converse(talk: "Talk", lines: "Editor | PlainLines", typed: str) -> None:
@@ -237,9 +239,11 @@ def _converse(talk: "Talk", lines: "Editor | PlainLines", typed: str) -> None:
             else:
                 talk.say(text)
         except Llama4Error as error:
-            terminal.note(f"error: {error}")
+            terminal.note(terminal.wrapped(f"error: {error}"))
         except KeyboardInterrupt:
             terminal.aside("[stopped]")
+        if talk.look.markdown and not talk.is_over:
+            terminal.note("")  # turns are told apart at a glance
 
 
 def _read(lines: "Editor | PlainLines", typed: str) -> str | None:

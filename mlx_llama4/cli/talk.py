@@ -83,10 +83,15 @@ class Talk:
         """An answer as it comes, and what follows from it: calls of tools, and answers to their
         results.
         """
+        # Calls are shown as they are: Markdown would take signs of theirs for its own.
+        literal = "[{<" if self.consent is not None else ""
         while True:
             former = self.chat.statistics
             try:
-                with terminal.keys_unseen(), terminal.Answer(self.look.markdown) as answer:
+                with (
+                    terminal.keys_unseen(),
+                    terminal.Answer(self.look.markdown, literal) as answer,
+                ):
                     answer.show(begin(answer))
             finally:
                 self._count(former)
