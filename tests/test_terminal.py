@@ -166,6 +166,23 @@ def test_answers_cannot_drive_the_terminal(monkeypatch: pytest.MonkeyPatch) -> N
         assert stream.getvalue() == expected
 
 
+@pytest.mark.parametrize(
+    ("literal", "shown"), [("[", "[__import__('os')]"), ("", "[import('os')]")]
+)
+def test_calls_are_shown_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, literal: str, shown: str
+) -> None:
+    """Markdown, which takes underscores for emphasis, is for answers that are no calls."""
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    with terminal.Answer(markdown=True, literal=literal) as answer:
+        for piece in ("", " [__im", "port__('os')]"):
+            answer.write(piece)
+    assert screen.getvalue().strip() == shown
+
+
 def test_progress_of_a_long_prompt_is_wiped_away(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
