@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-tokens", type=int, default=1000)
     arguments = parser.parse_args(argv)
     asked = read_questions(arguments.questions)
+    if arguments.output.exists() and arguments.output.samefile(arguments.questions):
+        raise OutputError(f"{arguments.output} holds the questions; name another file")
     done = read_done(arguments.output)
     waiting = [record for record in asked if as_key(record) not in done]
     print(f"{len(asked)} questions, {len(waiting)} of them to do", file=sys.stderr)
@@ -41,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     chat = open_chat(arguments.model, ChatOptions(max_tokens=arguments.max_tokens))
     with open_to_append(arguments.output) as output:
         for record in waiting:
-            answered = record | answer(chat, record, arguments.questions.parent)
+            answered = {"question": record["question"]} | record
+            answered |= answer(chat, record, arguments.questions.parent)
             output.write(json.dumps(answered, ensure_ascii=False) + "\n")
             print(f"{record['question']}  {answered.get('answer', answered.get('error'))}")
 
@@ -74,8 +77,11 @@ def read_questions(path: Path) -> list[dict[str, Any]]:
 
 def read_done(output: Path) -> set[str]:
     try:
-        return {as_key(json.loads(line)) for line in finished_lines(output, begins="{")}
-    except (ValueError, AttributeError):
+        records = [json.loads(line) for line in finished_lines(output, begins='{"question": ')]
+        if not all("answer" in record or "error" in record for record in records):
+            raise ValueError
+        return {as_key(record) for record in records}
+    except (ValueError, AttributeError, TypeError):
         raise OutputError(f"{output} was not written by this script; name another file") from None
 
 

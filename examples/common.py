@@ -42,13 +42,16 @@ def reports_errors(main: Main) -> Callable[..., int]:
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(errors="replace")  # names of files may be no Unicode
         try:
             main(argv)
         except Llama4Error as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code
         except OSError as failure:
-            print(f"error: {failure.strerror}: {failure.filename}", file=sys.stderr)
+            where = "standard output" if failure.filename is None else failure.filename
+            print(f"error: {failure.strerror}: {where}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -72,7 +75,9 @@ def finished_lines(path: Path, begins: str) -> list[str]:
 
 
 def open_to_append(path: Path) -> TextIO:
-    """Each line is with the system as soon as it is written; one that was cut in two goes."""
+    """Each line is with the system as soon as it is written; one that was cut in two goes. What is
+    no Unicode, in names of files say, is written as JSON has it: \\udcff.
+    """
     if path.exists():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-    return path.open("a", buffering=1, encoding="utf-8", newline="\n")
+    return path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace", newline="\n")

@@ -69,6 +69,7 @@ def find_pictures(folder: Path) -> list[Path]:
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        if path.is_file() or not path.exists()  # a named pipe would be waited for
     )
 
 

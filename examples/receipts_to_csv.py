@@ -10,6 +10,7 @@ is held to a JSON schema. The same command goes on where it was stopped. Check s
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ FIELDS = {
     "currency": ("In which currency was paid?", {"enum": ["USD", "EUR", "GBP", "JPY", "other"]}),
     "total": ("What is the total, or null?", {"type": ["number", "null"]}),
 }
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+NEGATIVE = re.compile(r"-\d[\d.,]*")
 COUNTS = ["There is one shape.", "There are two shapes.", "There are three shapes."]
 DEMO_FIELDS = {
     "count": ("How many shapes are there?", {"enum": COUNTS}),
@@ -96,8 +99,12 @@ def as_cell(value: Any) -> str:
     """On one line, so that a row is one; and nothing that a spreadsheet would take for a formula:
     what a stranger has printed is data.
     """
-    cell = "" if value is None else " ".join(str(value).split())
-    return f"'{cell}" if cell.startswith(("=", "+", "@")) else cell
+    if isinstance(value, Path):  # two names that differ stay two
+        cell = CONTROLS.sub(lambda c: c[0].encode("unicode_escape").decode(), str(value))
+    else:
+        cell = "" if value is None else " ".join(str(value).split())
+    is_formula = cell.startswith(("=", "+", "-", "@")) and not NEGATIVE.fullmatch(cell)
+    return f"'{cell}" if is_formula else cell
 
 
 if __name__ == "__main__":

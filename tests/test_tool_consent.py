@@ -114,6 +114,8 @@ def test_calls_as_they_are_shown() -> None:
     assert shown_call(nasty) == (
         'f(a="\\u001b[2J\\x9b1m\\x7f\\u202egnp.exe\\u200b\\u2028\\r\\ud800")'
     )
+    unseen = ToolCall("f", {"a\ufe0f": "\u3164\u2800\U000e0101é漢"})
+    assert shown_call(unseen) == 'f(a\\ufe0f="\\u3164\\u2800\\U000e0101é漢")'
     assert shown_call(ToolCall("f", {"a": "x" * 5000})).count("x") == 5000  # nothing is hidden
 
 

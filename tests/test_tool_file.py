@@ -175,6 +175,9 @@ def test_failures_are_texts(tools: ToolFile) -> None:
     )
     broken = evaluate("[os.write(fd, b'}{\\n') for fd in range(3, 20) if not os.isatty(fd)]")
     assert tools.run(broken).startswith("error: ")
+    for said in (b"[]\n", b"{}\n", b"1\n", b'{"result": 1, "error": 2}\n'):
+        forged = f"os.write(int(__import__('sys').argv[1]), {said}) and os._exit(0)"
+        assert tools.run(evaluate(forged)) == "error: the tool has written into the answer's pipe"
 
 
 BAD_CALLS = {

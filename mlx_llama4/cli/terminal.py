@@ -115,7 +115,9 @@ def as_typed(text: str) -> str:
 
 @contextlib.contextmanager
 def keys_unseen() -> Iterator[None]:
-    """What is typed meanwhile is not shown amid the answer; the next prompt gets it."""
+    """What is typed meanwhile is not shown amid the answer; the next prompt gets it, a question
+    whether a tool may run does not.
+    """
     if not sys.stdin.isatty():
         yield
         return

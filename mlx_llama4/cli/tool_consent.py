@@ -1,6 +1,7 @@
 """The user is shown each call of a tool, and asked; nothing is run without a yes."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -10,6 +11,10 @@ from mlx_llama4.prompt.tool_calls import ToolCall
 QUESTION = "Run it? y/N/always "
 DECLINED = "The user declined this call; it was not run."
 SHOWN_CHARACTERS = 1000  # of a result; the model gets all of it
+# Fillers and variation selectors: Unicode has them printable, and nothing is seen of them.
+UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 
 class Tools(Protocol):
@@ -92,6 +97,8 @@ def _shown_value(value: Any) -> str:
 
 def _escaped(text: str) -> str:
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
+        character
+        if character.isprintable() and not UNSEEN.match(character)
+        else character.encode("unicode_escape").decode()
         for character in text
     )

@@ -4,7 +4,8 @@ Llama 4's tokenizer is byte-level BPE with some 1,100 special tokens. Text never
 token here: those are looked up by name, by whoever means them.
 """
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken
@@ -14,6 +15,11 @@ from tokenizers.decoders import ByteLevel
 from mlx_llama4.errors import CheckpointError, PromptError
 from mlx_llama4.prompt.byte_symbols import BYTE_OF_SYMBOL
 from mlx_llama4.prompt.tiktoken_file import FILE_NAME, load_fast_tokenizer
+
+# Characters that are tokenised at once: it takes 200 bytes for each, and cannot be interrupted.
+PIECE = 2**20
+# Where Llama's and GPT-2's patterns end a word whatever stands around it.
+WORD_ENDS = re.compile(r"(?<=[a-z])(?= [a-z])|(?<=\S\n)(?=[^\W\d_])")
 
 
 class Tokenizer:
@@ -31,6 +37,9 @@ class Tokenizer:
         )
         fast.encode_special_tokens = True  # "<|eot|>" in text is text
         self._fast = fast
+        self._has_words = _splits(fast, "ab cd\nef") == [
+            part for piece in ("ab", " cd\n", "ef") for part in _splits(fast, piece)
+        ]
         # What an added token shows: nothing if it is special, else its name.
         self._added = {
             id_: b"" if token.special else token.content.encode() for id_, token in added.items()
@@ -68,9 +77,23 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; names of special tokens in it stay text."""
         try:
-            return self._fast.encode(text, add_special_tokens=False).ids
+            return [
+                token
+                for piece in self._pieces(text)
+                for token in self._fast.encode(piece, add_special_tokens=False).ids
+            ]
         except TypeError:
             raise PromptError("the text is not Unicode: it holds a lone surrogate") from None
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """The text in pieces whose tokens, one after the other, are those of the whole."""
+        start = 0
+        while self._has_words and len(text) - start > PIECE:
+            if (end := WORD_ENDS.search(text, start + PIECE)) is None:
+                break
+            yield text[start : end.start()]
+            start = end.start()
+        yield text[start:]
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes that a token stands for, maybe half a character; b"" if special."""
@@ -87,6 +110,13 @@ class Tokenizer:
             names[token].encode() if token in names else self.token_bytes(token) for token in ids
         )
         return text.decode("utf-8", "replace")
+
+
+def _splits(fast: FastTokenizer, text: str) -> list[str]:
+    """What is tokenised apart."""
+    if fast.pre_tokenizer is None:
+        return [text]
+    return [part for part, _ in fast.pre_tokenizer.pre_tokenize_str(text)]
 
 
 def check_same_vocabulary(a: Path, b: Path) -> None:

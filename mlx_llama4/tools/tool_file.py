@@ -3,6 +3,7 @@
 The file is never imported here, but by a worker, once to see what is in it and once for each call.
 """
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from mlx_llama4.tools.worker_process import Outcome, ask_worker
 
 OPEN_SECONDS = 30.0
 CALL_SECONDS = 30.0
+ANSWERS = ({"error"}, {"result"}, {"definitions", "digest"})  # keys of what the worker says
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,11 @@ def _printed(outcome: Outcome) -> str | None:
 
 def _answer(outcome: Outcome, timeout_seconds: float) -> dict[str, Any]:
     if outcome.answer.endswith(b"\n"):
-        try:
-            return json.loads(outcome.answer)
-        except ValueError:
-            return {"error": "the tool has written into the answer's pipe"}
+        with contextlib.suppress(ValueError):
+            answer = json.loads(outcome.answer)
+            if isinstance(answer, dict) and answer.keys() in ANSWERS:
+                return answer
+        return {"error": "the tool has written into the answer's pipe"}
     if outcome.exit_code is None:
         return {"error": f"no result within {timeout_seconds:g} seconds; it was stopped"}
     if outcome.exit_code < 0:
