@@ -1,19 +1,18 @@
 """What is typed in a chat, and what comes of it; the terminal itself is in test_chat_screens.py."""
 
+import errno
 import io
 import json
+import os
 import shutil
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
-from mlx_llama4.cache.prompt_cache import PromptCache
-from mlx_llama4.chat import Chat, ChatOptions
-from mlx_llama4.cli import state_files
+from mlx_llama4.chat import Chat
 from mlx_llama4.cli.chat_commands import (
     COMMANDS,
     ELSEWHERE,
@@ -23,7 +22,7 @@ from mlx_llama4.cli.chat_commands import (
 )
 from mlx_llama4.cli.line_editor import PlainLines
 from mlx_llama4.cli.progress import ReadingProgress
-from mlx_llama4.cli.talk import Talk, kept_at_the_end
+from mlx_llama4.cli.talk import Talk
 from mlx_llama4.cli.tool_consent import Consent
 from mlx_llama4.conversation import questions
 from mlx_llama4.demo.questions import PICTURES
@@ -33,32 +32,6 @@ from mlx_llama4.personas import PERSONAS
 from mlx_llama4.tools.tool_file import ToolFile
 
 STAR = "From left to right: a red star."
-
-
-@pytest.fixture(scope="module")
-def loaded(demo_folder: Path) -> Chat:
-    return Chat.open(demo_folder)
-
-
-@pytest.fixture
-def talk(loaded: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Talk]:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    loaded.options = ChatOptions(max_tokens=60)
-    loaded.cache = PromptCache(loaded.model.make_cache())
-    loaded.document = []
-    loaded.reset()
-    yield Talk(loaded, SamplingSettings())
-
-
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]):
-    """What was shown since the last call: answers, and notes beside them."""
-
-    def read() -> tuple[str, str]:
-        captured = capsys.readouterr()
-        return captured.out, captured.err
-
-    return read
 
 
 def test_pictures_in_a_message(talk: Talk, said) -> None:
@@ -125,6 +98,8 @@ def test_retry_undo_edit(talk: Talk, said) -> None:
     talk.edit = lambda text: None
     run_command(talk, "/edit")
     assert said() == ("", "[nothing changed]\n")
+    with pytest.raises(Llama4Error, match="pictures stay as they are"):
+        run_command(talk, f"/edit What is this? {PICTURES / 'star.png'}")
     run_command(talk, "/undo")
     assert (talk.chat.messages, talk.used) == ([], 0)
     with pytest.raises(Llama4Error, match="takes a number"):
@@ -187,6 +162,8 @@ def test_settings(talk: Talk, said) -> None:
         ("/set temperature hot", "temperature takes a number, not 'hot'"),
         ("/set top_p 2", "must be above 0 and at most 1"),
         ("/set top_k 1.5", "takes a whole number"),
+        ("/undo " + "9" * 5000, "takes a number"),
+        ("/fork " + "9" * 5000, "there is no fork"),
         ("/set max_tokens 0", "must be 1 or more"),
         ("/set repeat_penalty 1.1", r"did you mean repetition_penalty\?"),
         ("/set warmth", "there is no setting warmth"),
@@ -328,8 +305,25 @@ def test_export(talk: Talk, said, tmp_path: Path) -> None:
         run_command(talk, f"/export {tmp_path / 'later.md'}")
     with pytest.raises(InputError, match=r"must end in \.md or \.json"):
         run_command(talk, f"/export {tmp_path / 'later.txt'}")
-    with pytest.raises(Llama4Error, match="cannot write"):
-        run_command(talk, f"/export {tmp_path / 'nowhere' / 'x.md'}")
+    for name in ("nowhere/x", "n" * 300):
+        with pytest.raises(Llama4Error, match="cannot write"):
+            run_command(talk, f"/export {tmp_path / name}.md")
+
+
+def test_an_export_that_fails_leaves_nothing(
+    talk: Talk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk.say(f"What is in the image? {PICTURES / 'star.png'}")
+
+    def full(temporary: Path, text: str, encoding: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    folder = tmp_path / "new"
+    folder.mkdir()
+    with pytest.raises(Llama4Error, match=r"cannot write .*: No space left"):
+        run_command(talk, f"/export {folder / 'a.md'}")
+    assert [*folder.iterdir()] == []
 
 
 def test_save_and_load(talk: Talk, said, tmp_path: Path) -> None:
@@ -356,78 +350,6 @@ def test_save_and_load(talk: Talk, said, tmp_path: Path) -> None:
     for line in ("/save", "/load", "/export"):
         with pytest.raises(Llama4Error, match="give the name of a file"):
             run_command(talk, line)
-
-
-def test_sessions_are_kept_and_resumed(talk: Talk, said) -> None:
-    model = talk.chat.identity.model
-    with kept_at_the_end(talk):
-        pass
-    assert state_files.sessions_of(model) == []  # nothing was said
-    with pytest.raises(SystemExit), kept_at_the_end(talk):
-        talk.say("My name is Ada.")
-        raise SystemExit(143)
-    (kept,) = state_files.sessions_of(model)
-    assert kept.parent.stat().st_mode & 0o077 == 0
-    talk.chat.reset()
-    assert talk.resume(kept) == talk.used
-    assert talk.keep() is None  # nothing new
-    talk.say("What is 7 plus 5?")
-    assert talk.chat.statistics.cached_tokens > 20
-    (later,) = [talk.keep()]
-    assert state_files.sessions_of(model) == [later] != [kept]
-    for _ in range(state_files.KEPT_SESSIONS + 1):
-        talk._resumed = None
-        talk.say("Hello")
-        talk.keep()
-    assert len(state_files.sessions_of(model)) == state_files.KEPT_SESSIONS
-    talk.keeps_session = False
-    talk.say("Hello")
-    assert talk.keep() is None
-
-
-def test_another_conversation_leaves_the_resumed_session(talk: Talk, said, tmp_path: Path) -> None:
-    talk.say("My name is Ada.")
-    first = talk.keep()
-    talk.chat.save(tmp_path / "other.safetensors")
-    for line in ("/reset", f"/load {tmp_path / 'other.safetensors'}"):
-        talk.resume(first)
-        run_command(talk, line)
-        talk.say("What is 7 plus 5?")
-        talk.keep()
-        assert first.exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_session_is_kept_whoever_wants_to_end(
-    talk: Talk, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
-    save = talk.chat.save
-
-    def interrupted(path: Path) -> int:
-        signal.raise_signal(number)
-        return save(path)
-
-    monkeypatch.setattr(talk.chat, "save", interrupted)
-    before = signal.getsignal(number)
-    with kept_at_the_end(talk):
-        talk.say("Hello")
-    assert len(state_files.sessions_of(talk.chat.identity.model)) == 1
-    assert signal.getsignal(number) is before
-
-
-def test_state_is_for_the_user_alone(talk: Talk) -> None:
-    made = state_files.made_folder("sessions")
-    assert made.stat().st_mode & 0o077 == made.parent.stat().st_mode & 0o077 == 0
-
-
-def test_a_session_that_cannot_be_kept(
-    talk: Talk, said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    with kept_at_the_end(talk):
-        talk.say("Hello")
-    assert said() == ("Hello! How can I help you?\n", "")
 
 
 def scripted(chat: Chat, answers: Sequence[str]):

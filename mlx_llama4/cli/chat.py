@@ -12,7 +12,7 @@ import typer
 
 from mlx_llama4.cli import options, terminal
 from mlx_llama4.cli.memory_check import Task, check_memory, limit_to_memory
-from mlx_llama4.errors import InputError, Llama4Error
+from mlx_llama4.errors import CheckpointError, InputError, Llama4Error
 
 if TYPE_CHECKING:
     from mlx_llama4.cli.line_editor import Editor, PlainLines
@@ -141,15 +141,21 @@ def _open_tools(path: Path | None) -> "ToolFile | None":
 
 
 def _last_session(folder: Path, cache: Path | None) -> Path:
+    """The newest that is whole."""
+    from mlx_llama4.cache.prompt_file import PromptFile
     from mlx_llama4.cli.state_files import sessions_of
     from mlx_llama4.identity import identify
 
     if cache is not None:
         raise InputError("--resume and --cache both say where to go on; leave one out")
-    sessions = sessions_of(identify(folder).model)
-    if not sessions:
-        raise InputError(f"no conversation with {folder} is kept yet; leave out --resume")
-    return sessions[0]
+    for session in sessions_of(identify(folder).model):
+        try:
+            PromptFile(session)
+        except CheckpointError:
+            terminal.note(f"{session} is damaged; trying the one before")
+        else:
+            return session
+    raise InputError(f"no conversation with {folder} is kept; leave out --resume")
 
 
 def _look(plain: bool) -> tuple["Look", str]:

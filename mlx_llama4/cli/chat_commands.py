@@ -19,6 +19,7 @@ from mlx_llama4.errors import Llama4Error
 from mlx_llama4.personas import PERSONAS
 
 COMMAND = re.compile(r"/(?:[A-Za-z]+|\?)(?=\s|$)")
+NUMBER = re.compile(r"[0-9]{1,9}")
 FENCED = re.compile(r"^(`{3,}|~{3,})[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
@@ -85,7 +86,7 @@ def _images(talk: Talk, argument: str) -> None:
 
     pending = talk.attachments.pending
     if argument == "drop":
-        terminal.aside(f"[{len(pending)} pictures dropped]")
+        terminal.aside(f"[{chat_facts.counted(len(pending), 'picture')} dropped]")
         pending.clear()
         return
     if argument:
@@ -147,7 +148,7 @@ def _edit(talk: Talk, argument: str) -> None:
 
 
 def _undo(talk: Talk, argument: str) -> None:
-    if argument and not argument.isdecimal():
+    if argument and not NUMBER.fullmatch(argument):
         raise Llama4Error(f"/undo takes a number, not {argument!r}")
     talk.chat.rewind(int(argument or 1))
     talk.recount()
@@ -157,7 +158,7 @@ def _undo(talk: Talk, argument: str) -> None:
 
 def _fork(talk: Talk, argument: str) -> None:
     if argument:
-        if not argument.isdecimal() or not 1 <= int(argument) <= len(talk.forks):
+        if not NUMBER.fullmatch(argument) or not 1 <= int(argument) <= len(talk.forks):
             raise Llama4Error(f"there is no fork {argument}; there are {len(talk.forks)}")
         talk.turn_to(int(argument))
     else:

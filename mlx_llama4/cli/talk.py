@@ -77,6 +77,11 @@ class Talk:
                 self.attachments.pending.clear()
 
     def retry(self, text: str | None = None) -> None:
+        """Raises Llama4Error if the new text names pictures: the message's own stay, no others."""
+        from mlx_llama4.cli.dropped import find_images
+
+        if text is not None and find_images(text).paths:
+            raise Llama4Error("a message's pictures stay as they are; /undo, and send it anew")
         self._show(lambda answer: self.chat.retry(text, answer.on_prefill, answer.on_picture))
 
     def _show(self, begin: Callable[[terminal.Answer], Iterator[str]]) -> None:
