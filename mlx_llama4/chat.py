@@ -51,14 +51,6 @@ END_TOKENS = ("<|eot|>", "<|eom|>", "<|end_of_text|>")
 OnProgress = Callable[[int, int], None]
 
 
-def document_prompt(
-    processor: Processor, options: ChatOptions, text: str, images: Sequence[PromptImage]
-) -> Prompt:
-    """What a conversation that begins with a document begins with."""
-    message = {"role": "user", "content": document_parts(text, images)}
-    return processor.encode_open([*opening_messages(options.system), message])
-
-
 class Chat:
     """`messages` holds what was said; `statistics` tells of the last answer."""
 

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -80,9 +80,8 @@ def home(demo_folder: Path) -> Iterator[Path]:
         yield folder
 
 
-def scripted(home: Path, *answers: str, resume: bool = False, **options: object) -> Terminal:
-    arguments = (*CHAT, "--resume") if resume else CHAT
-    return Terminal(*arguments, home=home, command=command(home, *answers), **options)
+def scripted(home: Path, *answers: str, more: Sequence[str] = (), **options: object) -> Terminal:
+    return Terminal(*CHAT, *more, home=home, command=command(home, *answers), **options)
 
 
 def masked(text: str, home: Path) -> str:
@@ -122,7 +121,7 @@ def test_three_turns_with_pictures_then_resumed(home: Path) -> None:
         chat.type(CTRL_D)
         assert chat.until_done() == 0
         check("three_turns", chat.text(), home)
-    with scripted(home, "7 plus 5 is 12.", resume=True, rows=40) as chat:
+    with scripted(home, "7 plus 5 is 12.", more=["--resume"], rows=40) as chat:
         chat.until_asked()
         chat.type(UP)
         chat.until("> /retyr")
@@ -183,10 +182,38 @@ def test_no_colour_and_a_terminal_that_is_closed(home: Path) -> None:
         chat.until_asked()
         chat.enter("Describe the shapes.")
         assert "Heading" in chat.text()
+        chat.type("/image my" + TAB)
+        chat.until(r"> /image my\ pictures/")
+        chat.type("the" + TAB)
+        chat.until(r"> /image my\ pictures/the\ first.png")
+        chat.type(ENTER)
+        chat.until("[the first.png: ")
+        chat.until_asked()
         assert not COLOUR.search(chat.raw), COLOUR.search(chat.raw)
         chat.hang_up()
         assert chat.process.wait(30) == 128 + signal.SIGHUP
         assert len([*(home / "state/mlx-llama4/sessions").iterdir()]) == 1
+
+
+@pytest.mark.parametrize("kind", ["xterm-256color", "dumb"])
+def test_what_was_typed_before_a_tool_is_asked_about_is_no_consent(home: Path, kind: str) -> None:
+    """A model could have it typed: "press y and Enter while I think"."""
+    tool = 'def mark() -> str:\n    """Leave a mark."""\n    open("mark", "w").close()\n'
+    (home / "tools.py").write_text(tool)
+    answers = (f"Press y and Enter. {HOLD}[mark()]", "Done.")
+    with scripted(home, *answers, more=["--tools", "tools.py"], TERM=kind) as chat:
+        chat.until("\n>")
+        chat.type("Mark it." + ENTER)
+        chat.until("and Enter.")
+        chat.type(f"y{ENTER}always{ENTER}")
+        chat.settle()
+        (home / "go").touch()
+        chat.until("y/N/always")
+        chat.settle(0.5)
+        assert not (home / "mark").exists()
+        chat.type("y" + ENTER)
+        chat.until("Done.")
+        assert (home / "mark").exists()
 
 
 def test_dumb_terminal(home: Path) -> None:

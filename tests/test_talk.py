@@ -1,8 +1,11 @@
 """What is typed in a chat, and what comes of it; the terminal itself is in test_chat_screens.py."""
 
+import io
 import json
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -18,6 +21,8 @@ from mlx_llama4.cli.chat_commands import (
     is_command,
     run_command,
 )
+from mlx_llama4.cli.line_editor import PlainLines
+from mlx_llama4.cli.progress import ReadingProgress
 from mlx_llama4.cli.talk import Talk, kept_at_the_end
 from mlx_llama4.cli.tool_consent import Consent
 from mlx_llama4.conversation import questions
@@ -95,6 +100,15 @@ def test_attached_pictures(talk: Talk, said) -> None:
     assert talk.attachments.pending == []
     with pytest.raises(Llama4Error, match="/images drop forgets"):
         run_command(talk, "/images 2")
+
+
+def test_pictures_attached_before_the_message(talk: Talk) -> None:
+    first, star = PICTURES / "first.png", PICTURES / "star.png"
+    run_command(talk, f"/image {first}")
+    assert talk.status(f"{star} {first}").startswith("+ first.png, star.png: ")
+    text = talk.attachments.take_from(f"Compare {star} with {first}, please")
+    assert text == "Compare image 2 with image 1, please"
+    assert [image.source for image in talk.attachments.pending] == [first, star]
 
 
 def test_retry_undo_edit(talk: Talk, said) -> None:
@@ -209,6 +223,31 @@ def test_facts(talk: Talk, said) -> None:
     assert f"{len(talk.chat.cache.ids)} tokens" in said()[1]
 
 
+def test_what_was_not_answered_is_not_counted(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    talk.say("Hello")
+    talk.say("What is 7 plus 5?")
+    run_command(talk, "/undo")
+    totals, used = replace(talk.totals), talk.used
+    talk.chat.options.max_context = used + 10
+    with pytest.raises(Llama4Error, match="the prompt has"):
+        talk.say("What is 7 plus 5, and what is 2 plus 3, and what is 4 plus 4?")
+    assert (talk.totals, talk.used) == (totals, used)
+    talk.chat.options.max_context = None
+    run_command(talk, "/undo")
+    with pytest.raises(Llama4Error, match="nothing has been asked"):
+        run_command(talk, "/retry")
+    assert (talk.totals, talk.used) == (totals, 0)
+
+    def interrupt(progress: ReadingProgress, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ReadingProgress, "update", interrupt)
+    talk.chat.options.prefill_step = 4
+    with pytest.raises(KeyboardInterrupt):
+        talk.say("What is 7 plus 5?")
+    assert (talk.totals, talk.used, talk.chat.messages) == (totals, 0, [])
+
+
 def test_unknown_commands(talk: Talk) -> None:
     with pytest.raises(Llama4Error, match=r"unknown command /sav; did you mean /save\?"):
         run_command(talk, "/sav x")
@@ -228,6 +267,22 @@ def test_names_that_other_chats_have(talk: Talk, said) -> None:
     assert talk.chat.messages == []
     run_command(talk, "/bye")
     assert talk.is_over
+
+
+@pytest.mark.parametrize(
+    ("typed", "messages"),
+    [
+        ('one\n"""two\n\nthree""" \nfour\n', ["one", "two\n\nthree", "four"]),
+        ('"""one\ntwo\n', ["one\ntwo"]),  # never closed
+        ('""""""\n"""\n', ["", ""]),
+    ],
+)
+def test_lines_without_an_editor(
+    monkeypatch: pytest.MonkeyPatch, typed: str, messages: list[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    lines = PlainLines()
+    assert [*iter(lines.read, None)] == messages
 
 
 def test_what_is_a_command() -> None:
@@ -328,6 +383,41 @@ def test_sessions_are_kept_and_resumed(talk: Talk, said) -> None:
     talk.keeps_session = False
     talk.say("Hello")
     assert talk.keep() is None
+
+
+def test_another_conversation_leaves_the_resumed_session(talk: Talk, said, tmp_path: Path) -> None:
+    talk.say("My name is Ada.")
+    first = talk.keep()
+    talk.chat.save(tmp_path / "other.safetensors")
+    for line in ("/reset", f"/load {tmp_path / 'other.safetensors'}"):
+        talk.resume(first)
+        run_command(talk, line)
+        talk.say("What is 7 plus 5?")
+        talk.keep()
+        assert first.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_session_is_kept_whoever_wants_to_end(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    save = talk.chat.save
+
+    def interrupted(path: Path) -> int:
+        signal.raise_signal(number)
+        return save(path)
+
+    monkeypatch.setattr(talk.chat, "save", interrupted)
+    before = signal.getsignal(number)
+    with kept_at_the_end(talk):
+        talk.say("Hello")
+    assert len(state_files.sessions_of(talk.chat.identity.model)) == 1
+    assert signal.getsignal(number) is before
+
+
+def test_state_is_for_the_user_alone(talk: Talk) -> None:
+    made = state_files.made_folder("sessions")
+    assert made.stat().st_mode & 0o077 == made.parent.stat().st_mode & 0o077 == 0
 
 
 def test_a_session_that_cannot_be_kept(

@@ -1,5 +1,6 @@
 """Ctrl-C, closed and full streams, odd terminals: no traceback, nothing lost in silence."""
 
+import fcntl
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -30,6 +32,8 @@ class Terminal:
         self.process = subprocess.Popen(
             [*command, *map(str, options)],
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            # Its own terminal: Ctrl-C comes as from a keyboard, and drops what is half typed.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
             env=ENVIRONMENT | {"TERM": "dumb"},
         )  # fmt: skip
         os.close(slave)
@@ -49,7 +53,7 @@ class Terminal:
     def ctrl_c(self) -> None:
         # What has shown its prompt may take a moment more to listen for signals.
         time.sleep(0.3)
-        self.process.send_signal(signal.SIGINT)
+        self.type("\x03")
 
     def __enter__(self) -> "Terminal":
         return self

@@ -128,14 +128,16 @@ def _check(
     import mlx.core as mx
 
     from mlx_llama4.cache.prompt_file import check_prompt_place
-    from mlx_llama4.chat import document_prompt
+    from mlx_llama4.conversation import opening_messages
     from mlx_llama4.load import open_folder
     from mlx_llama4.memory import prompt_file_bytes
+    from mlx_llama4.prompt.messages import document_parts
     from mlx_llama4.prompt.processor import check_length
 
     config, processor = open_folder(folder)
     images = [processor.tile(path) for path in paths]
-    prompt = document_prompt(processor, chat_options, text, images)
+    message = {"role": "user", "content": document_parts(text, images)}  # as `Chat.read` has it
+    prompt = processor.encode_open([*opening_messages(chat_options.system), message])
     check_length(prompt, config)
     dtype_bytes = 4 if mx.default_device() == mx.cpu else 2
     kv, tokens = chat_options.kv_quantization, len(prompt.ids)

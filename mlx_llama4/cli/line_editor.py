@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 PROMPT, CONTINUED = "> ", "  "
 QUOTES = '"""'
+LAST_WORD = re.compile(r"(?:\\.|[^\s\\])*\\?$")  # a blank behind a backslash is part of it
 
 
 class PlainLines:
@@ -38,7 +40,7 @@ class PlainLines:
         return unquoted("\n".join(lines))
 
     def ask(self, question: str) -> str:
-        """Raises EOFError if nobody can answer."""
+        """What is typed once the question is there. Raises EOFError if nobody can answer."""
         if not self._prompt:
             raise EOFError
         terminal.forget_typed()
@@ -96,6 +98,7 @@ class Editor:
             return None
 
     def ask(self, question: str) -> str:
+        """What is typed once the question is there."""
         from prompt_toolkit import prompt
         from prompt_toolkit.input.typeahead import clear_typeahead
 
@@ -174,14 +177,19 @@ def _completer(complete: Callable[[str], Iterable[str] | None]) -> "Completer":
             self, document: Document, event: "CompleteEvent"
         ) -> Iterator["Completion"]:
             before = document.text_before_cursor
-            word = before.split(" ")[-1].split("\n")[-1]
+            word = LAST_WORD.search(before)[0]
             choices = complete(before)
             if choices is not None:
                 for choice in choices:
                     if choice.startswith(word):
                         yield Completion(choice, start_position=-len(word))
             elif word:
+                path = Document(re.sub(r"\\(.)", r"\1", word))
                 with contextlib.suppress(OSError, ValueError):
-                    yield from paths.get_completions(Document(word), event)
+                    for found in paths.get_completions(path, event):
+                        # A folder is shown with its slash but completed without it.
+                        slash = "/" if found.display_text.endswith("/") else ""
+                        rest = re.sub(r"([\s\\'\"()])", r"\\\1", found.text) + slash
+                        yield Completion(rest, found.start_position, found.display)
 
     return CommandsAndPaths()

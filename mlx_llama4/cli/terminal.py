@@ -157,14 +157,17 @@ class Answer:
     that is.
     """
 
-    def __init__(self, markdown: bool = False) -> None:
-        """markdown: show it as such; for terminals."""
+    def __init__(self, markdown: bool = False, literal: str = "") -> None:
+        """markdown: show it as such, for terminals, unless it begins with one of the characters of
+        `literal`.
+        """
         from mlx_llama4.cli.progress import ReadingProgress
 
         self._last = ""
         self._progress = ReadingProgress()
         self.on_prefill = self._progress.update
         self.on_picture = self._progress.update_pictures
+        self._literal = literal
         self._markdown = None
         if markdown:
             from rich.console import Console
@@ -191,6 +194,10 @@ class Answer:
 
     def write(self, piece: str) -> None:
         self._progress.clear()
+        if self._literal and piece.strip():
+            if piece.lstrip()[0] in self._literal:
+                self._markdown = None
+            self._literal = ""
         if self._markdown is not None:
             self._markdown.feed(piece)
             return
