@@ -263,5 +263,5 @@ OTHER_NAMES = {"/bye": "/quit", "/exit": "/quit", "/clear": "/reset", "/?": "/he
 ELSEWHERE = {
     "/model": "leave, and start with another --model",
     "/show": "see /set, /system, /stats and /context",
-    "/tools": "they are given at the start: chat --tools FILE.py",
+    "/tools": "tools are given at the start: chat --tools FILE.py",
 }
