@@ -195,13 +195,14 @@ def test_no_colour_and_a_terminal_that_is_closed(home: Path) -> None:
         assert len([*(home / "state/mlx-llama4/sessions").iterdir()]) == 1
 
 
-@pytest.mark.parametrize("kind", ["xterm-256color", "dumb"])
-def test_what_was_typed_before_a_tool_is_asked_about_is_no_consent(home: Path, kind: str) -> None:
-    """A model could have it typed: "press y and Enter while I think"."""
+def test_what_was_typed_ahead_is_no_consent_on_a_dumb_terminal(home: Path) -> None:
+    """A model could have it typed: "press y and Enter while I think". test_chat_keys.py has the
+    same for the editor.
+    """
     tool = 'def mark() -> str:\n    """Leave a mark."""\n    open("mark", "w").close()\n'
     (home / "tools.py").write_text(tool)
     answers = (f"Press y and Enter. {HOLD}[mark()]", "Done.")
-    with scripted(home, *answers, more=["--tools", "tools.py"], TERM=kind) as chat:
+    with scripted(home, *answers, more=["--tools", "tools.py"], TERM="dumb") as chat:
         chat.until("\n>")
         chat.type("Mark it." + ENTER)
         chat.until("and Enter.")
