@@ -23,6 +23,7 @@ help:
 
 demo: $(STAMP)
 	@$(BIN)/mlx-llama4 demo
+	@echo "Here the command is $(BIN)/mlx-llama4; after . $(BIN)/activate just mlx-llama4."
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -m "not slow"

@@ -4,7 +4,7 @@
 
 Each scene runs on a terminal of its own (tests/screen.py), on the demo model, in an empty home, and
 what is then on the screen becomes docs/recordings/NAME.svg. Only the figures of speed differ from
-one run to the next.
+one run to the next. The demo model writes no Markdown: the answer of that scene is given.
 """
 
 import io
@@ -27,7 +27,8 @@ from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.stream import convert
 from mlx_llama4.demo.questions import CHECKPOINT, PICTURES
 from mlx_llama4.quantization import Quantization
-from tests.screen import Terminal
+from tests.screen import MLX_LLAMA4, Terminal
+from tests.scripted_chat import command
 
 ROOT = Path(__file__).parents[1]
 RECORDINGS = ROOT / "docs" / "recordings"
@@ -76,20 +77,67 @@ class Scene:
 
     arguments: tuple[str, ...]
     act: Callable[[Terminal], None] | None = None
+    answers: tuple[str, ...] = ()  # in place of the model's own
     columns: int = 96
     rows: int = 24
+
+
+CHAT = ("chat", "--model", "demo-8bit")
+
+MARKDOWN = """\
+## Areas of the shapes
+
+A *square* is the simplest of them, a **circle** needs `math.pi`:
+
+```python
+import math
+
+def area(shape: str, size: float) -> float:
+    \"\"\"Of a square's side, or a circle's radius.\"\"\"
+    return {"square": 1.0, "circle": math.pi}[shape] * size**2
+```
+
+| shape | size | area |
+|-------|-----:|-----:|
+| square | 3 | 9.00 |
+| circle | 3 | 28.27 |
+
+1. measure it twice;
+2. then mind the units.
+"""
+
+
+def talk(chat: Terminal) -> None:
+    chat.until_asked()
+    chat.paste("'my pictures/three shapes.png' ")
+    chat.enter("Describe the image.")
+    chat.enter("What is on the right?")
+    chat.enter("/stats")
+    chat.enter("/stast")
+    chat.type("What is on the left? two.png")
+    chat.settle(0.5)
+
+
+def ask_for_code(chat: Terminal) -> None:
+    chat.until_asked()
+    chat.enter("How large are they?")
 
 
 SCENES = {
     "demo": Scene(("demo",)),
     "ask": Scene(("ask", "Which image has a triangle?", "-m", "demo-8bit", "-i", "first.png",
                   "-i", "second.png")),
+    "chat": Scene(CHAT, talk, rows=22),
+    "markdown": Scene(CHAT, ask_for_code, (MARKDOWN,), columns=80, rows=29),
 }  # fmt: skip
 
 
 def record(name: str, home: Path) -> Path:
     scene = SCENES[name]
-    with Terminal(*scene.arguments, home=home, columns=scene.columns, rows=scene.rows) as terminal:
+    program = command(home, *scene.answers) if scene.answers else MLX_LLAMA4
+    with Terminal(
+        *scene.arguments, home=home, columns=scene.columns, rows=scene.rows, command=program
+    ) as terminal:
         if scene.act is not None:
             scene.act(terminal)
         elif terminal.until_done() != 0:
@@ -149,6 +197,8 @@ def main(names: list[str]) -> None:
         convert(CHECKPOINT, home / "demo-8bit", Recipe("bfloat16", Quantization(64, 8)))
         for picture in PICTURES.glob("*.png"):
             shutil.copy(picture, home)
+        (home / "my pictures").mkdir()
+        shutil.copy(PICTURES / "three.png", home / "my pictures" / "three shapes.png")
         for name in names or SCENES:
             path = record(name, home)
             print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")

@@ -18,9 +18,13 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from mlx_llama4.cache.prompt_cache import PromptCache
+from mlx_llama4.chat import Chat, ChatOptions
+from mlx_llama4.cli.talk import Talk
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.stream import convert
 from mlx_llama4.demo.questions import CHECKPOINT
+from mlx_llama4.generation.settings import SamplingSettings
 from mlx_llama4.load import load_model
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.quantization import Quantization
@@ -76,6 +80,33 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "demo-8bit"
     convert(CHECKPOINT, folder, Recipe("bfloat16", Quantization(64, 8)))
     return folder
+
+
+@pytest.fixture(scope="module")
+def demo_chat(demo_folder: Path) -> Chat:
+    return Chat.open(demo_folder)
+
+
+@pytest.fixture
+def talk(demo_chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Talk:
+    """Nothing said yet; what it keeps goes to a folder of its own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    demo_chat.options = ChatOptions(max_tokens=60)
+    demo_chat.cache = PromptCache(demo_chat.model.make_cache())
+    demo_chat.document = []
+    demo_chat.reset()
+    return Talk(demo_chat, SamplingSettings())
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], tuple[str, str]]:
+    """What was shown since the last call: answers, and notes beside them."""
+
+    def read() -> tuple[str, str]:
+        captured = capsys.readouterr()
+        return captured.out, captured.err
+
+    return read
 
 
 @pytest.fixture(scope="session")

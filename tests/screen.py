@@ -29,6 +29,7 @@ ENTER, ALT_ENTER, TAB, ESCAPE, BACKSPACE = "\r", "\x1b\r", "\t", "\x1b", "\x7f"
 UP, DOWN, RIGHT, LEFT, HOME, END = (f"\x1b[{key}" for key in "ABCDHF")
 CTRL_C, CTRL_D, CTRL_R, CTRL_U = "\x03", "\x04", "\x12", "\x15"
 
+MLX_LLAMA4 = (sys.executable, "-m", "mlx_llama4")
 SCROLLBACK_LINES = 2000
 READ_BYTES = 65536
 BRACKETED_PASTE = 2004
@@ -117,7 +118,7 @@ class Terminal:
         home: Path,
         columns: int = 80,
         rows: int = 24,
-        command: tuple[str, ...] = (sys.executable, "-m", "mlx_llama4"),
+        command: tuple[str, ...] = MLX_LLAMA4,
         **environment: str,
     ):
         self.raw = bytearray()

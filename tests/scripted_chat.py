@@ -19,6 +19,12 @@ from mlx_llama4.generation.sampler import greedy
 HOLD = "⏸"
 
 
+def command(folder: Path, *answers: str) -> tuple[str, ...]:
+    """What to run in `folder` in place of `mlx-llama4`."""
+    (folder / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
+    return sys.executable, "-P", __file__, "answers.json"
+
+
 def main(answers: list[str], arguments: list[str]) -> None:
     generate = chat.generate
     send = chat.Chat._answer

@@ -168,6 +168,11 @@ def test_an_answer_that_is_cut_short_is_no_json(ask: Ask, schema: Path) -> None:
     assert (result.exit_code, json.loads(result.stdout)["finish_reason"]) == (1, "length")
 
 
+def test_pictures_that_a_shell_has_listed(refused: Callable[..., str]) -> None:
+    said = refused("What?", "-i", "a.png", "b.png", "c d.png")
+    assert said.startswith("'b.png c d.png' is too much: put one question in quotes, and a pattern")
+
+
 def test_schemas_that_are_refused(
     refused: Callable[..., str], tmp_path: Path, demo_folder: Path
 ) -> None:
@@ -179,7 +184,8 @@ def test_schemas_that_are_refused(
     def said() -> str:
         return refused("Hello", "--json-schema", path, model=folder)
 
-    assert said() == f"cannot read {path}: No such file or directory"
+    advice = "give a file that holds a JSON schema"
+    assert said() == f"cannot read {path}: No such file or directory; {advice}"
     for text, expected in (
         ('{"type": ', "is not valid JSON"),
         ('{"a": 1, "a": 2}', "'a' comes twice"),

@@ -195,6 +195,7 @@ def test_a_document_is_read_once_and_asked_often(chat: Chat, tokenizer: Tokenize
             assert one.answer == other.answer
 
 
+@pytest.mark.slow
 def test_questions_over_a_chunk_s_border_are_right_too(chat: Chat, tokenizer: Tokenizer) -> None:
     haystack = draw_haystack(500, spread(3), 1, lambda text: len(tokenizer.encode(text)))
     reading = _read(chat, 500, 1, haystack, exact=True)
@@ -232,6 +233,7 @@ def benchmark(*arguments: object) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_whole_way_on_the_demo(tmp_path: Path) -> None:
     found = benchmark("--lengths", "128,256", "--seeds", "1,2", "--depths", 3, "--json",
                       tmp_path / "a.json")  # fmt: skip
@@ -254,6 +256,7 @@ def test_a_model_of_one_s_own(talkative: Path, tmp_path: Path) -> None:
     assert [cell["right"] for cell in whole["cells"]] == [0, 0]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_refused_in_a_line(tmp_path: Path) -> None:
     for arguments, message in (
         (("--lengths", "20"), "20 tokens cannot hold 9 facts"),

@@ -81,6 +81,7 @@ def test_prefill_of_packed_weights_without_global_layers() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_drift_of_ours_and_of_absolute_positions(tmp_path: Path) -> None:
     """A small layer with the releases' heads and chunk; the peer is there wherever we are."""
     size = replace(RELEASED, hidden_size=64, heads=5, key_value_heads=1)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks.demo_tasks import ORDINALS, draw_tasks
 from benchmarks.quality import _right_answers
@@ -38,6 +39,7 @@ def test_answers_follow_from_the_questions() -> None:
             assert len(task.pictures) == 1
 
 
+@pytest.mark.slow
 def test_the_demo_knows_most(demo_folder: Path) -> None:
     right = _right_answers(demo_folder, draw_tasks(3, 1))
     assert len(right) == 6 and np.mean(list(right.values())) > 0.8

@@ -74,6 +74,7 @@ def test_a_folder_answers_about_a_picture(
     assert all(-30 < step.logprob <= 0 for step in steps)
 
 
+@pytest.mark.slow
 def test_weights_keep_the_size_of_activations_and_spread_over_experts(tmp_path: Path) -> None:
     """Mean 0 and variance 1 / inputs, packed or not; every expert is chosen by some token."""
     raw = small()

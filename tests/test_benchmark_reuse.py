@@ -30,6 +30,7 @@ def test_what_each_way_finds(tmp_path: Path, tail: int) -> None:
     assert all(asked.seconds > 0 for asked in found.values())
 
 
+@pytest.mark.slow
 def test_reuse_from_end_to_end(tmp_path: Path) -> None:
     out = tmp_path / "a.json"
     arguments = ("--scale", 64, "--chunks", 1, "--rounds", 1, "--json", out)

@@ -48,6 +48,7 @@ def test_ratio_of_constant_rounds_is_certain() -> None:
     assert ratio_of_medians([2, 2, 2], [4, 4, 4]) == Ratio(0.5, 0.5, 0.5)
 
 
+@pytest.mark.slow
 def test_interval_holds_the_true_ratio_as_often_as_it_says() -> None:
     """95% of intervals over 25 rounds; a bootstrap of so few is a little too narrow."""
     random = np.random.default_rng(0)

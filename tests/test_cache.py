@@ -282,6 +282,7 @@ def test_scout_s_bytes_a_token() -> None:
         assert found.chunked_layers == 36 * 8192 * 4096
 
 
+@pytest.mark.slow
 def test_chunked_memory_stays_flat_over_a_thousand_chunks() -> None:
     config = parse_config(tiny.config("maverick", attention_chunk_size=8, num_hidden_layers=4))
     model, cache, seen = Llama4(config), Llama4(config).make_cache(), []

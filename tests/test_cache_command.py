@@ -226,6 +226,7 @@ def test_small_files_say_all_their_tokens(demo_folder: Path, tmp_path: Path) -> 
     assert result.stderr == f"[{path}: {PromptFile(path).tokens} tokens]\n"
 
 
+@pytest.mark.slow
 def test_an_unfinished_file_of_another_command(
     book: Path, demo_folder: Path, tmp_path: Path
 ) -> None:

@@ -7,7 +7,6 @@ what has scrolled off too, without blanks at the ends of lines. Figures of speed
 end of the status line from there on, are dots; the folder's name, always as long, is x's.
 """
 
-import json
 import os
 import re
 import shutil
@@ -22,10 +21,9 @@ import pytest
 
 from mlx_llama4.demo.questions import PICTURES
 from tests.screen import CTRL_C, CTRL_D, CTRL_U, ENTER, TAB, UP, Terminal, environment_at
-from tests.scripted_chat import HOLD
+from tests.scripted_chat import HOLD, command
 
 GOLDENS = Path(__file__).parent / "golden" / "screens"
-SCRIPTED = (sys.executable, "-P", str(Path(__file__).parent / "scripted_chat.py"), "answers.json")
 CHAT = ("chat", "--model", "demo-8bit")
 
 COLOUR = re.compile(rb"\x1b\[[0-9;]*\b(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])\b[0-9;]*m")
@@ -83,10 +81,7 @@ def home(demo_folder: Path) -> Iterator[Path]:
 
 
 def scripted(home: Path, *answers: str, more: Sequence[str] = (), **options: object) -> Terminal:
-    (home / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
-    repository = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, (repository, os.environ.get("PYTHONPATH"))))
-    return Terminal(*CHAT, *more, home=home, command=SCRIPTED, PYTHONPATH=path, **options)
+    return Terminal(*CHAT, *more, home=home, command=command(home, *answers), **options)
 
 
 def masked(text: str, home: Path) -> str:
@@ -187,6 +182,13 @@ def test_no_colour_and_a_terminal_that_is_closed(home: Path) -> None:
         chat.until_asked()
         chat.enter("Describe the shapes.")
         assert "Heading" in chat.text()
+        chat.type("/image my" + TAB)
+        chat.until(r"> /image my\ pictures/")
+        chat.type("the" + TAB)
+        chat.until(r"> /image my\ pictures/the\ first.png")
+        chat.type(ENTER)
+        chat.until("[the first.png: ")
+        chat.until_asked()
         assert not COLOUR.search(chat.raw), COLOUR.search(chat.raw)
         chat.hang_up()
         assert chat.process.wait(30) == 128 + signal.SIGHUP

@@ -63,6 +63,19 @@ def test_demo() -> None:
     assert "All 8 answers are right." in result.stdout
     assert result.stdout.count("✓") == 8
     assert result.stderr == ""
+    assert "mlx-llama4 demo -o demo-8bit\n  mlx-llama4 chat --model demo-8bit\n" in result.stdout
+
+
+def test_demo_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "my demo"
+    result = run("demo", "-o", folder)
+    assert result.returncode == 0, result
+    assert f"  mlx-llama4 chat --model '{folder}'\n" in result.stdout
+    assert "mlx-llama4 demo -o" not in result.stdout
+    assert run("ask", "What is 7 plus 5?", "--model", folder).stdout == "7 plus 5 is 12.\n"
+    result = run("demo", "-o", folder)
+    assert result.returncode == 2
+    assert "already exists" in result.stderr
 
 
 def test_demo_says_when_it_is_wrong(tmp_path: Path) -> None:

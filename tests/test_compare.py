@@ -259,6 +259,7 @@ def test_figures() -> None:
     assert found.perplexity_ratio == pytest.approx(2.0)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_an_expert(tmp_path: Path) -> None:
     """Whatever the number of experts and layers: 6.3 MB an expert, 100 MB a layer."""
     peaks = []

@@ -64,7 +64,7 @@ def test_plain_weights_arrive_unchanged(tmp_path: Path, dtype: str, shards: int)
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group_size", [32, 64])
-@pytest.mark.parametrize("block_bytes", [1, 5000, 2**26])
+@pytest.mark.parametrize("block_bytes", [pytest.param(1, marks=pytest.mark.slow), 5000, 2**26])
 def test_packed_weights_are_those_of_whole_tensors(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     bits: int, group_size: int, block_bytes: int,

@@ -99,6 +99,7 @@ def test_one_dtype_throughout(golden_folder: Callable[[str], Path], tmp_path: Pa
         assert model.vision_model.class_embedding.dtype == mx.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["scout", "maverick"])
 def test_activations_stay_within_their_formula(preset: str) -> None:
     """With steps so short that scores do not matter, at proportions like the releases'."""

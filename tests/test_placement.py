@@ -198,6 +198,7 @@ def test_what_a_disk_gives() -> None:
     assert tokens_per_second(0) == {}
 
 
+@pytest.mark.slow
 def test_long_steps_stay_within_their_formula(tmp_path: Path) -> None:
     """Activations of streamed experts, of more rows than an MLP takes at once."""
     from mlx_llama4.load import load_model

@@ -70,6 +70,7 @@ def test_the_choices_of_every_layer_and_token(
     assert len({tuple(experts) for experts in expected.values()}) == len(expected)
 
 
+@pytest.mark.slow
 def test_recording_lets_outputs_be_computed_before_their_experts_go(tmp_path: Path) -> None:
     """Where nothing else waits for them: of one layer, and calls that nobody has looked at."""
     raw = tiny.config("scout", num_hidden_layers=1, no_rope_layers=[1], intermediate_size=2048)

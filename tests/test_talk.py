@@ -1,18 +1,28 @@
 """What is typed in a chat, and what comes of it; the terminal itself is in test_chat_screens.py."""
 
+import errno
+import io
 import json
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
-from mlx_llama4.cache.prompt_cache import PromptCache
-from mlx_llama4.chat import Chat, ChatOptions
-from mlx_llama4.cli import state_files
-from mlx_llama4.cli.chat_commands import COMMANDS, completions, is_command, run_command
-from mlx_llama4.cli.talk import Talk, kept_at_the_end
+from mlx_llama4.chat import Chat
+from mlx_llama4.cli.chat_commands import (
+    COMMANDS,
+    ELSEWHERE,
+    completions,
+    is_command,
+    run_command,
+)
+from mlx_llama4.cli.line_editor import PlainLines
+from mlx_llama4.cli.progress import ReadingProgress
+from mlx_llama4.cli.talk import Talk
 from mlx_llama4.cli.tool_consent import Consent
 from mlx_llama4.conversation import questions
 from mlx_llama4.demo.questions import PICTURES
@@ -22,32 +32,6 @@ from mlx_llama4.personas import PERSONAS
 from mlx_llama4.tools.tool_file import ToolFile
 
 STAR = "From left to right: a red star."
-
-
-@pytest.fixture(scope="module")
-def loaded(demo_folder: Path) -> Chat:
-    return Chat.open(demo_folder)
-
-
-@pytest.fixture
-def talk(loaded: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Talk]:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    loaded.options = ChatOptions(max_tokens=60)
-    loaded.cache = PromptCache(loaded.model.make_cache())
-    loaded.document = []
-    loaded.reset()
-    yield Talk(loaded, SamplingSettings())
-
-
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]):
-    """What was shown since the last call: answers, and notes beside them."""
-
-    def read() -> tuple[str, str]:
-        captured = capsys.readouterr()
-        return captured.out, captured.err
-
-    return read
 
 
 def test_pictures_in_a_message(talk: Talk, said) -> None:
@@ -91,6 +75,15 @@ def test_attached_pictures(talk: Talk, said) -> None:
         run_command(talk, "/images 2")
 
 
+def test_pictures_attached_before_the_message(talk: Talk) -> None:
+    first, star = PICTURES / "first.png", PICTURES / "star.png"
+    run_command(talk, f"/image {first}")
+    assert talk.status(f"{star} {first}").startswith("+ first.png, star.png: ")
+    text = talk.attachments.take_from(f"Compare {star} with {first}, please")
+    assert text == "Compare image 2 with image 1, please"
+    assert [image.source for image in talk.attachments.pending] == [first, star]
+
+
 def test_retry_undo_edit(talk: Talk, said) -> None:
     talk.say("What is 7 plus 5?")
     run_command(talk, "/retry")
@@ -105,6 +98,8 @@ def test_retry_undo_edit(talk: Talk, said) -> None:
     talk.edit = lambda text: None
     run_command(talk, "/edit")
     assert said() == ("", "[nothing changed]\n")
+    with pytest.raises(Llama4Error, match="pictures stay as they are"):
+        run_command(talk, f"/edit What is this? {PICTURES / 'star.png'}")
     run_command(talk, "/undo")
     assert (talk.chat.messages, talk.used) == ([], 0)
     with pytest.raises(Llama4Error, match="takes a number"):
@@ -130,8 +125,14 @@ def test_system_prompts(talk: Talk, said, tmp_path: Path) -> None:
     run_command(talk, "/system")
     notes = said()[1]
     assert all(name in notes for name in PERSONAS) and notes.endswith("now         none\n")
+    run_command(talk, "/system Talk like a pirate, in words of the sea, always")
+    assert said()[1] == '[system prompt: "Talk like a pirate, in words of the …"]\n'
+    run_command(talk, "/system none")
     talk.say("What is 7 plus 5?")
+    said()
     run_command(talk, "/system teacher")
+    again = "what was said is read again with the next message"
+    assert said()[1] == f"[system prompt: teacher; {again}]\n"
     assert talk.chat.messages[0] == {"role": "system", "content": PERSONAS["teacher"]}
     (tmp_path / "s.txt").write_text("Be brief.\n")
     run_command(talk, f"/system @{tmp_path / 's.txt'}")
@@ -161,12 +162,19 @@ def test_settings(talk: Talk, said) -> None:
         ("/set temperature hot", "temperature takes a number, not 'hot'"),
         ("/set top_p 2", "must be above 0 and at most 1"),
         ("/set top_k 1.5", "takes a whole number"),
+        ("/undo " + "9" * 5000, "takes a number"),
+        ("/fork " + "9" * 5000, "there is no fork"),
         ("/set max_tokens 0", "must be 1 or more"),
-        ("/set temperature", "takes a number"),
+        ("/set repeat_penalty 1.1", r"did you mean repetition_penalty\?"),
+        ("/set warmth", "there is no setting warmth"),
     ):
         with pytest.raises(Llama4Error, match=message):
             run_command(talk, line)
     assert talk.settings == SamplingSettings(temperature=0.7, seed=3)
+    said()
+    for line in ("/set temperature", "/set stop", "/set top_k=7", "/set parameter min_p 0.1"):
+        run_command(talk, line)
+    assert said()[1] == "[temperature 0.7]\n[stop xyz]\n[top_k 7]\n[min_p 0.1]\n"
     run_command(talk, "/set seed none")
     run_command(talk, "/set stop none")
     assert (talk.settings.seed, talk.chat.options.stop) == (None, ())
@@ -192,16 +200,72 @@ def test_facts(talk: Talk, said) -> None:
     assert f"{len(talk.chat.cache.ids)} tokens" in said()[1]
 
 
+def test_what_was_not_answered_is_not_counted(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    talk.say("Hello")
+    talk.say("What is 7 plus 5?")
+    run_command(talk, "/undo")
+    totals, used = replace(talk.totals), talk.used
+    talk.chat.options.max_context = used + 10
+    with pytest.raises(Llama4Error, match="the prompt has"):
+        talk.say("What is 7 plus 5, and what is 2 plus 3, and what is 4 plus 4?")
+    assert (talk.totals, talk.used) == (totals, used)
+    talk.chat.options.max_context = None
+    run_command(talk, "/undo")
+    with pytest.raises(Llama4Error, match="nothing has been asked"):
+        run_command(talk, "/retry")
+    assert (talk.totals, talk.used) == (totals, 0)
+
+    def interrupt(progress: ReadingProgress, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ReadingProgress, "update", interrupt)
+    talk.chat.options.prefill_step = 4
+    with pytest.raises(KeyboardInterrupt):
+        talk.say("What is 7 plus 5?")
+    assert (talk.totals, talk.used, talk.chat.messages) == (totals, 0, [])
+
+
 def test_unknown_commands(talk: Talk) -> None:
     with pytest.raises(Llama4Error, match=r"unknown command /sav; did you mean /save\?"):
         run_command(talk, "/sav x")
     with pytest.raises(Llama4Error, match="unknown command /zzzzzz; /help lists them"):
         run_command(talk, "/zzzzzz")
+    for name, advice in ELSEWHERE.items():
+        with pytest.raises(Llama4Error) as raised:
+            run_command(talk, name)
+        assert str(raised.value) == f"unknown command {name}; {advice}"
+
+
+def test_names_that_other_chats_have(talk: Talk, said) -> None:
+    run_command(talk, "/?")
+    assert said()[1].startswith("/help")
+    talk.say("My name is Ada.")
+    run_command(talk, "/clear")
+    assert talk.chat.messages == []
+    run_command(talk, "/bye")
+    assert talk.is_over
+
+
+@pytest.mark.parametrize(
+    ("typed", "messages"),
+    [
+        ('one\n"""two\n\nthree""" \nfour\n', ["one", "two\n\nthree", "four"]),
+        ('"""one\ntwo\n', ["one\ntwo"]),  # never closed
+        ('""""""\n"""\n', ["", ""]),
+    ],
+)
+def test_lines_without_an_editor(
+    monkeypatch: pytest.MonkeyPatch, typed: str, messages: list[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    lines = PlainLines()
+    assert [*iter(lines.read, None)] == messages
 
 
 def test_what_is_a_command() -> None:
-    assert is_command("/quit") and is_command("/save x y") and is_command("/unknown")
-    for text in ("/Users/ada/star.png what is it?", "/tmp/x", "quit", " /quit", "/", "/2", "//x"):
+    for text in ("/quit", "/?", "/save x y", "/unknown"):
+        assert is_command(text)
+    for text in ("/Users/ada/x.png what?", "/tmp/x", "quit", " /quit", "/", "/2", "//x", "/?x"):
         assert not is_command(text)
 
 
@@ -241,8 +305,25 @@ def test_export(talk: Talk, said, tmp_path: Path) -> None:
         run_command(talk, f"/export {tmp_path / 'later.md'}")
     with pytest.raises(InputError, match=r"must end in \.md or \.json"):
         run_command(talk, f"/export {tmp_path / 'later.txt'}")
-    with pytest.raises(Llama4Error, match="cannot write"):
-        run_command(talk, f"/export {tmp_path / 'nowhere' / 'x.md'}")
+    for name in ("nowhere/x", "n" * 300):
+        with pytest.raises(Llama4Error, match="cannot write"):
+            run_command(talk, f"/export {tmp_path / name}.md")
+
+
+def test_an_export_that_fails_leaves_nothing(
+    talk: Talk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk.say(f"What is in the image? {PICTURES / 'star.png'}")
+
+    def full(temporary: Path, text: str, encoding: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    folder = tmp_path / "new"
+    folder.mkdir()
+    with pytest.raises(Llama4Error, match=r"cannot write .*: No space left"):
+        run_command(talk, f"/export {folder / 'a.md'}")
+    assert [*folder.iterdir()] == []
 
 
 def test_save_and_load(talk: Talk, said, tmp_path: Path) -> None:
@@ -261,46 +342,14 @@ def test_save_and_load(talk: Talk, said, tmp_path: Path) -> None:
     talk.chat.options.max_context = 20
     with pytest.raises(Llama4Error, match="there is room for 20 here"):
         run_command(talk, f"/load {path}")
+    (tmp_path / "it's kept").write_bytes(path.read_bytes())
+    talk.chat.options.max_context = None
+    for name in ("it's kept", r"it\'s\ kept", '"it\'s kept"'):
+        typed = f'"{tmp_path / name[1:]}' if name.startswith('"') else tmp_path / name
+        run_command(talk, f"/load {typed}")
     for line in ("/save", "/load", "/export"):
         with pytest.raises(Llama4Error, match="give the name of a file"):
             run_command(talk, line)
-
-
-def test_sessions_are_kept_and_resumed(talk: Talk, said) -> None:
-    model = talk.chat.identity.model
-    with kept_at_the_end(talk):
-        pass
-    assert state_files.sessions_of(model) == []  # nothing was said
-    with pytest.raises(SystemExit), kept_at_the_end(talk):
-        talk.say("My name is Ada.")
-        raise SystemExit(143)
-    (kept,) = state_files.sessions_of(model)
-    assert kept.parent.stat().st_mode & 0o077 == 0
-    talk.chat.reset()
-    assert talk.resume(kept) == talk.used
-    assert talk.keep() is None  # nothing new
-    talk.say("What is 7 plus 5?")
-    assert talk.chat.statistics.cached_tokens > 20
-    (later,) = [talk.keep()]
-    assert state_files.sessions_of(model) == [later] != [kept]
-    for _ in range(state_files.KEPT_SESSIONS + 1):
-        talk._resumed = None
-        talk.say("Hello")
-        talk.keep()
-    assert len(state_files.sessions_of(model)) == state_files.KEPT_SESSIONS
-    talk.keeps_session = False
-    talk.say("Hello")
-    assert talk.keep() is None
-
-
-def test_a_session_that_cannot_be_kept(
-    talk: Talk, said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    with kept_at_the_end(talk):
-        talk.say("Hello")
-    assert said() == ("Hello! How can I help you?\n", "")
 
 
 def scripted(chat: Chat, answers: Sequence[str]):

@@ -1,5 +1,6 @@
 """Ctrl-C, closed and full streams, odd terminals: no traceback, nothing lost in silence."""
 
+import fcntl
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -30,6 +32,8 @@ class Terminal:
         self.process = subprocess.Popen(
             [*command, *map(str, options)],
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            # Its own terminal: Ctrl-C comes as from a keyboard, and drops what is half typed.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
             env=ENVIRONMENT | {"TERM": "dumb"},
         )  # fmt: skip
         os.close(slave)
@@ -49,7 +53,7 @@ class Terminal:
     def ctrl_c(self) -> None:
         # What has shown its prompt may take a moment more to listen for signals.
         time.sleep(0.3)
-        self.process.send_signal(signal.SIGINT)
+        self.type("\x03")
 
     def __enter__(self) -> "Terminal":
         return self
@@ -160,6 +164,23 @@ def test_answers_cannot_drive_the_terminal(monkeypatch: pytest.MonkeyPatch) -> N
         with terminal.Answer() as answer:
             answer.write("a\x1b]0;title\x07\x1b[2J\tb\r\nc")
         assert stream.getvalue() == expected
+
+
+@pytest.mark.parametrize(
+    ("literal", "shown"), [("[", "[__import__('os')]"), ("", "[import('os')]")]
+)
+def test_calls_are_shown_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, literal: str, shown: str
+) -> None:
+    """Markdown, which takes underscores for emphasis, is for answers that are no calls."""
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    with terminal.Answer(markdown=True, literal=literal) as answer:
+        for piece in ("", " [__im", "port__('os')]"):
+            answer.write(piece)
+    assert screen.getvalue().strip() == shown
 
 
 def test_progress_of_a_long_prompt_is_wiped_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 @terminal.reports_errors
 def ask(
+    context: typer.Context,
     question: Annotated[
         str | None,
         typer.Argument(
@@ -96,6 +97,11 @@ def ask(
     from mlx_llama4.hub import find_folder
 
     _refuse_contradictions(
+        (
+            bool(context.args),
+            f"{' '.join(context.args)!r} is too much: put one question in quotes, and a pattern of "
+            'pictures too (-i "scans/*.png"), or -i before each picture',
+        ),
         (raw and bool(image), "--image is for conversations; leave it out, or --raw"),
         (raw and bool(system), "--system is for conversations; leave it out, or --raw"),
         (raw and cache is not None, "--cache is for conversations; leave it out, or --raw"),

@@ -40,7 +40,8 @@ class Attachments:
 
         if len(text) > GLANCED_CHARACTERS:
             return []
-        return [image for path in find_images(text).paths if (image := self._known(path))]
+        found = find_images(text, self._attached())
+        return [image for path in found.paths if (image := self._known(path))]
 
     def _known(self, path: Path) -> "PromptImage | None":
         """None for what cannot be read; why is said when it is sent."""
@@ -81,9 +82,12 @@ class Attachments:
         """Attach the pictures whose paths are in the text; returns what is left of it."""
         from mlx_llama4.cli.dropped import find_images
 
-        found = find_images(text)
+        found = find_images(text, self._attached())
         self.attach(list(found.paths))
         return found.text
+
+    def _attached(self) -> list[Path]:
+        return [image.source or Path() for image in self.pending]
 
 
 def name_of(image: "PromptImage") -> str:

@@ -53,7 +53,9 @@ def cache(
     page_cache: options.PageCache = True,
     force: options.Force = False,
 ) -> None:
-    """Read a document and pictures, and keep what the model makes of them in a file.
+    """Read a document and pictures once, for all questions about them.
+
+    What the model makes of them is kept in a file, for `--cache` of ask and chat.
 
     Ctrl-C, or closing the terminal, keeps what was read: the same command goes on from there.
 

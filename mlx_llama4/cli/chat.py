@@ -12,7 +12,7 @@ import typer
 
 from mlx_llama4.cli import options, terminal
 from mlx_llama4.cli.memory_check import Task, check_memory, limit_to_memory
-from mlx_llama4.errors import InputError, Llama4Error
+from mlx_llama4.errors import CheckpointError, InputError, Llama4Error
 
 if TYPE_CHECKING:
     from mlx_llama4.cli.line_editor import Editor, PlainLines
@@ -124,7 +124,7 @@ def chat(
             from mlx_llama4.cli.tool_consent import Consent
 
             talk.consent = Consent(tool_file, lines.ask, terminal.note)
-        _greet(talk)
+        _greet(talk, tool_file)
         if cache is not None:
             _take_up(talk, cache, resume)
         with kept_at_the_end(talk), _experts_warm(talk):
@@ -141,15 +141,21 @@ def _open_tools(path: Path | None) -> "ToolFile | None":
 
 
 def _last_session(folder: Path, cache: Path | None) -> Path:
+    """The newest that is whole."""
+    from mlx_llama4.cache.prompt_file import PromptFile
     from mlx_llama4.cli.state_files import sessions_of
     from mlx_llama4.identity import identify
 
     if cache is not None:
         raise InputError("--resume and --cache both say where to go on; leave one out")
-    sessions = sessions_of(identify(folder).model)
-    if not sessions:
-        raise InputError(f"no conversation with {folder} is kept yet; leave out --resume")
-    return sessions[0]
+    for session in sessions_of(identify(folder).model):
+        try:
+            PromptFile(session)
+        except CheckpointError:
+            terminal.note(f"{session} is damaged; trying the one before")
+        else:
+            return session
+    raise InputError(f"no conversation with {folder} is kept; leave out --resume")
 
 
 def _look(plain: bool) -> tuple["Look", str]:
@@ -216,7 +222,7 @@ def _take_up(talk: "Talk", path: Path, resume: bool) -> None:
         answer.write(talk.chat.messages[-1]["content"])
 
 
-def _greet(talk: "Talk") -> None:
+def _greet(talk: "Talk", tool_file: "ToolFile | None") -> None:
     if sys.stdin.isatty():
         name = talk.chat.identity.name
         pictures = "" if talk.chat.processor.tiler is None else "drop pictures here; "
@@ -224,6 +230,8 @@ def _greet(talk: "Talk") -> None:
             f"{name}: up to {talk.chat.context:,} tokens. /help lists what can be typed; "
             f"{pictures}Ctrl-D leaves."
         )
+        if tool_file is not None:
+            terminal.aside(f"tools: {', '.join(tool_file.names)}; you are asked before each call.")
 
 
 def _converse(talk: "Talk", lines: "Editor | PlainLines", typed: str) -> None:
@@ -237,9 +245,11 @@ def _converse(talk: "Talk", lines: "Editor | PlainLines", typed: str) -> None:
             else:
                 talk.say(text)
         except Llama4Error as error:
-            terminal.note(f"error: {error}")
+            terminal.note(terminal.wrapped(f"error: {error}"))
         except KeyboardInterrupt:
             terminal.aside("[stopped]")
+        if talk.look.markdown and not talk.is_over:
+            terminal.note("")  # turns are told apart at a glance
 
 
 def _read(lines: "Editor | PlainLines", typed: str) -> str | None:

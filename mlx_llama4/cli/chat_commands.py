@@ -2,20 +2,24 @@
 
 import contextlib
 import difflib
+import os
 import re
+import shlex
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_llama4.cli import chat_facts, terminal
 from mlx_llama4.cli.attachments import facts_of, name_of
-from mlx_llama4.cli.chat_settings import NAMES, set_value, shown_values
+from mlx_llama4.cli.chat_settings import NAMES, set_value, shown_value, shown_values
 from mlx_llama4.cli.system_prompt import read_system
 from mlx_llama4.cli.talk import Talk
 from mlx_llama4.errors import Llama4Error
 from mlx_llama4.personas import PERSONAS
 
-COMMAND = re.compile(r"/[A-Za-z]+(?=\s|$)")
+COMMAND = re.compile(r"/(?:[A-Za-z]+|\?)(?=\s|$)")
+NUMBER = re.compile(r"[0-9]{1,9}")
 FENCED = re.compile(r"^(`{3,}|~{3,})[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
@@ -36,11 +40,11 @@ def is_command(text: str) -> bool:
 def run_command(talk: Talk, text: str) -> None:
     """Raises Llama4Error for what cannot be done."""
     name, argument = (*text.split(maxsplit=1), "")[:2]
-    command = COMMANDS.get(name)
+    command = COMMANDS.get(OTHER_NAMES.get(name, name))
     if command is None:
-        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.6)
         advice = f"did you mean {near[0]}?" if near else "/help lists them"
-        raise Llama4Error(f"unknown command {name}; {advice}")
+        raise Llama4Error(f"unknown command {name}; {ELSEWHERE.get(name, advice)}")
     command.run(talk, argument.strip())
 
 
@@ -63,6 +67,7 @@ def _help(talk: Talk, argument: str) -> None:
     terminal.note(
         terminal.wrapped(
             'Enter sends; Alt-Enter, or """ before and after, makes several lines; Tab completes.\n'
+            "Ctrl-R looks for what was typed before; Ctrl-X Ctrl-E opens $EDITOR, then sends.\n"
             "Paths of pictures in a message, typed, pasted or dropped, attach them.\n"
             "Ctrl-C stops an answer and keeps what is there."
         )
@@ -81,7 +86,7 @@ def _images(talk: Talk, argument: str) -> None:
 
     pending = talk.attachments.pending
     if argument == "drop":
-        terminal.aside(f"[{len(pending)} pictures dropped]")
+        terminal.aside(f"[{chat_facts.counted(len(pending), 'picture')} dropped]")
         pending.clear()
         return
     if argument:
@@ -96,6 +101,8 @@ def _images(talk: Talk, argument: str) -> None:
 
 
 def _system(talk: Talk, argument: str) -> None:
+    from mlx_llama4.conversation import questions
+
     if not argument:
         for name, text in PERSONAS.items():
             terminal.note(terminal.wrapped(f"{name:10}  {text}"))
@@ -103,16 +110,22 @@ def _system(talk: Talk, argument: str) -> None:
         return
     talk.chat.set_system(None if argument == "none" else read_system(argument))
     talk.recount()
-    terminal.aside("[system prompt changed; what was said is read again with the next message]")
+    is_name = argument == "none" or argument in PERSONAS or argument.startswith("@")
+    shown = argument if is_name else f'"{textwrap.shorten(argument, 40, placeholder=" …")}"'
+    said = questions(talk.chat.messages)
+    again = "; what was said is read again with the next message" if said else ""
+    terminal.aside(f"[system prompt: {shown}{again}]".translate(terminal.CONTROLS))
 
 
 def _set(talk: Talk, argument: str) -> None:
     if not argument:
         terminal.note(shown_values(talk))
         return
-    name, _, value = argument.partition(" ")
-    set_value(talk, name, value.strip())
-    terminal.aside(f"[{name} {value.strip()}]")
+    words = argument.removeprefix("parameter ")  # as ollama has it
+    name, _, value = re.sub(r"^(\w+)\s*[=\s]\s*", r"\1 ", words.strip()).partition(" ")
+    if value:
+        set_value(talk, name, value)
+    terminal.aside(f"[{name} {shown_value(talk, name)}]")
 
 
 def _retry(talk: Talk, argument: str) -> None:
@@ -135,7 +148,7 @@ def _edit(talk: Talk, argument: str) -> None:
 
 
 def _undo(talk: Talk, argument: str) -> None:
-    if argument and not argument.isdecimal():
+    if argument and not NUMBER.fullmatch(argument):
         raise Llama4Error(f"/undo takes a number, not {argument!r}")
     talk.chat.rewind(int(argument or 1))
     talk.recount()
@@ -145,7 +158,7 @@ def _undo(talk: Talk, argument: str) -> None:
 
 def _fork(talk: Talk, argument: str) -> None:
     if argument:
-        if not argument.isdecimal() or not 1 <= int(argument) <= len(talk.forks):
+        if not NUMBER.fullmatch(argument) or not 1 <= int(argument) <= len(talk.forks):
             raise Llama4Error(f"there is no fork {argument}; there are {len(talk.forks)}")
         talk.turn_to(int(argument))
     else:
@@ -197,9 +210,7 @@ def _copy(talk: Talk, argument: str) -> None:
 
 
 def _reset(talk: Talk, argument: str) -> None:
-    talk.chat.reset()
-    talk.attachments.pending.clear()
-    talk.recount()
+    talk.reset()
     terminal.aside("[conversation forgotten]")
 
 
@@ -208,8 +219,15 @@ def _quit(talk: Talk, argument: str) -> None:
 
 
 def _path(argument: str, usage: str) -> Path:
+    """The name as it is, blanks and all; or, behind quotes or backslashes, what a shell would make
+    of it.
+    """
     if not argument:
         raise Llama4Error(f"give the name of a file: {usage}")
+    if set("'\"\\").intersection(argument) and not os.path.lexists(argument):
+        with contextlib.suppress(ValueError):  # a quote that is left open is a part of the name
+            words = shlex.split(argument)
+            argument = words[0] if len(words) == 1 else argument
     path = Path(argument)
     with contextlib.suppress(RuntimeError):  # "~nobody"
         path = path.expanduser()
@@ -238,5 +256,12 @@ COMMANDS = {
     "/copy": Command(_copy, "/copy [code]", "the last answer, or its last code, to the clipboard"),
     "/reset": Command(_reset, "/reset", "forget the conversation and the pictures attached"),
     "/quit": Command(_quit, "/quit", "leave; so do Ctrl-D, and Ctrl-C twice"),
-    "/exit": Command(_quit, "/exit", "the same"),
+}
+
+# What people type who come from other chats.
+OTHER_NAMES = {"/bye": "/quit", "/exit": "/quit", "/clear": "/reset", "/?": "/help"}
+ELSEWHERE = {
+    "/model": "leave, and start with another --model",
+    "/show": "see /set, /system, /stats and /context",
+    "/tools": "tools are given at the start: chat --tools FILE.py",
 }

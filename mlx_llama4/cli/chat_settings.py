@@ -1,5 +1,6 @@
 """/set: how answers are chosen, changed while the conversation goes on."""
 
+import difflib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -29,17 +30,28 @@ def set_value(talk: "Talk", name: str, value: str) -> None:
         number = _number(name, value, float if name in FLOATS else int)
         talk.apply(replace(talk.settings, **{name: number}))
     else:
-        raise Llama4Error(f"there is no setting {name}; there are {', '.join(NAMES)}")
+        raise _unknown(name)
+
+
+def shown_value(talk: "Talk", name: str) -> str:
+    """Raises Llama4Error for an unknown name."""
+    options = talk.chat.options
+    others = {"max_tokens": options.max_tokens, "stop": " ".join(options.stop)}
+    if name not in NAMES:
+        raise _unknown(name)
+    value = others[name] if name in others else getattr(talk.settings, name)
+    return "none" if value in (None, "") else str(value)
 
 
 def shown_values(talk: "Talk") -> str:
-    values = {name: getattr(talk.settings, name) for name in (*FLOATS, *INTEGERS)}
-    values |= {"max_tokens": talk.chat.options.max_tokens, "stop": " ".join(talk.chat.options.stop)}
-    width = max(map(len, values))
-    return "\n".join(
-        f"{name:{width}}  {'none' if value in (None, '') else value}"
-        for name, value in values.items()
-    )
+    width = max(map(len, NAMES))
+    return "\n".join(f"{name:{width}}  {shown_value(talk, name)}" for name in NAMES)
+
+
+def _unknown(name: str) -> Llama4Error:
+    near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.6)
+    advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}"
+    return Llama4Error(f"there is no setting {name}; {advice}")
 
 
 def _number(name: str, value: str, kind: type) -> float:

@@ -46,7 +46,9 @@ def compare(
     ] = 16384,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Compare two models' next tokens: KL divergence, top-1 agreement, perplexity.
+    """Compare two models by the next tokens that they expect.
+
+    KL divergence, top-1 agreement and perplexity.
 
     Neither has to fit into memory, and neither has to be converted.
 

@@ -1,9 +1,12 @@
 """`mlx-llama4 demo`: the whole way, on the tiny checkpoint that comes with the package."""
 
+import contextlib
+import shlex
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,13 +18,23 @@ if TYPE_CHECKING:
     from mlx_llama4.demo.questions import Question
 
 NEXT_STEPS = """\
-Next, with real weights (Llama 4 Scout: 218 GB to download, 62 GB in 4 bits):
+Next, with real weights (Llama 4 Scout: 217 GB to download, 62 GB in 4 bits):
   mlx-llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct scout-4bit --while-downloading
   mlx-llama4 chat --model scout-4bit"""
 
 
 @terminal.reports_errors
 def demo(
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Keep the converted model there, to talk with it. Default: it is removed.",
+            show_default=False,
+        ),
+    ] = None,
     experts: options.ExpertPlace = options.Where.auto,
     expert_memory: options.ExpertMemory = None,
     page_cache: options.PageCache = True,
@@ -33,6 +46,7 @@ def demo(
     \b
     Examples:
       mlx-llama4 demo
+      mlx-llama4 demo -o demo-8bit
       mlx-llama4 demo --experts stream
     """
     placing = options.expert_options(experts, expert_memory, page_cache)
@@ -44,8 +58,7 @@ def demo(
     from mlx_llama4.memory import human_bytes
     from mlx_llama4.quantization import Quantization
 
-    with tempfile.TemporaryDirectory(prefix="mlx-llama4-demo-") as temporary:
-        folder = Path(temporary) / "demo-8bit"
+    with _folder(output) as folder:
         recipe = Recipe("bfloat16", Quantization(group_size=64, bits=8))
         with terminal.status("Converting the demo model"):
             report = convert(CHECKPOINT, folder, recipe)
@@ -62,7 +75,21 @@ def demo(
         terminal.note(f"error: {wrong} of {len(QUESTIONS)} answers are wrong; please report it")
         raise typer.Exit(1)
     terminal.line(f"All {len(QUESTIONS)} answers are right.")
+    terminal.line("To talk with it, of drawn shapes, names and small sums:")
+    if output is None:
+        terminal.line("  mlx-llama4 demo -o demo-8bit")
+    terminal.line(f"  mlx-llama4 chat --model {shlex.quote(str(output or 'demo-8bit'))}")
     terminal.line(NEXT_STEPS)
+
+
+@contextlib.contextmanager
+def _folder(output: Path | None) -> Iterator[Path]:
+    """Where the model is converted to: it stays there, or is gone in the end."""
+    if output is not None:
+        yield output
+        return
+    with tempfile.TemporaryDirectory(prefix="mlx-llama4-demo-") as temporary:
+        yield Path(temporary) / "demo-8bit"
 
 
 def _half_in_memory(folder: Path, placing: options.Experts) -> options.Experts:

@@ -12,7 +12,7 @@ import os
 import re
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -55,8 +55,8 @@ GOES_ON = re.compile(
 
 @dataclass(frozen=True)
 class Found:
-    """text: the message, with `image N` (from 1) where a path stood inside a sentence; paths: the
-    files, each once, in the order of their first mention.
+    """text: the message, with `image N` (from 1, of all that go with it) where a path stood inside
+    a sentence; paths: the files, each once, in the order of their first mention.
     """
 
     text: str
@@ -70,8 +70,9 @@ class Mention:
     path: str
 
 
-def find_images(text: str) -> Found:
-    """The message without the picture paths in it, and those paths.
+def find_images(text: str, attached: Sequence[Path] = ()) -> Found:
+    """The message without the picture paths in it, and those paths but for the ones attached, which
+    come before them.
 
     A path that stands for itself at the very beginning or end disappears ("What is this? /a.png"),
     others become `image 1`, `image 2` and so on ("compare image 1 with image 2"). Names that
@@ -80,20 +81,21 @@ def find_images(text: str) -> Found:
     mentions = list(_mentions(text))
     if not mentions:
         return Found(text, ())
-    paths = list(dict.fromkeys(mention.path for mention in mentions))
+    named = dict.fromkeys(Path(mention.path) for mention in mentions)
+    paths = [*attached, *(path for path in named if path not in attached)]
     first, last = _kept(text, mentions)
     begin = mentions[first - 1].end if first else 0
     end = mentions[last].start if last < len(mentions) else len(text)
     parts, at = [], begin
     for mention in mentions[first:last]:
-        parts += [text[at : mention.start], f"image {paths.index(mention.path) + 1}"]
+        parts += [text[at : mention.start], f"image {paths.index(Path(mention.path)) + 1}"]
         at = mention.end
     result = "".join([*parts, text[at:end]]) if begin <= end else ""
     if first:
         result = re.sub(r"^[.?!,;:]*(?:\s+|$)", "", result)
     if last < len(mentions):
         result = result.rstrip()
-    return Found(result, tuple(map(Path, paths)))
+    return Found(result, tuple(paths[len(attached) :]))
 
 
 def _kept(text: str, mentions: list[Mention]) -> tuple[int, int]:

@@ -27,16 +27,22 @@ def export(messages: Sequence["Message"], path: Path) -> int:
     if write is None:
         raise InputError(f"{path} must end in .md or .json, which says how to write it")
     folder = path.with_name(f"{path.stem}-pictures")
-    for place in (path, folder):
-        if place.exists():
-            raise OutputError(f"{place} is there already; give another name, or remove it first")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{os.getpid()}{path.suffix}")
     pictures = _Pictures(folder)
     try:
-        temporary.write_text(write(messages, pictures), encoding="utf-8")
-        temporary.replace(path)
+        for place in (path, folder):
+            if os.path.lexists(place):
+                raise OutputError(
+                    f"{place} is there already; give another name, or remove it first"
+                )
+        try:
+            temporary.write_text(write(messages, pictures), encoding="utf-8")
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     except OSError as failure:
-        temporary.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {failure.strerror or failure}") from None
     return pictures.missing
 

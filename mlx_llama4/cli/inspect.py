@@ -29,7 +29,9 @@ def inspect(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a folder holds: variant, parameters, quantization, and tensors that are missing.
+    """Say what a folder holds, and whether all of it is there.
+
+    Variant, parameters, quantization, tensors that are missing.
 
     Exit code 1 if it is not complete.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 PROMPT, CONTINUED = "> ", "  "
 QUOTES = '"""'
+LAST_WORD = re.compile(r"(?:\\.|[^\s\\])*\\?$")  # a blank behind a backslash is part of it
 
 
 class PlainLines:
@@ -26,12 +28,16 @@ class PlainLines:
 
     def read(self, text: str = "") -> str | None:
         """What is typed next; None at the end of input. `text` cannot be put there to edit."""
-        lines = [self._line(PROMPT)]
-        while is_open("\n".join(line or "" for line in lines)):
-            lines.append(self._line(CONTINUED))
-        if lines[0] is None:
+        line = self._line(PROMPT)
+        if line is None:
             return None
-        return unquoted("\n".join(line or "" for line in lines))
+        lines = [line]
+        if is_open(line):
+            while (line := self._line(CONTINUED)) is not None:
+                lines.append(line)
+                if line.rstrip().endswith(QUOTES):
+                    break
+        return unquoted("\n".join(lines))
 
     def ask(self, question: str) -> str:
         """What is typed once the question is there. Raises EOFError if nobody can answer."""
@@ -78,6 +84,7 @@ class Editor:
             completer=_completer(complete),
             complete_while_typing=False,
             enable_open_in_editor=True,
+            enable_suspend=True,
             bottom_toolbar=lambda: status(self._session.default_buffer.text),
             key_bindings=_keys(on_picture),
             style=Style.from_dict({"bottom-toolbar": "noreverse italic"}),
@@ -134,18 +141,21 @@ def _history(path: Path) -> "FileHistory":
 
 def _keys(on_picture: Callable[[], None]) -> "KeyBindings":
     from prompt_toolkit.application import run_in_terminal
+    from prompt_toolkit.enums import DEFAULT_BUFFER
+    from prompt_toolkit.filters import has_focus
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()
+    in_message = has_focus(DEFAULT_BUFFER)  # not in the search of Ctrl-R
 
-    @keys.add("enter")
+    @keys.add("enter", filter=in_message)
     def _(event: "KeyPressEvent") -> None:
         if is_open(event.current_buffer.text):
             event.current_buffer.insert_text("\n")
         else:
             event.current_buffer.validate_and_handle()
 
-    @keys.add("escape", "enter")
+    @keys.add("escape", "enter", filter=in_message)
     def _(event: "KeyPressEvent") -> None:
         event.current_buffer.insert_text("\n")
 
@@ -167,14 +177,19 @@ def _completer(complete: Callable[[str], Iterable[str] | None]) -> "Completer":
             self, document: Document, event: "CompleteEvent"
         ) -> Iterator["Completion"]:
             before = document.text_before_cursor
-            word = before.split(" ")[-1].split("\n")[-1]
+            word = LAST_WORD.search(before)[0]
             choices = complete(before)
             if choices is not None:
                 for choice in choices:
                     if choice.startswith(word):
                         yield Completion(choice, start_position=-len(word))
             elif word:
+                path = Document(re.sub(r"\\(.)", r"\1", word))
                 with contextlib.suppress(OSError, ValueError):
-                    yield from paths.get_completions(Document(word), event)
+                    for found in paths.get_completions(path, event):
+                        # A folder is shown with its slash but completed without it.
+                        slash = "/" if found.display_text.endswith("/") else ""
+                        rest = re.sub(r"([\s\\'\"()])", r"\\\1", found.text) + slash
+                        yield Completion(rest, found.start_position, found.display)
 
     return CommandsAndPaths()

@@ -35,7 +35,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (convert, ask, chat, cache, plan, inspect, compare, demo):
-    app.command()(command)
+    # What is too much for `ask` it explains itself.
+    app.command(context_settings={"allow_extra_args": command is ask})(command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -26,7 +26,8 @@ class Row:
         """Make the row read `text`, writing as little as possible.
 
         What went over the right edge, or was there when the window changed, cannot be written
-        over. It is added to; if that does not do, the text begins anew in the next row.
+        over. It is added to, or some characters too many stay on it; if that does not do, the text
+        begins anew in the next row.
         """
         segments = list(text.render(self._console))
         new = [(character, part.style) for part in segments for character in part.text]
@@ -38,7 +39,7 @@ class Row:
             self._write(over or [OVER, ERASE, *_segments(new)])
         elif _plain(new).startswith(_plain(old)):
             self._write(_segments(new[len(old) :]))
-        else:
+        elif not _plain(old).startswith(_plain(new)):
             self._write([Segment("\n"), *_segments(new)])
         self._shown, self.shown = new, True
 

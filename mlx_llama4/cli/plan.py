@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 BEHEMOTH = "behemoth"
 DEFAULT_CONTEXT = 131_072
 MOST_IMAGES = 10_000
+LEAST_MEMORY = 2**30
 
 
 @terminal.reports_errors
@@ -71,7 +72,7 @@ def plan(
     ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a model takes in memory at a context, and what of that fits.
+    """Say what a model takes in memory, and what of that fits a Mac.
 
     \b
     Examples:
@@ -87,7 +88,7 @@ def plan(
 
     if not 0 <= images <= MOST_IMAGES:
         raise InputError(f"--images {images}: from 0 to {MOST_IMAGES:,} pictures can be planned")
-    machine = this_machine() if memory is None else mac(parse_memory(memory))
+    machine = this_machine() if memory is None else mac(_sensible(parse_memory(memory), memory))
     packed = KVQuantization(8 if kv_bits == UNPACKED_BITS else kv_bits, kv_group_size)
     kv = None if kv_bits == UNPACKED_BITS else packed
     tokens = None if context is None else parse_tokens(context)
@@ -120,6 +121,13 @@ def plan(
         print_plan(made, streaming, is_this_machine=memory is None)
 
 
+def _sensible(memory: int, typed: str) -> int:
+    """No Mac has 128 bytes."""
+    if memory < LEAST_MEMORY:
+        raise InputError(f"--memory {typed}: a Mac has more; write it with its unit, like 128GB")
+    return memory
+
+
 def _open(
     model: str, revision: str | None, machine: "Machine"
 ) -> tuple["Subject", "Matching | None"]:
@@ -138,6 +146,12 @@ def _open(
         checkpoint = open_remote(model, revision).checkpoint
         source = open_source(checkpoint.folder, checkpoint)
     else:
+        if revision is None and "/" not in model and not Path(model).exists():
+            names = ", ".join((*RELEASES, BEHEMOTH))
+            raise InputError(
+                f"{model} does not exist; give a model folder, a repository of the hub as "
+                f"OWNER/NAME, or one of {names}"
+            )
         source = open_source(find_folder(model, revision))
     source.matching.check(source.folder)
     width = dtype_bytes(source.config.dtype, machine)

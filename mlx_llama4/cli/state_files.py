@@ -35,9 +35,11 @@ def made_folder(*parts: str) -> Path | None:
     folder = state_folder()
     if folder is None:
         return None
-    folder = folder.joinpath(*parts)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for part in parts:  # one by one: the mode is for the last folder alone
+            folder /= part
+            folder.mkdir(exist_ok=True, mode=0o700)
     except OSError:
         return None
     return folder

@@ -15,6 +15,7 @@ from mlx_llama4.generation.settings import SamplingSettings
 if TYPE_CHECKING:
     from mlx_llama4.chat import Chat
     from mlx_llama4.cli.tool_consent import Consent
+    from mlx_llama4.generation.generate import Statistics
     from mlx_llama4.prompt.image import PromptImage
     from mlx_llama4.prompt.messages import Message
 
@@ -76,18 +77,29 @@ class Talk:
                 self.attachments.pending.clear()
 
     def retry(self, text: str | None = None) -> None:
+        """Raises Llama4Error if the new text names pictures: the message's own stay, no others."""
+        from mlx_llama4.cli.dropped import find_images
+
+        if text is not None and find_images(text).paths:
+            raise Llama4Error("a message's pictures stay as they are; /undo, and send it anew")
         self._show(lambda answer: self.chat.retry(text, answer.on_prefill, answer.on_picture))
 
     def _show(self, begin: Callable[[terminal.Answer], Iterator[str]]) -> None:
         """An answer as it comes, and what follows from it: calls of tools, and answers to their
         results.
         """
+        # Calls are shown as they are: Markdown would take signs of theirs for its own.
+        literal = "[{<" if self.consent is not None else ""
         while True:
+            former = self.chat.statistics
             try:
-                with terminal.keys_unseen(), terminal.Answer(self.look.markdown) as answer:
+                with (
+                    terminal.keys_unseen(),
+                    terminal.Answer(self.look.markdown, literal) as answer,
+                ):
                     answer.show(begin(answer))
             finally:
-                self._count()
+                self._count(former)
             self._say_if_cut_short()
             results = self._run_tools()
             if results is None:
@@ -107,13 +119,18 @@ class Talk:
             )
         return self.consent.answer(reply.calls) if reply.calls else None
 
-    def _count(self) -> None:
+    def _count(self, former: "Statistics") -> None:
+        """former: of the answer before, which is still the last one if none has begun."""
         statistics, totals = self.chat.statistics, self.totals
-        if statistics.generated_tokens:
-            totals.answers += 1
-            totals.generated_tokens += statistics.generated_tokens
-            totals.prompt_tokens += statistics.prompt_tokens
-            totals.cached_tokens += statistics.cached_tokens
+        if statistics is former:
+            return
+        if not statistics.generated_tokens:
+            self.recount()
+            return
+        totals.answers += 1
+        totals.generated_tokens += statistics.generated_tokens
+        totals.prompt_tokens += statistics.prompt_tokens
+        totals.cached_tokens += statistics.cached_tokens
         self.used = statistics.prompt_tokens + statistics.generated_tokens
 
     def recount(self) -> None:
@@ -210,9 +227,17 @@ class Talk:
                 f"{path} has {tokens:,} tokens; there is room for {self.chat.context:,} here"
             )
         self.chat.load(path)
+        self._resumed = None
         self._kept = list(self.chat.messages)
         self.recount()
         return tokens
+
+    def reset(self) -> None:
+        """Forget the conversation, and the pictures attached; a session's file stays."""
+        self.chat.reset()
+        self.attachments.pending.clear()
+        self._resumed = None
+        self.recount()
 
     def resume(self, session: Path) -> int:
         """As `load`; what is said from here on takes the place of the session's file."""
@@ -233,7 +258,8 @@ def kept_at_the_end(talk: Talk) -> Iterator[None]:
         yield
     finally:
         try:
-            path = talk.keep()
+            with terminal.no_signals():
+                path = talk.keep()
         except Llama4Error as error:
             terminal.note(f"error: this session could not be kept: {error}")
         else:

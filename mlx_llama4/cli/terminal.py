@@ -135,11 +135,23 @@ def keys_unseen() -> Iterator[None]:
 
 
 def forget_typed() -> None:
-    """What was typed before a question was there does not answer it."""
-    import termios
-
+    """What was typed before a question could be seen is no answer to it."""
     if sys.stdin.isatty():
+        import termios
+
         termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+
+
+@contextlib.contextmanager
+def no_signals() -> Iterator[None]:
+    """What is begun in here is done to its end, whoever asks for one meanwhile."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Answer:
@@ -147,14 +159,17 @@ class Answer:
     that is.
     """
 
-    def __init__(self, markdown: bool = False) -> None:
-        """markdown: show it as such; for terminals."""
+    def __init__(self, markdown: bool = False, literal: str = "") -> None:
+        """markdown: show it as such, for terminals, unless it begins with one of the characters of
+        `literal`.
+        """
         from mlx_llama4.cli.progress import ReadingProgress
 
         self._last = ""
         self._progress = ReadingProgress()
         self.on_prefill = self._progress.update
         self.on_picture = self._progress.update_pictures
+        self._literal = literal
         self._markdown = None
         if markdown:
             from rich.console import Console
@@ -181,6 +196,10 @@ class Answer:
 
     def write(self, piece: str) -> None:
         self._progress.clear()
+        if self._literal and piece.strip():
+            if piece.lstrip()[0] in self._literal:
+                self._markdown = None
+            self._literal = ""
         if self._markdown is not None:
             self._markdown.feed(piece)
             return

@@ -30,7 +30,10 @@ def read_schema(path: Path) -> Any:
     try:
         schema = parse_json(path.read_bytes())
     except OSError as failure:
-        raise InputError(f"cannot read {path}: {failure.strerror or failure}") from None
+        raise InputError(
+            f"cannot read {path}: {failure.strerror or failure}; "
+            "give a file that holds a JSON schema"
+        ) from None
     except (ValueError, RecursionError) as failure:
         raise InputError(f"{path} is not valid JSON: {failure}") from None
     try:
