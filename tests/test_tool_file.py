@@ -173,11 +173,9 @@ def test_failures_are_texts(tools: ToolFile) -> None:
     assert tools.run(evaluate("os.kill(os.getpid(), 9)")) == (
         "error: the tool was killed by signal 9"
     )
-    broken = evaluate("[os.write(fd, b'}{\\n') for fd in range(3, 20) if not os.isatty(fd)]")
-    assert tools.run(broken).startswith("error: ")
-    for said in (b"[]\n", b"{}\n", b"1\n", b'{"result": 1, "error": 2}\n'):
-        forged = f"os.write(int(__import__('sys').argv[1]), {said}) and os._exit(0)"
-        assert tools.run(evaluate(forged)) == "error: the tool has written into the answer's pipe"
+    for said in (b"}{\n", b"[]\n", b"{}\n", b"1\n"):
+        forged = evaluate(f"os.write(int(__import__('sys').argv[1]), {said}) and os._exit(0)")
+        assert tools.run(forged) == "error: the tool has written into the answer's pipe"
 
 
 BAD_CALLS = {
