@@ -8,6 +8,7 @@ import pytest
 from mlx_llama4.cli import state_files
 from mlx_llama4.cli.chat import _last_session
 from mlx_llama4.cli.chat_commands import run_command
+from mlx_llama4.cli.line_editor import _history
 from mlx_llama4.cli.talk import Talk, kept_at_the_end
 from mlx_llama4.errors import InputError
 
@@ -72,6 +73,12 @@ def test_a_session_is_kept_whoever_wants_to_end(
 def test_state_is_for_the_user_alone(talk: Talk) -> None:
     made = state_files.made_folder("sessions")
     assert made.stat().st_mode & 0o077 == made.parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_history_that_cannot_be_read(tmp_path: Path) -> None:
+    history = _history(tmp_path)  # a folder
+    assert history.load_history_strings() == []
+    history.store_string("Hello")
 
 
 def test_a_session_that_cannot_be_kept(

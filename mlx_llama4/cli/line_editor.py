@@ -132,6 +132,12 @@ def _history(path: Path) -> "FileHistory":
     from prompt_toolkit.history import FileHistory
 
     class ForgivingHistory(FileHistory):
+        def load_history_strings(self) -> Iterable[str]:
+            try:
+                return [*super().load_history_strings()]
+            except OSError:  # another user's, say
+                return []
+
         def store_string(self, string: str) -> None:
             with contextlib.suppress(OSError):  # a full disk must not end the conversation
                 super().store_string(string)
