@@ -13,7 +13,7 @@ from mlx_llama4.cli.talk import Talk, kept_at_the_end
 from mlx_llama4.errors import InputError
 
 
-def test_sessions_are_kept_and_resumed(talk: Talk, said) -> None:
+def test_sessions_are_kept_and_resumed(talk: Talk, said, monkeypatch: pytest.MonkeyPatch) -> None:
     model = talk.chat.identity.model
     with kept_at_the_end(talk):
         pass
@@ -35,6 +35,14 @@ def test_sessions_are_kept_and_resumed(talk: Talk, said) -> None:
         talk.say("Hello")
         talk.keep()
     assert len(state_files.sessions_of(model)) == state_files.KEPT_SESSIONS
+    newest, second, _ = state_files.sessions_of(model)
+    sizes = newest.stat().st_size + second.stat().st_size
+    monkeypatch.setattr(state_files, "KEPT_BYTES", sizes)
+    state_files.drop_old_sessions(model)
+    assert state_files.sessions_of(model) == [newest, second]
+    monkeypatch.setattr(state_files, "KEPT_BYTES", 0)
+    state_files.drop_old_sessions(model)
+    assert state_files.sessions_of(model) == [newest]
     talk.keeps_session = False
     talk.say("Hello")
     assert talk.keep() is None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_llama4.cli.chat import _converse as converse
 from mlx_llama4.cli.chat_commands import (
     COMMANDS,
     ELSEWHERE,
@@ -345,3 +346,17 @@ def test_save_and_load(talk: Talk, said, tmp_path: Path) -> None:
     for line in ("/save", "/load", "/export"):
         with pytest.raises(Llama4Error, match="give the name of a file"):
             run_command(talk, line)
+
+
+def test_what_should_not_happen_does_not_end_the_chat(
+    talk: Talk, said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("the sky fell")
+
+    monkeypatch.setattr(talk, "retry", broken)
+    monkeypatch.setattr("sys.stdin", io.StringIO("/retry\nWhat is 7 plus 5?\n"))
+    converse(talk, PlainLines(), "")
+    out, notes = said()
+    assert out == "7 plus 5 is 12.\n"
+    assert notes.splitlines()[0] == "error: unexpected ZeroDivisionError: the sky fell"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_llama4.cli import state_files
+from mlx_llama4.cli.terminal import CONTROLS
 from mlx_llama4.errors import Llama4Error
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class Attachments:
 
 
 def name_of(image: "PromptImage") -> str:
-    return image.source.name if image.source is not None else "picture"
+    """The name of its file, as a terminal may be told it."""
+    return "picture" if image.source is None else image.source.name.translate(CONTROLS)
 
 
 def facts_of(image: "PromptImage", tokens: int) -> str:

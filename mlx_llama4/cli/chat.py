@@ -175,6 +175,8 @@ def _look(plain: bool) -> tuple["Look", str]:
     def show(image: "PromptImage") -> None:
         from mlx_llama4.prompt.image import open_image
 
+        if image.source is None:  # of the clipboard, where no file could be written
+            return
         with contextlib.suppress(Llama4Error):
             picture = open_image(image.source)
             terminal.line(preview.picture(picture, detected.protocol).removesuffix("\n"))
@@ -248,6 +250,10 @@ def _converse(talk: "Talk", lines: "Editor | PlainLines", typed: str) -> None:
             terminal.note(terminal.wrapped(f"error: {error}"))
         except KeyboardInterrupt:
             terminal.aside("[stopped]")
+        except OSError:  # of the terminal itself
+            raise
+        except Exception as error:
+            terminal.unexpected(error)
         if talk.look.markdown and not talk.is_over:
             terminal.note("")  # turns are told apart at a glance
 

@@ -28,7 +28,7 @@ Protocol = Literal["kitty", "iterm2", "sixel"]
 ROWS = 12  # at most, of a picture
 COLUMNS = 40
 CELL = (10, 20)  # pixels, where the terminal does not say
-SECONDS = 0.2
+SECONDS = 1.0
 KITTY_CHUNK = 4096  # base64 bytes
 COLOURS = 64  # of a sixel picture
 

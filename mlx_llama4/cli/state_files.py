@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-KEPT_SESSIONS = 3  # of each model
+KEPT_SESSIONS, KEPT_BYTES = 3, 10 * 10**9  # of each model
 DIGEST_LENGTH = 16
 
 
@@ -64,6 +64,10 @@ def new_session(model: str) -> Path | None:
 
 
 def drop_old_sessions(model: str) -> None:
-    for file in sessions_of(model)[KEPT_SESSIONS:]:
+    """All but the newest few; of those all but the newest, if they are large."""
+    total = 0
+    for index, file in enumerate(sessions_of(model)):
         with contextlib.suppress(OSError):
-            file.unlink()
+            total += file.stat().st_size
+            if index and (index >= KEPT_SESSIONS or total > KEPT_BYTES):
+                file.unlink()

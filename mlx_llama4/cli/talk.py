@@ -172,6 +172,8 @@ class Talk:
         """A line that says how the conversation stands and what goes with the message typed, as far
         as there is room in the window.
         """
+        from prompt_toolkit.utils import get_cwidth
+
         from mlx_llama4.memory import human_bytes
 
         statistics = self.chat.statistics
@@ -193,7 +195,7 @@ class Talk:
             names = ", ".join(map(name_of, pictures))
             parts.insert(0, f"+ {names}: {tokens:,} tokens")
         width = shutil.get_terminal_size().columns
-        while len(line := " │ ".join(parts)) > width and len(parts) > 1:
+        while get_cwidth(line := " │ ".join(parts)) > width and len(parts) > 1:
             parts.pop()
         return line
 

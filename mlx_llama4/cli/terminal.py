@@ -50,13 +50,18 @@ def reports_errors(command: Command) -> Command:
             note(f"error: {failure.strerror}: {failure.filename}")
             raise typer.Exit(1) from None
         except Exception as error:
-            if os.environ.get(DEBUG_VARIABLE):
-                raise
-            note(f"error: unexpected {type(error).__name__}: {error}")
-            note(f"set {DEBUG_VARIABLE}=1 for the traceback, and please report it")
+            unexpected(error)
             raise typer.Exit(1) from None
 
     return wrapped  # type: ignore[return-value]
+
+
+def unexpected(error: Exception) -> None:
+    """Say what should not have happened; where that is looked into, raise it on."""
+    if os.environ.get(DEBUG_VARIABLE):
+        raise error
+    note(f"error: unexpected {type(error).__name__}: {error}")
+    note(f"set {DEBUG_VARIABLE}=1 for the traceback, and please report it")
 
 
 def import_mlx() -> None:
