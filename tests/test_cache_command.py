@@ -42,6 +42,7 @@ def test_ask_with_a_cache(cached: Path, demo_folder: Path) -> None:
     assert found["prompt_tokens"] < found["cached_tokens"] + 30
 
 
+@pytest.mark.slow
 def test_small_pictures_and_standard_input(demo_folder: Path, tmp_path: Path) -> None:
     full, small = tmp_path / "full", tmp_path / "small"
     picture = ("--image", PICTURES / "star.png")
@@ -180,6 +181,7 @@ def test_ctrl_c_keeps_what_was_read(book: Path, demo_folder: Path, tmp_path: Pat
     assert out.stat().st_size == (tmp_path / "again").stat().st_size
 
 
+@pytest.mark.slow
 def test_what_was_read_under_other_options_is_not_gone_on_from(
     cached: Path, book: Path, demo_folder: Path, tmp_path: Path
 ) -> None:

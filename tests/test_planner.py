@@ -343,6 +343,7 @@ def test_queries_go_in_steps_that_bound_their_scores(heads: int, keys: int) -> N
     assert queries == LEAST_QUERIES or 4 * heads * queries * keys <= SCORE_BYTES
 
 
+@pytest.mark.slow
 def test_scores_of_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLX works ahead: left to itself it had the scores of 20 steps at once."""
     monkeypatch.setattr("mlx_llama4.memory.SCORE_BYTES", 4 * 2**20)

@@ -208,6 +208,7 @@ def models(kept_folder: Path) -> Iterator[Callable[[str], Llama4]]:
     yield loaded.__getitem__
 
 
+@pytest.mark.slow
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -230,6 +230,7 @@ def test_progress_in_a_log(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_output_that_cannot_say_everything(demo_folder: Path, encoding: str) -> None:
     result = run("demo", PYTHONIOENCODING=encoding)

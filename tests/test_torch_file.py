@@ -188,6 +188,7 @@ def test_pickles_of_something_else(tmp_path: Path, pickled: bytes, message: str)
     assert message in refused(of_program(tmp_path, pickled))
 
 
+@pytest.mark.slow
 def test_deep_nesting(tmp_path: Path) -> None:
     """No recursion: tuples or calls, one in another, are only not a tensor."""
     path = of_entries(tmp_path, a=b")" + b"\x85" * 500_000)

@@ -222,6 +222,7 @@ def test_a_shard_that_goes_missing_on_the_way(hub: Hub, layers: Path, tmp_path: 
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_does_not_wait_for_a_stalled_shard(hub: Hub, layers: Path, tmp_path: Path) -> None:
     hub.slow = True
     out = tmp_path / "out"
