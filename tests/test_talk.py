@@ -238,8 +238,10 @@ def test_names_that_other_chats_have(talk: Talk, said) -> None:
     talk.say("My name is Ada.")
     run_command(talk, "/clear")
     assert talk.chat.messages == []
-    run_command(talk, "/bye")
-    assert talk.is_over
+    for name in ("/bye", "/exit", "exit", "quit "):
+        talk.is_over = False
+        run_command(talk, name)
+        assert talk.is_over
 
 
 @pytest.mark.parametrize(
@@ -259,9 +261,9 @@ def test_lines_without_an_editor(
 
 
 def test_what_is_a_command() -> None:
-    for text in ("/quit", "/?", "/save x y", "/unknown"):
+    for text in ("/quit", "/?", "/save x y", "/unknown", "exit", "quit "):
         assert is_command(text)
-    for text in ("/Users/ada/x.png what?", "/tmp/x", "quit", " /quit", "/", "/2", "//x", "/?x"):
+    for text in ("/Users/ada/x.png what?", "/tmp/x", "quit it", " /quit", "/", "/2", "//x", "/?x"):
         assert not is_command(text)
 
 

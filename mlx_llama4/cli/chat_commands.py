@@ -33,8 +33,10 @@ class Command:
 
 
 def is_command(text: str) -> bool:
-    """A path may begin with a slash too, and goes on with another."""
-    return COMMAND.match(text) is not None
+    """A path may begin with a slash too, and goes on with another; who says no more than "exit"
+    means it.
+    """
+    return COMMAND.match(text) is not None or text.strip() in ("exit", "quit")
 
 
 def run_command(talk: Talk, text: str) -> None:
@@ -259,7 +261,11 @@ COMMANDS = {
 }
 
 # What people type who come from other chats.
-OTHER_NAMES = {"/bye": "/quit", "/exit": "/quit", "/clear": "/reset", "/?": "/help"}
+OTHER_NAMES = {
+    **dict.fromkeys(("/bye", "/exit", "exit", "quit"), "/quit"),
+    "/clear": "/reset",
+    "/?": "/help",
+}
 ELSEWHERE = {
     "/model": "leave, and start with another --model",
     "/show": "see /set, /system, /stats and /context",
