@@ -10,6 +10,7 @@ named in __main__.py; the rest is here for it to call. Not installed with the pa
     report.py      table and JSON;  chart.py: the same as a picture
     source.py      random checkpoints to work on
     random_model.py  random model folders, packed, of any size;  random_tokenizer.py: theirs
+    presets.py     … of known sizes, for all subjects that run a model
     disk.py        plain reads of a model's files;  reader.py: experts as streaming reads them
     streaming_ways.py  what the processes of `streaming` run;  streaming_report.py: its tables
     haystack.py    documents with facts to ask for
