@@ -94,6 +94,12 @@ class KVCache:
         self.offset += length  # last: an interruption must not leave a hole
         yield from ranges(seen["keys"], seen["values"], 0, length, start, attention_step)
 
+    def split(self, *arrays: mx.array) -> Iterator[tuple["KVCache | mx.array", ...]]:
+        """Caches, and of each array the rows whose keys and values are theirs: here this one and
+        all of them. Rows that each have a cache of their own are in cache/batch.py.
+        """
+        yield self, *arrays
+
     def most_seen(self, length: int) -> int:
         """The most keys that any of the next `length` tokens sees."""
         return self.offset + length

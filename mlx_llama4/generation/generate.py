@@ -61,14 +61,15 @@ class Statistics:
     finish_reason: FinishReason | None = None
     steps: list[Step] = field(default_factory=list)
 
-    def _start(self, model: Llama4, prompt: Prompt, cached: int) -> None:
+    def begin(self, model: Llama4, prompt: Prompt, cached: int) -> None:
+        """cached: tokens of the prompt that the cache holds already."""
         self.prompt_tokens = len(prompt.ids)
         self.cached_tokens = cached
         self.image_tiles = prompt.num_tiles
         if model.config.vision is not None:
             self.image_tokens = prompt.num_tiles * model.config.vision.tokens_per_tile
 
-    def _count(self, seconds: float) -> None:
+    def count(self, seconds: float) -> None:
         """One more token, `seconds` after the start."""
         if self.time_to_first_token is None:
             self.time_to_first_token = seconds
@@ -113,12 +114,12 @@ def generate(
     max_tokens = min(max_tokens, model.config.text.max_position_embeddings - len(prompt.ids))
     cache = model.make_cache() if cache is None else cache
     statistics = Statistics() if statistics is None else statistics
-    writer = _Writer(token_bytes, end_tokens, StopStrings(stop), max_tokens)
+    writer = StepWriter(token_bytes, end_tokens, StopStrings(stop), max_tokens)
     mx.reset_peak_memory()
     started_at = time.perf_counter()
     experts = model.expert_statistics
     loaded = experts and replace(experts)
-    statistics._start(model, prompt, cached=cache[0].offset)
+    statistics.begin(model, prompt, cached=cache[0].offset)
     for layer in cache:
         layer.reserve(room(prompt, max_tokens))
     logits = prefill(
@@ -132,7 +133,7 @@ def generate(
     else:
         tokens = decode_constrained(model, logits, cache, choose, max_tokens, grammar.start())
     for chosen in tokens:
-        statistics._count(time.perf_counter() - started_at)
+        statistics.count(time.perf_counter() - started_at)
         statistics.decode_experts = experts and experts.since(prefilled)
         step = writer.step(chosen)
         statistics.finish_reason = step.finish_reason
@@ -143,7 +144,7 @@ def generate(
             return
 
 
-class _Writer:
+class StepWriter:
     """Tokens → steps: text as it may be shown, and when there is an end."""
 
     def __init__(

@@ -51,11 +51,28 @@ class Attention(nn.Module):
         queries = self._heads(self.q_proj(x), self.num_heads)
         keys = self._heads(self.k_proj(x), self.num_kv_heads)
         values = self._heads(self.v_proj(x), self.num_kv_heads)
-        scale = self.scale
         if self.chunked:
             pieces = list(cache.pieces(length))
             queries, keys = self._rotate(queries, pieces), self._rotate(keys, pieces)
-        elif self.tuned:
+        outputs = [
+            self._attend_to(*of_cache, attention_step)
+            for of_cache in cache.split(queries, keys, values)
+        ]
+        output = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
+        # [B, H, L, K] → [B, L, H · K]
+        return self.o_proj(output.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+
+    def _attend_to(
+        self,
+        cache: KVCache,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        attention_step: int,
+    ) -> mx.array:
+        """[B, H, L, K] → the same, for the rows of one cache, which takes in their new tokens."""
+        length, scale = queries.shape[2], self.scale
+        if not self.chunked and self.tuned:
             queries, scale = self._tune(queries, cache.offset)
         if mx.default_device() == mx.cpu:
             keys_seen = cache.most_seen(length)
@@ -68,15 +85,13 @@ class Attention(nn.Module):
                 # One after the other, or MLX would materialise the scores of many at once.
                 step = mx.depends(step, outputs[-1])
             outputs.append(_attend(step, seen_keys, seen_values, scale))
-        output = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=2)
-        # [B, H, L, K] → [B, L, H · K]
-        return self.o_proj(output.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+        return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=2)
 
     def _heads(self, x: mx.array, heads: int) -> mx.array:
         """[B, L, heads · K] → [B, heads, L, K]"""
         return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
 
-    def _rotate(self, x: mx.array, pieces: list[tuple[int, int, int]]) -> mx.array:
+    def _rotate(self, x: mx.array, pieces: list[tuple[int, int, int | mx.array]]) -> mx.array:
         """By the position inside the chunk, each piece of a chunk from its own."""
         if len(pieces) == 1:
             x = self.rope(x, pieces[0][2])

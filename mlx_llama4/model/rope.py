@@ -36,14 +36,17 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None
 
 
 class TextRope:
-    """Rotates [B, heads, L, head_dim] by positions offset … offset + L - 1."""
+    """Rotates [B, heads, L, head_dim] by positions offset … offset + L - 1.
+
+    The offset is that of all rows, or int [B], of each its own.
+    """
 
     def __init__(self, text: TextConfig):
         self.head_dim = text.head_dim
         frequencies = inverse_frequencies(text.head_dim, text.rope_theta, text.rope_scaling)
         self.periods = mx.array(1 / frequencies)
 
-    def __call__(self, x: mx.array, offset: int) -> mx.array:
+    def __call__(self, x: mx.array, offset: int | mx.array) -> mx.array:
         return mx.fast.rope(
             x,
             self.head_dim,

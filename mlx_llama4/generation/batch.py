@@ -1,0 +1,207 @@
+"""Several prompts at once: read one after the other, gone on with together.
+
+A decode step reads the weights once, for as many rows as take part: so several answers together
+come faster than one after another. Each row is what `generate` would have made of it alone, in
+caches of its own (cache/batch.py), with chunk borders of its own.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from mlx_llama4.cache.batch import decoded_together
+from mlx_llama4.cache.kv import KVCache
+from mlx_llama4.errors import InputError, Llama4Error
+from mlx_llama4.generation.adjustments import Adjustment
+from mlx_llama4.generation.choice import Choice, Chooser, wait_for
+from mlx_llama4.generation.generate import Statistics, Step, StepWriter, room
+from mlx_llama4.generation.grammar import Grammar
+from mlx_llama4.generation.image_features import ImageFeatureCache
+from mlx_llama4.generation.prefill import PREFILL_SPAN, prefill
+from mlx_llama4.generation.sampler import Sampler, greedy
+from mlx_llama4.generation.stop import StopStrings
+from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.prompt.processor import Prompt, check_length
+
+BATCH_SIZE = 8
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt, and how it is to be gone on with: all as `generate` takes it.
+
+    A sampler that draws, and a cache, must be the request's own. The cache, if given, can be gone
+    on with afterwards; its `offset` tells what it has taken in: prompt and tokens, perhaps without
+    the last, or after `cancel` with one that was never yielded. statistics: of the row; its seconds
+    count from when it joins, and none of the experts is in them.
+    """
+
+    prompt: Prompt
+    max_tokens: int
+    sampler: Sampler = greedy
+    adjustments: Sequence[Adjustment] = ()
+    grammar: Grammar | None = None
+    stop: Sequence[str] = ()
+    logprobs: int | None = None
+    cache: Sequence[KVCache] | None = None
+    statistics: Statistics = field(default_factory=Statistics)
+    is_cancelled: bool = field(default=False, init=False)
+
+    def cancel(self) -> None:
+        """Have the row leave, or never join; no step of it comes any more."""
+        self.is_cancelled = True
+
+
+def generate_batch(
+    model: Llama4,
+    requests: Iterable[Request | None],
+    *,
+    token_bytes: Callable[[int], bytes],
+    end_tokens: Collection[int],
+    batch_size: int = BATCH_SIZE,
+    features: ImageFeatureCache | None = None,
+    prefill_step: int = PREFILL_SPAN,
+) -> Iterator[tuple[int, Step | Llama4Error]]:
+    """Pairs of a request's number, counted from 0, and its next step; at most `batch_size` rows
+    go on at once. A row's last step has a finish_reason.
+
+    A request is asked for when there is room for it, and its prompt is then read, while the others
+    wait: what waits takes no memory. None instead of one says that none is there just now; it is
+    asked for again after the next step, or at once if no row is left. Where a row's request
+    cannot be done (its prompt is too long, a picture cannot be read), its error comes in place of
+    a step and nothing after it; the others go on. Raises InputError for a batch size below 1,
+    RunError if experts cannot be read from the disk.
+
+    Tokens are those of `generate` up to rounding: products of several rows may be summed in
+    another order. With a grammar in a row, or experts streamed, the device is not kept a token
+    ahead.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size} must be 1 or more")
+    features = ImageFeatureCache() if features is None else features
+    waiting, number, is_open = iter(requests), 0, True
+    rows: list[_Row] = []
+    mx.reset_peak_memory()
+    while is_open or rows:
+        while is_open and len(rows) < batch_size:
+            try:
+                request = next(waiting)
+            except StopIteration:
+                is_open = False
+                break
+            if request is None:
+                break
+            if not request.is_cancelled:
+                row = _Row(number, request)
+                try:
+                    row.join(model, token_bytes, end_tokens, features, prefill_step)
+                    rows.append(row)
+                except Llama4Error as failure:
+                    yield number, failure
+            number += 1
+        yield from _step(model, rows)
+        rows = [row for row in rows if row.goes_on]
+
+
+def _step(model: Llama4, rows: Sequence["_Row"]) -> Iterator[tuple[int, Step | Llama4Error]]:
+    """The next token of each row, and what comes after it begun on the device as soon as can be."""
+    # As in decode.py: the host waits for what streamed experts read, and for what a grammar allows.
+    streamed = model.expert_statistics is not None
+    ahead = not streamed and all(row.request.grammar is None for row in rows)
+    for row in rows:
+        row.choose_token()
+    mx.async_eval([row.choice for row in rows])
+    if ahead:
+        # Of a row that turns out to end here, one token in vain: what it gives is never looked at.
+        _forward(model, [row for row in rows if row.left > 1])
+    steps = [row.take_token() for row in rows]
+    if not ahead and not streamed:
+        _forward(model, [row for row in rows if row.goes_on])
+    for row, step in zip(rows, steps, strict=True):
+        if not row.request.is_cancelled:
+            yield row.number, step
+    if streamed:
+        _forward(model, [row for row in rows if row.goes_on])
+
+
+def _forward(model: Llama4, rows: Sequence["_Row"]) -> None:
+    """Feed each row its token, all in one pass."""
+    if not rows:
+        return
+    tokens = mx.concatenate([row.choice.token for row in rows])
+    logits = model(tokens[:, None], decoded_together([row.cache for row in rows]))[:, -1]
+    mx.async_eval(logits)
+    for row, row_logits in zip(rows, mx.split(logits, len(rows)), strict=True):
+        row.logits = row_logits
+
+
+class _Row:
+    """A request that has joined. left: tokens that may yet come."""
+
+    cache: Sequence[KVCache]
+    logits: mx.array  # [1, vocabulary]
+    choice: Choice
+
+    def __init__(self, number: int, request: Request):
+        self.number = number
+        self.request = request
+        self.left = request.max_tokens
+        self.has_ended = False
+
+    @property
+    def goes_on(self) -> bool:
+        return not self.has_ended and not self.request.is_cancelled
+
+    def join(
+        self,
+        model: Llama4,
+        token_bytes: Callable[[int], bytes],
+        end_tokens: Collection[int],
+        features: ImageFeatureCache,
+        prefill_step: int,
+    ) -> None:
+        """Read the prompt. Raises Llama4Error for what is wrong with the request."""
+        request, prompt = self.request, self.request.prompt
+        check_length(prompt, model.config)
+        if request.max_tokens < 1:
+            raise InputError(f"max_tokens {request.max_tokens} must be 1 or more")
+        room_left = model.config.text.max_position_embeddings - len(prompt.ids)
+        self.left = min(request.max_tokens, room_left)
+        self._writer = StepWriter(token_bytes, end_tokens, StopStrings(request.stop), self.left)
+        self._matcher = None if request.grammar is None else request.grammar.start()
+        self._allowed = None if self._matcher is None else self._matcher.allowed()
+        self._choose = Chooser(
+            request.sampler, request.adjustments, request.logprobs or 0, prompt.ids
+        )
+        self._joined_at = time.perf_counter()
+        self.cache = model.make_cache() if request.cache is None else request.cache
+        request.statistics.begin(model, prompt, cached=self.cache[0].offset)
+        for layer in self.cache:
+            layer.reserve(room(prompt, self.left))
+        self.logits = prefill(model, prompt, self.cache, span=prefill_step, features=features)
+
+    def choose_token(self) -> None:
+        self.choice = self._choose(self.logits, self._allowed)
+
+    def take_token(self) -> Step | Llama4Error:
+        """Wait for the token that was chosen."""
+        chosen = wait_for(self.choice)
+        self.left -= 1
+        step = self._writer.step(chosen)
+        self.has_ended = step.finish_reason is not None
+        if self._matcher is not None:
+            try:
+                self._matcher.accept(chosen.token)
+                if not self.has_ended:
+                    self._allowed = self._matcher.allowed()
+            except Llama4Error as failure:
+                self.has_ended = True
+                return failure
+        statistics = self.request.statistics
+        statistics.count(time.perf_counter() - self._joined_at)
+        statistics.finish_reason = step.finish_reason
+        if self.request.logprobs is not None:
+            statistics.steps.append(step)
+        return step
