@@ -112,6 +112,8 @@ def _load_weights(
                 weights.append((name, array.astype(dtype) if is_float else array))
     model.load_weights(weights)
     weights.clear()  # or what is laid out anew would be there twice
+    for layer in model.language_model.model.layers:
+        layer.self_attn.join_projections()
     if mx.default_device() == mx.cpu:
         lay_out_for_cpu(model)
     model.eval()

@@ -12,6 +12,7 @@ from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.cache.quantized import PackedArray, packed_attention
 from mlx_llama4.config import LayerKind, TextConfig
 from mlx_llama4.memory import queries_at_once
+from mlx_llama4.model.joined import joined
 from mlx_llama4.model.layout import column_major
 from mlx_llama4.model.rope import TextRope
 
@@ -48,12 +49,12 @@ class Attention(nn.Module):
         none crosses a chunk border, so the mask is always plainly causal.
         """
         batch, length, _ = x.shape
-        queries = self._heads(self.q_proj(x), self.num_heads)
-        keys = self._heads(self.k_proj(x), self.num_kv_heads)
-        values = self._heads(self.v_proj(x), self.num_kv_heads)
+        heads, values_from = self._project(x), self.num_heads + self.num_kv_heads
+        queries_and_keys, values = heads[:, :values_from], heads[:, values_from:]
         if self.chunked:
-            pieces = list(cache.pieces(length))
-            queries, keys = self._rotate(queries, pieces), self._rotate(keys, pieces)
+            queries_and_keys = self._rotate(queries_and_keys, list(cache.pieces(length)))
+        queries = queries_and_keys[:, : self.num_heads]
+        keys = queries_and_keys[:, self.num_heads :]
         outputs = [
             self._attend_to(*of_cache, attention_step)
             for of_cache in cache.split(queries, keys, values)
@@ -87,8 +88,20 @@ class Attention(nn.Module):
             outputs.append(_attend(step, seen_keys, seen_values, scale))
         return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=2)
 
-    def _heads(self, x: mx.array, heads: int) -> mx.array:
-        """[B, L, heads · K] → [B, heads, L, K]"""
+    def join_projections(self) -> None:
+        """Make one layer of those for queries, keys and values, if they are packed alike."""
+        projection = joined((self.q_proj, self.k_proj, self.v_proj))
+        if projection is not None:
+            self.qkv_proj = projection
+            del self.q_proj, self.k_proj, self.v_proj
+
+    def _project(self, x: mx.array) -> mx.array:
+        """[B, L, D] → [B, H + 2 G, L, K]: queries, then keys, then values."""
+        if "qkv_proj" in self:
+            x = self.qkv_proj(x)
+        else:
+            x = mx.concatenate([self.q_proj(x), self.k_proj(x), self.v_proj(x)], axis=-1)
+        heads = self.num_heads + 2 * self.num_kv_heads
         return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
 
     def _rotate(self, x: mx.array, pieces: list[tuple[int, int, int | mx.array]]) -> mx.array:

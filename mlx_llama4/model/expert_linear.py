@@ -8,6 +8,7 @@ Shapes: N routed inputs, D hidden size.
 import mlx.core as mx
 from mlx import nn
 
+from mlx_llama4.model.feed_forward import gated
 from mlx_llama4.quantization import Quantization
 
 # From this many routed inputs on, they are sorted by expert, so that each expert's weights are
@@ -108,7 +109,7 @@ class Experts(nn.Module):
         x = x[:, None]  # [N, 1, D]
         gate = self.gate_proj(x, experts, is_sorted)
         up = self.up_proj(x, experts, is_sorted)
-        return self.down_proj(nn.silu(gate) * up, experts, is_sorted)[:, 0]
+        return self.down_proj(gated(gate, up), experts, is_sorted)[:, 0]
 
 
 def empty_experts(num_experts: int, hidden_size: int, intermediate_size: int) -> Experts:

@@ -1,6 +1,7 @@
 """The gated MLP of dense layers and of shared experts."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import mlx.core as mx
 from mlx import nn
@@ -12,6 +13,12 @@ def row_slices(rows: int) -> Iterator[tuple[int, int]]:
     """Starts and stops of as many rows as may have their inner activations in memory at once."""
     for start in range(0, rows, FEED_FORWARD_ROWS):
         yield start, min(start + FEED_FORWARD_ROWS, rows)
+
+
+@partial(mx.compile, shapeless=True)
+def gated(gate: mx.array, up: mx.array) -> mx.array:
+    """silu(gate) · up in one kernel."""
+    return nn.silu(gate) * up
 
 
 class FeedForward(nn.Module):
@@ -35,4 +42,4 @@ class FeedForward(nn.Module):
         return mx.concatenate(pieces).reshape(x.shape)
 
     def _apply(self, x: mx.array) -> mx.array:
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))

@@ -1,13 +1,51 @@
-"""How matrices lie in memory for MLX's CPU backend.
+"""How matrices are stored and multiplied on MLX's CPU backend.
 
 MLX's wheels for Linux bring the reference BLAS, whose dot products (x @ w.T with w row-major)
-run at 2.5 GFLOP/s, its sums of columns (the same with w column-major) at 6.
+run at 2.5 GFLOP/s, its sums of columns (the same with w column-major) at 6. Products with packed
+weights run at 3.4, and unpack them for each row of the input anew.
 """
 
 import mlx.core as mx
 from mlx import nn
+from mlx.utils import tree_map
 
 from mlx_llama4.model.expert_linear import ExpertLinear
+
+UNPACK_FROM = 16  # rows of the input; measured (docs/performance.md)
+BLOCK_BYTES = 4 * 2**20  # of a weight that are unpacked at once
+
+
+class UnpackingLinear(nn.QuantizedLinear):
+    """For many rows the weight is unpacked once for all, a block of outputs at a time."""
+
+    def __init__(self, packed: nn.QuantizedLinear):
+        nn.Module.__init__(self)
+        self.group_size, self.bits, self.mode = packed.group_size, packed.bits, packed.mode
+        for name, part in packed.items():
+            self[name] = part
+        self.freeze()
+
+    def __call__(self, x: mx.array) -> mx.array:
+        inputs = x.shape[-1]
+        if x.size < UNPACK_FROM * inputs:
+            return super().__call__(x)
+        columns = x.reshape(-1, inputs).T
+        step = max(BLOCK_BYTES // (x.itemsize * inputs), 1)
+        blocks: list[mx.array] = []
+        for start in range(0, len(self.scales), step):
+            codes = self.weight[start : start + step]
+            # One after the other, or MLX would unpack many ahead.
+            codes = mx.depends(codes, blocks[-1]) if blocks else codes
+            blocks.append(self._unpacked(codes, start, x.dtype) @ columns)
+        output = (blocks[0] if len(blocks) == 1 else mx.concatenate(blocks)).T
+        output = output.reshape(*x.shape[:-1], -1)
+        return output + self.bias if "bias" in self else output
+
+    def _unpacked(self, codes: mx.array, start: int, dtype: mx.Dtype) -> mx.array:
+        """Rows of `self.weight` from `start` on → [rows, inputs]."""
+        parts = (self.scales, self.get("biases"))
+        rows = [None if part is None else part[start : start + len(codes)] for part in parts]
+        return mx.dequantize(codes, *rows, self.group_size, self.bits, self.mode, dtype=dtype)
 
 
 def column_major(array: mx.array) -> mx.array:
@@ -16,7 +54,15 @@ def column_major(array: mx.array) -> mx.array:
 
 
 def lay_out_for_cpu(model: nn.Module) -> None:
-    """Store the weights of all linear layers that are not packed column-major."""
+    """Store the weights of all linear layers that are not packed column-major, and have packed
+    ones unpack for many rows.
+    """
     for module in model.modules():
         if isinstance(module, nn.Linear | ExpertLinear):
             module.weight = column_major(module.weight)
+    modules = tree_map(_unpacking, model.leaf_modules(), is_leaf=nn.Module.is_module)
+    model.update_modules(modules)
+
+
+def _unpacking(module: nn.Module) -> nn.Module:
+    return UnpackingLinear(module) if isinstance(module, nn.QuantizedLinear) else module

@@ -1,0 +1,32 @@
+"""Linear layers that read the same input, as one: fewer kernels a token, files unchanged."""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+from mlx import nn
+
+PARTS = ("weight", "scales", "biases", "bias")  # all have the outputs as their first axis
+
+
+def joined(layers: Sequence[nn.Linear | nn.QuantizedLinear]) -> nn.Module | None:
+    """A layer whose output is theirs side by side, lazily; None if they are not packed alike."""
+    first, *others = layers
+    if any(_kind(layer) != _kind(first) for layer in others):
+        return None
+    result = type(first).__new__(type(first))
+    nn.Module.__init__(result)
+    for part in PARTS:
+        if first.get(part) is not None:
+            result[part] = mx.concatenate([layer[part] for layer in layers])
+    if isinstance(first, nn.QuantizedLinear):
+        result.group_size, result.bits, result.mode = first.group_size, first.bits, first.mode
+    return result
+
+
+def _kind(layer: nn.Linear | nn.QuantizedLinear) -> tuple:
+    packing = ("group_size", "bits", "mode")
+    return (
+        type(layer),
+        tuple(getattr(layer, name, None) for name in packing),
+        tuple(layer[part].dtype if layer.get(part) is not None else None for part in PARTS),
+    )
