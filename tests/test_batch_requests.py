@@ -10,6 +10,7 @@ from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.errors import ImageError, InputError, PromptError
 from mlx_llama4.generation.batch import Request, generate_batch
 from mlx_llama4.generation.generate import Statistics
+from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.processor import Prompt
 from tests.test_batch import (
     assert_same,
@@ -123,12 +124,14 @@ def test_what_cannot_begin_stops_nothing_else() -> None:
             assert_same(results[number], run_alone(model, request))
 
 
-def test_a_prompt_longer_than_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_longer_than_the_context() -> None:
     model = model_of("scout")
-    text = replace(model.config.text, max_position_embeddings=20)
-    monkeypatch.setattr(model, "config", replace(model.config, text=text))
+    config = model.config
+    text = replace(config.text, max_position_embeddings=20)
+    small = Llama4(replace(config, text=text))
+    small.language_model = model.language_model
     results = run_all(
-        model, [Request(words(0, 18).prompt, 9), Request(words(1, 20).prompt, 9)], end_tokens=()
+        small, [Request(words(0, 18).prompt, 9), Request(words(1, 20).prompt, 9)], end_tokens=()
     )
     assert [step.finish_reason for step in results[0]] == [None, "length"]
     assert "this model's context holds 20" in str(results[1][0])
