@@ -5,6 +5,7 @@ import sys
 
 import typer
 
+from benchmarks.batch import batch
 from benchmarks.convert import convert
 from benchmarks.eviction import eviction
 from benchmarks.macs import macs
@@ -27,7 +28,7 @@ app = typer.Typer(
 )
 for subject in (
     *(convert, quality, prefill, reuse, positions, needle),
-    *(turns, streaming, eviction, macs, random_model),
+    *(batch, turns, streaming, eviction, macs, random_model),
 ):
     app.command()(subject)
 
