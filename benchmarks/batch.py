@@ -17,7 +17,7 @@ from benchmarks import options
 from benchmarks.engines import OURS, Engine, Idle, choose_engines
 from benchmarks.machine import this_machine
 from benchmarks.prefill import IDS
-from benchmarks.presets import Preset, preset_folder, unpacked_dtype
+from benchmarks.presets import Preset, preset_config, preset_folder, unpacked_dtype
 from benchmarks.process import run_measured
 from benchmarks.ratios import ratio_of_medians
 from benchmarks.report import Metric, Report, show_bytes, show_ratio
@@ -89,16 +89,27 @@ from mlx_vlm.generate import BatchGenerator, generate_step
 from mlx_vlm.utils import load_model
 model = load_model(folder)
 prompt_of = list
-# In the place of its processor, of which the checkpoint's folder has not all that it asks for.
-endless = SimpleNamespace(tokenizer=SimpleNamespace(stopping_criteria=lambda token: False))
+class Endless:
+    # Stands for its stopping criteria: no answer ends before its time.
+    def add_eos_token_ids(self, ids):
+        pass
+    def __call__(self, token):
+        return False
+processor = SimpleNamespace(tokenizer=SimpleNamespace(stopping_criteria=Endless()))
 def alone(prompt, count):
     ids = mx.array(prompt)[None]
     steps = generate_step(ids, model, None, None, max_tokens=count, temperature=0)
     return [int(token) for token, _ in steps]
 def together(rows):
-    batch = BatchGenerator(model.language_model, endless, compute_logprobs=False)
+    # As its batch_generate has it, where all is of one size.
+    size = dict(prefill_batch_size=len(rows), completion_batch_size=len(rows))
+    batch = BatchGenerator(model.language_model, processor, compute_logprobs=False, **size)
     prompts, counts = zip(*rows)
-    numbers = batch.insert(list(prompts), max_tokens=list(counts))
+    embedded = [
+        {"inputs_embeds": model.get_input_embeddings(mx.array(ids)[None], None).inputs_embeds}
+        for ids in prompts
+    ]
+    numbers = batch.insert(list(prompts), list(counts), prompt_kwargs=embedded)
     answers = {number: [] for number in numbers}
     while any(len(answers[number]) < count for number, count in zip(numbers, counts)):
         for response in batch.next()[1]:
@@ -176,6 +187,7 @@ def batch(
     """
     outputs = options.Outputs(json, None)
     engines = choose_engines(only, python or (), prelude or ())
+    preset_config(preset)  # before engines are looked for
     with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
         folder = Path(temporary)
         idle = options.ready_engines(engines, IMPORTS, folder)
@@ -218,7 +230,7 @@ def _compare(
     runs = run_rounds(list(idle), run_once, rounds, warm_up, terminal.note)
     return Report(
         subject="batch: prompts together, beside one after the other",
-        setup=_setup(model.name, rounds, warm_up) | _found(runs, unable),
+        setup=_setup(model.name, rounds, warm_up) | findings(runs, unable),
         machine=this_machine(),
         idle={engine.name: found for engine, found in idle.items()},
         metrics=METRICS,
@@ -244,7 +256,7 @@ def figures_of(found: Mapping[str, Any]) -> Figures:
     return figures
 
 
-def _found(runs: Runs, unable: Mapping[str, str]) -> dict[str, str]:
+def findings(runs: Runs, unable: Mapping[str, str]) -> dict[str, str]:
     """What a table of medians beside ours has no room for."""
     lines = {}
     for engine, rounds in runs.figures.items():
@@ -271,7 +283,7 @@ def _setup(preset: str, rounds: int, warm_up: bool) -> dict[str, str]:
     first = "after a warm-up" if warm_up else "no warm-up"
     return {
         "model": f"preset {preset}, 4 bits, {unpacked_dtype()}",
-        "prompts": f"of text, and their answers: {lengths} tokens; greedy",
+        "prompts": f"of text, and their answers: {lengths} tokens; all at once, greedy",
         "with pictures": f"ours alone: the same and {len(PICTURES)} with a picture each; half join "
         "at once, the others one a step",
         "tokens a second": "of all answers, prompts read within the time",
