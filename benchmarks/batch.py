@@ -6,7 +6,7 @@ first. Whether each row's tokens are those of its own run is checked in the same
 
 import json as json_module
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +31,8 @@ TEXTS = ((3, 40), (40, 24), (90, 48), (20, 16), (250, 32), (290, 20))
 # Pictures, each in a prompt of its own, and tokens of their answers.
 PICTURES = (("star.png", 28), ("wide.png", 36))
 
-# Each engine's own ways from ids to tokens. A row is (what `prompt_of` makes, tokens to come).
+# Each engine's own ways from ids to tokens, yielded as they come. A row is (what `prompt_of` makes,
+# tokens to come).
 WAYS = {
     OURS: """
 from mlx_llama4.demo.questions import PICTURES
@@ -48,14 +49,11 @@ def prompt_of(given):
         return processor.encode([user_message("Describe the image.", [picture])])
     return Prompt(np.array(given, np.int32))
 def alone(prompt, count):
-    return [step.token for step in generate(model, prompt, max_tokens=count, **text)]
-def batch(requests, rows):
-    answers = [[] for _ in rows]
-    for number, step in generate_batch(model, requests, **text):
-        answers[number].append(step.token)
-    return answers
+    return (step.token for step in generate(model, prompt, max_tokens=count, **text))
+def batch(requests):
+    return ((number, step.token) for number, step in generate_batch(model, requests, **text))
 def together(rows):
-    return batch((Request(*row) for row in rows), rows)
+    return batch(Request(*row) for row in rows)
 def joining(rows):
     # Half of them at once, then one after each step.
     def arriving():
@@ -63,7 +61,7 @@ def joining(rows):
             if number >= len(rows) // 2:
                 yield None
             yield Request(*row)
-    return batch(arriving(), rows)
+    return batch(arriving())
 """,
     "mlx-lm": """
 from mlx_lm.generate import BatchGenerator, generate_step
@@ -71,17 +69,14 @@ from mlx_lm.utils import load_model
 model, _ = load_model(folder)
 prompt_of = list
 def alone(prompt, count):
-    return [int(token) for token, _ in generate_step(mx.array(prompt), model, max_tokens=count)]
+    return (int(token) for token, _ in generate_step(mx.array(prompt), model, max_tokens=count))
 def together(rows):
     batch = BatchGenerator(model)
     prompts, counts = zip(*rows)
     numbers = batch.insert(list(prompts), max_tokens=list(counts))
-    answers = {number: [] for number in numbers}
-    while any(len(answers[number]) < count for number, count in zip(numbers, counts)):
+    while True:
         for response in batch.next()[1]:
-            answers[response.uid].append(response.token)
-    batch.close()
-    return [answers[number] for number in numbers]
+            yield numbers.index(response.uid), response.token
 """,
     "mlx-vlm": """
 from types import SimpleNamespace
@@ -99,7 +94,7 @@ processor = SimpleNamespace(tokenizer=SimpleNamespace(stopping_criteria=Endless(
 def alone(prompt, count):
     ids = mx.array(prompt)[None]
     steps = generate_step(ids, model, None, None, max_tokens=count, temperature=0)
-    return [int(token) for token, _ in steps]
+    return (int(token) for token, _ in steps)
 def together(rows):
     # As its batch_generate has it, where all is of one size.
     size = dict(prefill_batch_size=len(rows), completion_batch_size=len(rows))
@@ -110,12 +105,9 @@ def together(rows):
         for ids in prompts
     ]
     numbers = batch.insert(list(prompts), list(counts), prompt_kwargs=embedded)
-    answers = {number: [] for number in numbers}
-    while any(len(answers[number]) < count for number, count in zip(numbers, counts)):
+    while True:
         for response in batch.next()[1]:
-            answers[response.uid].append(int(response.token))
-    batch.close()
-    return [answers[number] for number in numbers]
+            yield numbers.index(response.uid), int(response.token)
 """,
 }
 IMPORTS = {
@@ -131,17 +123,37 @@ folder, first = Path(sys.argv[1]), sys.argv[2] == "1"
 texts, pictures = json.loads(sys.argv[3])
 %s
 def one_by_one(rows):
-    return [alone(*row) for row in rows]
+    for number, row in enumerate(rows):
+        for token in alone(*row):
+            yield number, token
+def clocks():
+    return np.array([time.perf_counter(), time.process_time()])
+def answers_of(way, rows):
+    # And the time of tokens that are no row's first: what comes before that reads prompts.
+    answers, left, decoding = [[] for _ in rows], sum(count for _, count in rows), np.zeros(2)
+    before = clocks()
+    for number, token in way(rows):
+        now = clocks()
+        if answers[number]:
+            decoding += now - before
+        before = now
+        answers[number].append(token)
+        left -= 1
+        if not left:
+            return answers, decoding
 def measured(way, rows):
-    way([(prompt, 2) for prompt, _ in rows[:2]])  # first steps take longer
+    answers_of(way, [(prompt, 2) for prompt, _ in rows[:2]])  # first steps take longer
     mx.clear_cache()
     weights = mx.get_active_memory()
     mx.reset_peak_memory()
-    start, cpu_start = time.perf_counter(), time.process_time()
-    answers = way(rows)
+    start = clocks()
+    answers, decoding = answers_of(way, rows)
+    (seconds, cpu_seconds), (decode_seconds, decode_cpu_seconds) = clocks() - start, decoding
     return answers, {
-        "seconds": time.perf_counter() - start,
-        "cpu_seconds": time.process_time() - cpu_start,
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "decode_seconds": decode_seconds,
+        "decode_cpu_seconds": decode_cpu_seconds,
         "peak_bytes": mx.get_peak_memory() - weights,
     }
 def compared(together, rows):
@@ -241,18 +253,19 @@ def _compare(
 def figures_of(found: Mapping[str, Any]) -> Figures:
     """Of one process, by load ("text", "pictures") and way; 0 for what an engine cannot do."""
     figures: dict[str, float] = {}
-    for load, counts in LOADS.items():
-        if load not in found:
-            continue
-        figures[f"{load}_rows_right"] = found[load]["rows_right"]
+    for load, result in found.items():
+        tokens, rows = sum(LOADS[load]), len(LOADS[load])
+        figures[f"{load}_rows_right"] = result["rows_right"]
         for way in ("alone", "together"):
-            measured = found[load][way]
-            able = "seconds" in measured
-            tokens = sum(counts)
-            figures[f"{load}_{way}_tokens_a_second"] = tokens / measured["seconds"] if able else 0.0
+            took, name = result[way], f"{load}_{way}"
+            able = "seconds" in took
+            figures[f"{name}_tokens_a_second"] = tokens / took["seconds"] if able else 0.0
+            figures[f"{name}_decode_tokens_a_second"] = (
+                (tokens - rows) / took["decode_seconds"] if able else 0.0
+            )
             # For MLX's CPU backend on a machine that is not quiet; in JSON alone.
-            figures[f"{load}_{way}_cpu_seconds"] = measured.get("cpu_seconds", 0.0)
-            figures[f"{load}_{way}_peak_bytes"] = measured.get("peak_bytes", 0.0)
+            for key in ("cpu_seconds", "decode_cpu_seconds", "peak_bytes"):
+                figures[f"{name}_{key}"] = took.get(key, 0.0)
     return figures
 
 
@@ -266,16 +279,23 @@ def findings(runs: Runs, unable: Mapping[str, str]) -> dict[str, str]:
             if engine in unable:
                 lines[label] = f"cannot do it together: {unable[engine]}"
                 continue
-            rates = [
-                [each[f"{load}_{way}_tokens_a_second"] for each in rounds]
-                for way in ("together", "alone")
-            ]
+            gain = _gain(rounds, load, "tokens_a_second")
+            # Where rows join, tokens of others come right behind a prompt.
+            decode = _gain(rounds, load, "decode_tokens_a_second")
+            of_decode = f", of decode alone {decode}" if load == "text" else ""
             right = min(each[f"{load}_rows_right"] for each in rounds)
             lines[label] = (
-                f"together / one by one: {show_ratio(ratio_of_medians(*rates))} of the tokens a "
-                f"second; {right:.0f} of {len(LOADS[load])} rows have the tokens of their own run"
+                f"tokens a second, together / one by one: {gain}{of_decode}; "
+                f"{right:.0f} of {len(LOADS[load])} rows have the tokens of their own run"
             )
     return lines
+
+
+def _gain(rounds: Sequence[Figures], load: str, rate: str) -> str:
+    together, alone = (
+        [figures[f"{load}_{way}_{rate}"] for figures in rounds] for way in ("together", "alone")
+    )
+    return show_ratio(ratio_of_medians(together, alone))
 
 
 def _setup(preset: str, rounds: int, warm_up: bool) -> dict[str, str]:
@@ -286,7 +306,8 @@ def _setup(preset: str, rounds: int, warm_up: bool) -> dict[str, str]:
         "prompts": f"of text, and their answers: {lengths} tokens; all at once, greedy",
         "with pictures": f"ours alone: the same and {len(PICTURES)} with a picture each; half join "
         "at once, the others one a step",
-        "tokens a second": "of all answers, prompts read within the time",
+        "tokens a second": "of all answers, prompts read within the time; decode alone: of "
+        "all tokens but the first of each",
         "peak memory": "MLX's own count, above the weights",
         "rounds": f"{rounds}, {first}; a fresh process for each, both ways in it, taking turns",
     }
@@ -307,6 +328,8 @@ LOADS = {
 METRICS = (
     Metric("text_alone_tokens_a_second", "one by one, tokens a second", _show_rate),
     Metric("text_together_tokens_a_second", "together, tokens a second", _show_rate),
+    Metric("text_alone_decode_tokens_a_second", "one by one, decode alone", _show_rate),
+    Metric("text_together_decode_tokens_a_second", "together, decode alone", _show_rate),
     Metric("text_alone_peak_bytes", "one by one, peak memory", _show_peak),
     Metric("text_together_peak_bytes", "together, peak memory", _show_peak),
 )
