@@ -8,7 +8,7 @@ MLX's own operations and nothing else, and a subject prints its share of them.
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ class Limits:
         """For a report's setup."""
         return {
             "memory": f"read at {human_bytes(self.bytes_per_second)} a second",
-            "matmul": f"{_show_rate(self.matmul)} dense, {_show_rate(self.packed_matmul)} with "
+            "matmul": f"{show_rate(self.matmul)} dense, {show_rate(self.packed_matmul)} with "
             f"weights of {BITS} bits",
             "one row": f"{human_bytes(self.packed_vector)} of weights in {BITS} bits a second",
         }
@@ -113,24 +113,33 @@ def measure_limits(text: TextConfig) -> Limits:
 
     dtype = getattr(mx, unpacked_dtype())
     inputs, outputs = text.hidden_size, text.intermediate_size
+    rows = mx.random.normal((MATMUL_ROWS, inputs)).astype(dtype)
+    packed = mx.quantize(mx.random.normal((outputs, inputs)).astype(dtype), GROUP_SIZE, BITS)
+    mx.eval(rows, packed)
+    product = _seconds(lambda: mx.eval(mx.quantized_matmul(rows, *packed, True, GROUP_SIZE, BITS)))
+    return Limits(
+        bytes_per_second=measure_bandwidth(),
+        matmul=measure_matmul(text),
+        packed_matmul=2 * MATMUL_ROWS * inputs * outputs / product,
+        packed_vector=_packed_vector(packed),
+    )
+
+
+def measure_matmul(text: TextConfig) -> float:
+    """FLOP/s of a dense product of many rows with a weight of an MLP."""
+    import mlx.core as mx
+
+    dtype = getattr(mx, unpacked_dtype())
+    inputs, outputs = text.hidden_size, text.intermediate_size
     weight = mx.random.normal((outputs, inputs)).astype(dtype)
     rows = mx.random.normal((MATMUL_ROWS, inputs)).astype(dtype)
     columns = mx.contiguous(rows.T)
-    packed = mx.quantize(weight, GROUP_SIZE, BITS)
-    mx.eval(rows, columns, weight, packed)
-    flops = 2 * MATMUL_ROWS * inputs * outputs
+    mx.eval(weight, rows, columns)
     # The BLAS of MLX's Linux wheels likes one order more than the other.
-    dense = min(
-        _seconds(lambda: mx.eval(rows @ weight.T)),
-        _seconds(lambda: mx.eval(weight @ columns)),
+    seconds = min(
+        _seconds(lambda: mx.eval(rows @ weight.T)), _seconds(lambda: mx.eval(weight @ columns))
     )
-    product = _seconds(lambda: mx.eval(mx.quantized_matmul(rows, *packed, True, GROUP_SIZE, BITS)))
-    return Limits(
-        measure_bandwidth(),
-        flops / dense,
-        flops / product,
-        _packed_vector(inputs, outputs, dtype),
-    )
+    return 2 * MATMUL_ROWS * inputs * outputs / seconds
 
 
 def measure_bandwidth() -> float:
@@ -149,15 +158,15 @@ def measure_bandwidth() -> float:
     return ARRAY_BYTES / seconds
 
 
-def _packed_vector(inputs: int, outputs: int, dtype: "mx.Dtype") -> float:
-    """Enough matrices that they come from memory, as all layers' do."""
+def _packed_vector(packed: Sequence["mx.array"]) -> float:
+    """Of copies of a packed matrix, so many that they come from memory, as all layers' do."""
     import mlx.core as mx
 
-    packed = mx.quantize(mx.random.normal((outputs, inputs)).astype(dtype), GROUP_SIZE, BITS)
     nbytes = sum(part.nbytes for part in packed)
     count = max(ARRAY_BYTES // 8 // nbytes, 1)
     copies = [[mx.contiguous(part + 0) for part in packed] for _ in range(count)]
-    row = mx.ones((1, inputs), dtype)
+    codes, scales, _ = packed
+    row = mx.ones((1, codes.shape[1] * 32 // BITS), scales.dtype)
     mx.eval(row, copies)
 
     def multiply() -> None:
@@ -235,7 +244,7 @@ def _seconds(run: Callable[[], object]) -> float:
     return min(found)
 
 
-def _show_rate(flops: float) -> str:
+def show_rate(flops: float) -> str:
     return f"{flops / 1e9:.3g} GFLOP/s" if flops < 1e12 else f"{flops / 1e12:.3g} TFLOP/s"
 
 
