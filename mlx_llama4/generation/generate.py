@@ -64,6 +64,7 @@ class Statistics:
     drafts: DraftStatistics | None = None  # None: nothing was to be drafted
     finish_reason: FinishReason | None = None
     steps: list[Step] = field(default_factory=list)
+    _first_at = 0.0  # no field: when the first token came; callers may count its time otherwise
 
     def begin(self, model: Llama4, prompt: Prompt, cached: int) -> None:
         """cached: tokens of the prompt that the cache holds already."""
@@ -76,11 +77,11 @@ class Statistics:
     def count(self, seconds: float) -> None:
         """One more token, `seconds` after the start."""
         if self.time_to_first_token is None:
-            self.time_to_first_token = seconds
+            self.time_to_first_token = self._first_at = seconds
             new = self.prompt_tokens - self.cached_tokens
             self.prefill_tokens_per_second = new / seconds
         else:
-            decoding = seconds - self.time_to_first_token
+            decoding = seconds - self._first_at
             self.decode_tokens_per_second = self.generated_tokens / decoding
         self.generated_tokens += 1
         self.peak_memory_bytes = mx.get_peak_memory()
