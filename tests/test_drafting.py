@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 
 from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.cache.prompt_cache import PromptCache
+from mlx_llama4.chat import Chat, ChatOptions
+from mlx_llama4.config import GenerationConfig
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.stream import convert
+from mlx_llama4.demo.questions import NOTES
 from mlx_llama4.errors import InputError
 from mlx_llama4.generation.choice import Chooser
 from mlx_llama4.generation.decode import decode
@@ -238,6 +241,31 @@ def test_an_answer_that_ends_within_a_draft() -> None:
         assert len(cache.ids) == len(ids)
 
 
+def test_a_conversation(demo_chat: Chat, tmp_path: Path) -> None:
+    """Turns, one cut off, retried, taken back, saved and gone on with: as without drafts."""
+    both, packing = [], KVQuantization(8, 32, after=150)
+    for draft in (None, NgramDrafter):
+        options = ChatOptions(max_tokens=40, draft=draft, kv_quantization=packing)
+        chat = Chat(demo_chat.model, demo_chat.processor, GenerationConfig(()), options)
+        chat.identity = demo_chat.identity
+        found = []
+        for text in (NOTES + "What is the code of walnut?", "Hello", "Hello"):
+            found.append("".join(chat.send(text)))
+        accepted = chat.statistics.drafts and chat.statistics.drafts.accepted
+        pieces = chat.send("Hello")
+        found.append(next(pieces) + next(pieces))
+        pieces.close()
+        found.append("".join(chat.retry("What is 2 plus 3?")))
+        chat.rewind(2)
+        found.append("".join(chat.send("Hello")))
+        chat.save(tmp_path / "saved")
+        chat.load(tmp_path / "saved")
+        found.append("".join(chat.send("Hello")))
+        both.append((found, chat.messages, chat.cache.ids.tolist()))
+    assert both[0] == both[1]
+    assert accepted > 3
+
+
 @dataclass
 class TableCache:
     """For a model that looks at no token but the last."""
@@ -268,7 +296,7 @@ class Table:
 @pytest.mark.parametrize("kind", ["unlikeliest", "likeliest", "right", "wrong"])
 def test_distribution(kind: str) -> None:
     """Each token is a draw from what the model says after the one before, whatever is drafted:
-    chi-square over all pairs of tokens, p above 0.001; seeds are fixed, and -s shows p: 0.2 …
+    chi-square over all pairs of tokens. Seeds are fixed; p was 0.030, 0.699, 0.885 and 0.865.
 
     "right" knows what will be drawn, from a run without drafts; "wrong" drafts something else.
     """
