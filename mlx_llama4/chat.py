@@ -305,6 +305,7 @@ class Chat:
                     grammar=self.options.grammar,
                     stop=self.options.stop,
                     logprobs=self.options.logprobs,
+                    draft=self.options.draft,
                     cache=self.cache.layers,
                     features=self.features,
                     prefill_step=self.options.prefill_step,
