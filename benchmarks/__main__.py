@@ -17,6 +17,7 @@ from benchmarks.prefill import prefill
 from benchmarks.quality import quality
 from benchmarks.random_model import random_model
 from benchmarks.reuse import reuse
+from benchmarks.startup import startup
 from benchmarks.streaming import streaming
 from benchmarks.turns import turns
 
@@ -29,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for subject in (
-    *(limits, load, decode),
+    *(limits, startup, load, decode),
     *(convert, quality, prefill, reuse, positions, needle),
     *(turns, streaming, eviction, macs, random_model),
 ):
