@@ -18,6 +18,7 @@ from benchmarks.random_model import random_model
 from benchmarks.reuse import reuse
 from benchmarks.streaming import streaming
 from benchmarks.turns import turns
+from benchmarks.vision import vision
 
 app = typer.Typer(
     name="python -m benchmarks",
@@ -28,7 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for subject in (
-    *(limits, decode),
+    *(limits, decode, vision),
     *(convert, quality, prefill, reuse, positions, needle),
     *(turns, streaming, eviction, macs, random_model),
 ):
