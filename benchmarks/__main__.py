@@ -20,6 +20,7 @@ from benchmarks.reuse import reuse
 from benchmarks.startup import startup
 from benchmarks.streaming import streaming
 from benchmarks.turns import turns
+from benchmarks.vision import vision
 
 app = typer.Typer(
     name="python -m benchmarks",
@@ -30,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for subject in (
-    *(limits, startup, load, decode),
+    *(limits, startup, load, decode, vision),
     *(convert, quality, prefill, reuse, positions, needle),
     *(turns, streaming, eviction, macs, random_model),
 ):
