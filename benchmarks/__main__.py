@@ -6,7 +6,10 @@ import sys
 import typer
 
 from benchmarks.convert import convert
+from benchmarks.decode import decode
 from benchmarks.eviction import eviction
+from benchmarks.limits import limits
+from benchmarks.load import load
 from benchmarks.macs import macs
 from benchmarks.needle import needle
 from benchmarks.positions import positions
@@ -26,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for subject in (
+    *(limits, load, decode),
     *(convert, quality, prefill, reuse, positions, needle),
     *(turns, streaming, eviction, macs, random_model),
 ):
