@@ -27,9 +27,10 @@ LIMITS = {
     ("GPU", "text"): 1e-3,
     ("GPU", "images"): 2e-3,
 }
-# Of bfloat16 the mean is looked at, on any device: with 8 bits of mantissa a near tie of two
-# experts falls otherwise now and then, and that token's logits are other ones.
-BFLOAT16_MEAN_LIMIT = 0.1
+# Of bfloat16 the median is looked at, on any device: with 8 bits of mantissa a near tie of two
+# experts falls otherwise now and then, and that token's logits are other ones. By MLX's CPU backend
+# it is 0.05 to 0.06; of logits that have nothing in common it is 2.
+BFLOAT16_MEDIAN_LIMIT = 0.15
 PREFILLED = 100  # tokens, before the others come one by one
 ONE_BY_ONE = (PREFILLED, *[1] * (cases.TEXT_TOKENS - PREFILLED))
 UNEQUAL = (31, 1, 1, 31, 86)
@@ -51,7 +52,7 @@ class Check:
 
     def limit(self, device: str) -> float:
         if self.dtype != "float32":
-            return BFLOAT16_MEAN_LIMIT
+            return BFLOAT16_MEDIAN_LIMIT
         return LIMITS[device, "text" if self.inputs == "text" else "images"]
 
 
@@ -78,9 +79,9 @@ CHECKS = (
 
 @dataclass(frozen=True)
 class Result:
-    """difference: the largest of logits, in bfloat16 the mean; None if `problem` kept it from being
-    computed. same_winners: is the likeliest token the same at every position, also at those whose
-    logits are not kept? Not asked in bfloat16.
+    """difference: the largest of logits, in bfloat16 the median; None if `problem` kept it from
+    being computed. same_winners: is the likeliest token the same at every position, also at those
+    whose logits are not kept? Not asked in bfloat16.
     """
 
     name: str
@@ -145,7 +146,7 @@ def _compare(check: Check, found: np.ndarray, folder: Path) -> tuple[float, bool
         rows = found[cases.kept_positions(len(found))]
     differences = np.abs(rows - expected)
     if check.dtype != "float32":
-        return float(differences.mean()), True
+        return float(np.median(differences)), True
     # Of two that were nearly even either may win.
     behind = found.max(-1) - np.take_along_axis(found, winners[:, None].astype(int), -1)[:, 0]
     return float(differences.max()), bool((behind <= 2 * differences.max()).all())

@@ -42,7 +42,7 @@ def markdown(report: Report) -> str:
 
 
 LEGEND = (
-    "Differences are of logits, whose standard deviation is 2: the largest, in bfloat16 the mean."
+    "Differences are of logits, whose standard deviation is 2: the largest, in bfloat16 the median."
 )
 
 
