@@ -5,6 +5,7 @@ import sys
 
 import typer
 
+from benchmarks.batch import batch
 from benchmarks.convert import convert
 from benchmarks.decode import decode
 from benchmarks.eviction import eviction
@@ -33,7 +34,7 @@ app = typer.Typer(
 for subject in (
     *(limits, startup, load, decode, vision),
     *(convert, quality, prefill, reuse, positions, needle),
-    *(turns, streaming, eviction, macs, random_model),
+    *(batch, turns, streaming, eviction, macs, random_model),
 ):
     app.command()(subject)
 
