@@ -29,7 +29,7 @@ class DemoAnswers:
 @dataclass(frozen=True)
 class ModelSpeed:
     """Of a model folder. load_seconds: until its weights are in memory. streamed: the experts' are
-    not.
+    not. peak_bytes: of memory that MLX has taken at most.
     """
 
     variant: str
@@ -42,6 +42,7 @@ class ModelSpeed:
     prefill_tokens_per_second: float
     new_tokens: int
     decode_tokens_per_second: float | None
+    peak_bytes: int
 
 
 def ask_demo() -> DemoAnswers:
@@ -82,4 +83,5 @@ def measure_model(folder: Path, chat: Chat, load_seconds: float) -> ModelSpeed:
         measured.prefill_tokens_per_second,
         measured.generated_tokens,
         measured.decode_tokens_per_second,
+        measured.peak_memory_bytes,
     )
