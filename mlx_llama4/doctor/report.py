@@ -143,7 +143,7 @@ def check_table(checks: list[Result]) -> list[str]:
             one.device,
             one.dtype,
             "none" if one.difference is None else f"{one.difference:.1e}",
-            f"{one.limit:.0e}",
+            f"{one.limit:g}",
             _outcome(one),
         )
         for one in checks
