@@ -20,8 +20,13 @@ class Linear(nn.Linear):
             return super().__call__(x)
         rows = x.reshape(-1, x.shape[-1])
         slices = [
-            (self.weight @ mx.contiguous(rows[start : start + SLICE_ROWS].T)).T
+            self._columns(mx.contiguous(rows[start : start + SLICE_ROWS].T)).T
             for start in range(0, len(rows), SLICE_ROWS)
         ]
-        output = mx.concatenate(slices).reshape(*x.shape[:-1], -1)
-        return output + self.bias if "bias" in self else output
+        return mx.concatenate(slices).reshape(*x.shape[:-1], -1)
+
+    def _columns(self, x: mx.array) -> mx.array:
+        """[inputs, rows] → [outputs, rows]"""
+        if "bias" in self:
+            return mx.addmm(self.bias[:, None], self.weight, x)
+        return self.weight @ x

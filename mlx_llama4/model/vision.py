@@ -136,11 +136,15 @@ class PatchEmbedding(nn.Module):
 
     def __call__(self, pixels: mx.array) -> mx.array:
         """[n, 3, S, S] → [n, P, D]"""
+        return self.linear(self.unfold(pixels))
+
+    def unfold(self, pixels: mx.array) -> mx.array:
+        """[n, 3, S, S] → [n, P, 3 · p²]"""
         tiles, channels, side, _ = pixels.shape
         count, patch = side // self.patch_size, self.patch_size
         patches = pixels.reshape(tiles, channels, count, patch, count, patch)
         patches = patches.transpose(0, 2, 4, 1, 3, 5)  # [n, y, x, 3, p, p]
-        return self.linear(patches.reshape(tiles, count * count, -1))
+        return patches.reshape(tiles, count * count, -1)
 
 
 class VisionModel(nn.Module):
