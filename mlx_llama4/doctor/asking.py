@@ -9,6 +9,7 @@ from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.stream import convert
 from mlx_llama4.demo.questions import CHECKPOINT, NOTES, PICTURES, QUESTIONS
+from mlx_llama4.errors import OutputError, RunError
 from mlx_llama4.inspection import inspect_folder
 from mlx_llama4.quantization import Quantization
 
@@ -28,7 +29,7 @@ class DemoAnswers:
 @dataclass(frozen=True)
 class ModelSpeed:
     """Of a model folder. load_seconds: until its weights are in memory. streamed: the experts' are
-    not.
+    not. peak_bytes: of memory that MLX has taken at most.
     """
 
     variant: str
@@ -41,13 +42,17 @@ class ModelSpeed:
     prefill_tokens_per_second: float
     new_tokens: int
     decode_tokens_per_second: float | None
+    peak_bytes: int
 
 
 def ask_demo() -> DemoAnswers:
     """Converted to 8 bits in a temporary folder. Raises OSError or RunError if there is no room."""
     with tempfile.TemporaryDirectory(prefix="mlx-llama4-doctor-") as temporary:
         folder = Path(temporary) / "demo-8bit"
-        convert(CHECKPOINT, folder, Recipe("bfloat16", Quantization(group_size=64, bits=8)))
+        try:
+            convert(CHECKPOINT, folder, Recipe("bfloat16", Quantization(group_size=64, bits=8)))
+        except OutputError:  # its words begin with the folder's name
+            raise RunError("there is no room in the temporary folder") from None
         chat = Chat.open(folder, ChatOptions(max_tokens=256))
     right, rates = 0, []
     for question in QUESTIONS:
@@ -78,4 +83,5 @@ def measure_model(folder: Path, chat: Chat, load_seconds: float) -> ModelSpeed:
         measured.prefill_tokens_per_second,
         measured.generated_tokens,
         measured.decode_tokens_per_second,
+        measured.peak_memory_bytes,
     )

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlx.core as mx
+
 from mlx_llama4.doctor import disk, goldens, models, speed
 from mlx_llama4.doctor.asking import DemoAnswers, ModelSpeed, ask_demo
 from mlx_llama4.doctor.machine import MachineFacts, look
@@ -64,6 +66,7 @@ def examine(
         decode = attempt(lambda: speed.measure_decode(effort.work))
     with status("Asking the built-in model"):
         demo = attempt(ask_demo)
+    mx.clear_cache()  # what the layers took is the model's
     model = None if measure_model is None else attempt(measure_model)
     return Report(machine, bandwidth, disk_speed, decode, demo, model, checks)
 

@@ -121,6 +121,7 @@ def model_lines(model: ModelSpeed) -> Lines:
         ("model", f"{model.variant}, {human_bytes(model.nbytes)}, {model.quantization}"),
         ("model's shape", model.architecture),
         ("model loads", f"in {model.load_seconds:.1f} s, {where}"),
+        ("model takes", f"at most {human_bytes(model.peak_bytes)} while it answers"),
         (
             "model reads",
             f"{model.prompt_tokens} tokens at {model.prefill_tokens_per_second:,.1f} tokens/s",
@@ -142,7 +143,7 @@ def check_table(checks: list[Result]) -> list[str]:
             one.device,
             one.dtype,
             "none" if one.difference is None else f"{one.difference:.1e}",
-            f"{one.limit:.0e}",
+            f"{one.limit:g}",
             _outcome(one),
         )
         for one in checks
