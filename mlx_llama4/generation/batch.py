@@ -22,6 +22,7 @@ from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.generation.prefill import PREFILL_SPAN, ignore_progress, prefill
 from mlx_llama4.generation.sampler import Sampler, greedy
 from mlx_llama4.generation.stop import StopStrings
+from mlx_llama4.generation.wired import wired
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.processor import Prompt, check_length
 
@@ -57,6 +58,7 @@ class Request:
         self.is_cancelled = True
 
 
+@wired
 def generate_batch(
     model: Llama4,
     requests: Iterable[Request | None],
