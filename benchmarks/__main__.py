@@ -5,6 +5,7 @@ import sys
 
 import typer
 
+from benchmarks.batch import batch
 from benchmarks.convert import convert
 from benchmarks.decode import decode
 from benchmarks.eviction import eviction
@@ -20,6 +21,7 @@ from benchmarks.reuse import reuse
 from benchmarks.startup import startup
 from benchmarks.streaming import streaming
 from benchmarks.turns import turns
+from benchmarks.vision import vision
 
 app = typer.Typer(
     name="python -m benchmarks",
@@ -30,9 +32,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for subject in (
-    *(limits, startup, load, decode),
+    *(limits, startup, load, decode, vision),
     *(convert, quality, prefill, reuse, positions, needle),
-    *(turns, streaming, eviction, macs, random_model),
+    *(batch, turns, streaming, eviction, macs, random_model),
 ):
     app.command()(subject)
 

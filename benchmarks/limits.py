@@ -28,7 +28,7 @@ from benchmarks.presets import (
     unpacked_dtype,
 )
 from mlx_llama4.cli import terminal
-from mlx_llama4.config import LayerKind, TextConfig, load_config
+from mlx_llama4.config import LayerKind, TextConfig, VisionConfig, load_config
 from mlx_llama4.memory import human_bytes
 from mlx_llama4.tensors import model_tensors
 
@@ -125,12 +125,12 @@ def measure_limits(text: TextConfig) -> Limits:
     )
 
 
-def measure_matmul(text: TextConfig) -> float:
+def measure_matmul(tower: TextConfig | VisionConfig) -> float:
     """FLOP/s of a dense product of many rows with a weight of an MLP."""
     import mlx.core as mx
 
     dtype = getattr(mx, unpacked_dtype())
-    inputs, outputs = text.hidden_size, text.intermediate_size
+    inputs, outputs = tower.hidden_size, tower.intermediate_size
     weight = mx.random.normal((outputs, inputs)).astype(dtype)
     rows = mx.random.normal((MATMUL_ROWS, inputs)).astype(dtype)
     columns = mx.contiguous(rows.T)
