@@ -38,6 +38,8 @@ bench: $(STAMP)
 	@$(BENCHMARK) load --rounds 5 $(BENCH)
 	@$(BENCHMARK) prefill --preset tiny --rounds 3 $(BENCH)
 	@$(BENCHMARK) decode --rounds 15 $(BENCH)
+	@$(BENCHMARK) vision --rounds 3 $(BENCH)
+	@$(BENCHMARK) batch --rounds 3 $(BENCH)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -47,8 +47,9 @@ def load(
     Raises CheckpointError or ConfigError if the folder is incomplete or not what it says, and
     InputError if `streaming` has not memory enough for one expert.
     """
-    _, processor = open_folder(folder)
-    return load_model(folder, dtype, streaming, on_load), processor
+    checkpoint, config = _open(folder)
+    processor = Processor.load(folder, config)
+    return _loaded(checkpoint, config, dtype, streaming, on_load), processor
 
 
 def open_folder(folder: Path) -> tuple[Config, Processor]:
@@ -64,9 +65,7 @@ def load_model(
     on_load: OnLoad = ignore_load,
 ) -> Llama4:
     """As `load`, for a folder that need have no tokenizer."""
-    model = _load_weights(*_open(folder), dtype, streaming)
-    _read_in([array for _, array in tree_flatten(model.parameters())], on_load)
-    return model
+    return _loaded(*_open(folder), dtype, streaming, on_load)
 
 
 def _open(folder: Path) -> tuple[Checkpoint, Config]:
@@ -81,6 +80,18 @@ def _open(folder: Path) -> tuple[Checkpoint, Config]:
         )
     matching.check(folder)
     return checkpoint, config
+
+
+def _loaded(
+    checkpoint: Checkpoint,
+    config: Config,
+    dtype: mx.Dtype | None,
+    streaming: ExpertStreaming | None,
+    on_load: OnLoad,
+) -> Llama4:
+    model = _load_weights(checkpoint, config, dtype, streaming)
+    _read_in([array for _, array in tree_flatten(model.parameters())], on_load)
+    return model
 
 
 def _load_weights(
