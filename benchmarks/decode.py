@@ -18,7 +18,7 @@ from benchmarks.engines import OURS, Engine, Idle, choose_engines
 from benchmarks.limits import Limits, decode_bytes, measure_limits
 from benchmarks.machine import this_machine
 from benchmarks.presets import Preset, preset_config, preset_folder, unpacked_dtype
-from benchmarks.report import Metric, Report, show_bytes, show_share
+from benchmarks.report import Metric, Report, show_bytes, show_milliseconds, show_share
 from benchmarks.resident import Resident
 from benchmarks.rounds import Figures, Runs, run_rounds
 from mlx_llama4.cli import terminal
@@ -214,7 +214,7 @@ METRICS = (
     Metric("tokens_per_second", "tokens/s", lambda speed: f"{speed:.2f}"),
     Metric("share_of_memory", "of the memory limit", show_share, compared=False),
     Metric("share_of_one_row", "of the one-row limit", show_share, compared=False),
-    Metric("cpu_seconds_a_token", "CPU a token", lambda seconds: f"{seconds * 1000:.2f} ms"),
+    Metric("cpu_seconds_a_token", "CPU a token", show_milliseconds),
     Metric("weight_bytes", "weights in memory", show_bytes),
     Metric("peak_bytes", "peak memory above them", show_bytes),
     Metric("peak_resident_bytes", "peak RSS", show_bytes),

@@ -32,6 +32,10 @@ def show_seconds(seconds: float) -> str:
     return f"{seconds:.2f} s"
 
 
+def show_milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"
+
+
 def show_bytes(count: float) -> str:
     return human_bytes(count)
 

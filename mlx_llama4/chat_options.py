@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_llama4.generation.adjustments import Adjustment
+from mlx_llama4.generation.drafting import MakeDrafter
 from mlx_llama4.generation.grammar import Grammar
 from mlx_llama4.generation.sampler import Sampler, greedy
 from mlx_llama4.memory import PREFILL_SPAN
@@ -36,3 +37,4 @@ class ChatOptions:
     adjustments: tuple[Adjustment, ...] = ()
     grammar: Grammar | None = None
     logprobs: int | None = None
+    draft: MakeDrafter | None = None

@@ -228,6 +228,7 @@ def test_options_that_are_refused(refused: Callable[..., str], schema: Path) -> 
         "--image is for conversations": ("--raw", "--image", star),
         "--system is for conversations": ("--raw", "--system", "Be kind."),
         "--cache is for conversations": ("--raw", "--cache", "x.safetensors"),
+        "--draft guesses at tokens": ("--draft", "ngram", "--json-schema", schema),
         "--stop would cut what --json-schema makes": ("--stop", "x", "--json-schema", schema),
         "--logprobs are shown in JSON": ("--logprobs", 2),
         "--n 2: at temperature 0 all answers": ("--n", 2),

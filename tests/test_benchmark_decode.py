@@ -86,6 +86,8 @@ def test_decode_from_end_to_end(tmp_path: Path) -> None:
     [
         (["decode", "--preset", "huge"], "--preset huge: choose of tiny, small"),
         (["decode", "--only", "nobody"], "--only nobody: no such engine"),
+        (["startup", "--preset", "huge"], "--preset huge: choose of tiny, small"),
+        (["load", "--only", "nobody"], "--only nobody: no such engine"),
         (["limits", "--preset", "huge"], "--preset huge: choose of tiny, small"),
     ],
 )

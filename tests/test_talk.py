@@ -163,6 +163,7 @@ def test_settings(talk: Talk, said) -> None:
         ("/set max_tokens 0", "must be 1 or more"),
         ("/set repeat_penalty 1.1", r"did you mean repetition_penalty\?"),
         ("/set warmth", "there is no setting warmth"),
+        ("/set draft yes", "draft is off or ngram, not 'yes'"),
     ):
         with pytest.raises(Llama4Error, match=message):
             run_command(talk, line)
@@ -174,6 +175,22 @@ def test_settings(talk: Talk, said) -> None:
     run_command(talk, "/set seed none")
     run_command(talk, "/set stop none")
     assert (talk.settings.seed, talk.chat.options.stop) == (None, ())
+
+
+def test_drafts(talk: Talk, said) -> None:
+    run_command(talk, "/set draft ngram")
+    run_command(talk, "/set draft")
+    assert said()[1] == "[draft ngram]\n[draft ngram]\n"
+    talk.say("Hello")
+    talk.say("Hello")
+    said()
+    run_command(talk, "/stats")
+    assert "drafts       8 of 16 tokens were right\n" in said()[1]
+    run_command(talk, "/set draft off")
+    talk.say("Hello")
+    said()
+    run_command(talk, "/stats")
+    assert "drafts" not in said()[1]
 
 
 def test_facts(talk: Talk, said) -> None:

@@ -78,6 +78,11 @@ class ChunkedKVCache(KVCache):
         capacity = allocation(max(tokens, self.reserved))
         return min(capacity, self.chunk_size) if self.chunk_size else capacity
 
+    def reversible(self, length: int) -> int:
+        """None beyond a border, where the chunk before is overwritten."""
+        room = self.chunk_size - self.next_position if self.chunk_size else length
+        return min(length, room)
+
     def rewind_point(self, position: int) -> int:
         if position >= self.chunk_start or not self.chunk_size:
             return min(position, self.offset)

@@ -141,6 +141,12 @@ class KVCache:
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in self.buffers.values())
 
+    def reversible(self, length: int) -> int:
+        """Of the next `length` tokens, how many can come in one step that can be taken back, to
+        what would be there without it. Of a single token that is not asked.
+        """
+        return length
+
     def rewind_point(self, position: int) -> int:
         """The largest position, at most `position`, to which `rewind` can go."""
         return min(position, self.offset)

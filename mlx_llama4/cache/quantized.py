@@ -74,6 +74,10 @@ class QuantizedKVCache(KVCache):
             unpacked = [array.dequantized() for array in packed]
             yield from ranges(*unpacked, 0, length, start, attention_step)
 
+    def reversible(self, length: int) -> int:
+        """None beyond where all is packed, which is done for good."""
+        return length if self.is_packed else min(length, self.quantization.after - self.offset)
+
     def _capacity(self, tokens: int) -> int:
         if self.is_packed:
             return super()._capacity(tokens)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli.drafts import Draft, Drafts, drafter
 from mlx_llama4.cli.memory_check import Task, check_memory
 from mlx_llama4.errors import InputError, PromptError
 
@@ -78,6 +79,7 @@ def ask(
     kv_bits: options.KVBits = None,
     kv_group_size: options.KVGroupSize = None,
     kv_quantize_after: options.KVQuantizeAfter = None,
+    draft: Drafts = Draft.off,
     experts: options.ExpertPlace = options.Where.auto,
     expert_memory: options.ExpertMemory = None,
     page_cache: options.PageCache = True,
@@ -106,6 +108,10 @@ def ask(
         (raw and bool(system), "--system is for conversations; leave it out, or --raw"),
         (raw and cache is not None, "--cache is for conversations; leave it out, or --raw"),
         (bool(json_schema and stop), "--stop would cut what --json-schema makes; leave out one"),
+        (
+            bool(json_schema and draft != Draft.off),
+            "--draft guesses at tokens that --json-schema might not allow; leave out one",
+        ),
         (logprobs is not None and not as_json, "--logprobs are shown in JSON; add --json"),
     )
     terminal.import_mlx()
@@ -130,6 +136,7 @@ def ask(
     chat_options = options.chat_options(folder, system, max_tokens, sampling, caching)
     chat_options.prefix_bytes = 0  # nothing comes after it
     chat_options.logprobs = logprobs
+    chat_options.draft = drafter(draft)
     held = options.open_cache(cache, folder, chat_options).tokens if cache is not None else 0
     images, task = _read(folder, text, paths, chat_options, held, raw)
     placement = check_memory(folder, replace(task, span=prefill_step), placing, force=force)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli.drafts import Draft, Drafts, drafter
 from mlx_llama4.cli.memory_check import Task, check_memory, limit_to_memory
 from mlx_llama4.errors import CheckpointError, InputError, Llama4Error
 
@@ -71,6 +72,7 @@ def chat(
     kv_bits: options.KVBits = None,
     kv_group_size: options.KVGroupSize = None,
     kv_quantize_after: options.KVQuantizeAfter = None,
+    draft: Drafts = Draft.off,
     experts: options.ExpertPlace = options.Where.auto,
     expert_memory: options.ExpertMemory = None,
     page_cache: options.PageCache = True,
@@ -103,6 +105,7 @@ def chat(
     folder = find_folder(model, revision)
     tool_file = _open_tools(tools)
     chat_options = options.chat_options(folder, system, max_tokens, sampling, caching)
+    chat_options.draft = drafter(draft)
     if not strict_context:
         chat_options.on_dropped = say_dropped
     if tool_file is not None:

@@ -37,6 +37,9 @@ def stats(talk: "Talk", argument: str) -> None:
         ("writing", _value(statistics.decode_tokens_per_second, ",.1f", "tokens/s")),
         ("peak memory", human_bytes(statistics.peak_memory_bytes)),
     ]  # fmt: skip
+    if (drafts := statistics.drafts) is not None:
+        drafted = counted(drafts.drafted, "token")
+        rows.append(("drafts", f"{drafts.accepted:,} of {drafted} were right"))
     experts = statistics.decode_experts
     if experts is not None and (needed := experts.hits + experts.misses):
         read = human_bytes(experts.bytes_read)

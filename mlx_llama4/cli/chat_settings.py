@@ -4,6 +4,7 @@ import difflib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mlx_llama4.cli.drafts import Draft, drafter, drafts_with
 from mlx_llama4.errors import InputError, Llama4Error
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty")
 INTEGERS = ("top_k", "seed")
-NAMES = (*FLOATS, *INTEGERS, "max_tokens", "stop")
+NAMES = (*FLOATS, *INTEGERS, "max_tokens", "stop", "draft")
 
 
 def set_value(talk: "Talk", name: str, value: str) -> None:
@@ -24,6 +25,10 @@ def set_value(talk: "Talk", name: str, value: str) -> None:
         if number < 1:
             raise InputError(f"max_tokens {number} must be 1 or more")
         options.max_tokens = number
+    elif name == "draft":
+        if value not in list(Draft):
+            raise InputError(f"draft is {' or '.join(Draft)}, not {value!r}: /set draft VALUE")
+        options.draft = drafter(Draft(value))
     elif name == "seed" and value == "none":
         talk.apply(replace(talk.settings, seed=None))
     elif name in FLOATS or name in INTEGERS:
@@ -36,7 +41,11 @@ def set_value(talk: "Talk", name: str, value: str) -> None:
 def shown_value(talk: "Talk", name: str) -> str:
     """Raises Llama4Error for an unknown name."""
     options = talk.chat.options
-    others = {"max_tokens": options.max_tokens, "stop": " ".join(options.stop)}
+    others = {
+        "max_tokens": options.max_tokens,
+        "stop": " ".join(options.stop),
+        "draft": drafts_with(options.draft),
+    }
     if name not in NAMES:
         raise _unknown(name)
     value = others[name] if name in others else getattr(talk.settings, name)

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_llama4.generation.adjustments import Adjustment
-from mlx_llama4.generation.sampler import Sampler
+from mlx_llama4.generation.sampler import RandomSampler, Sampler
 
 
 class Choice(NamedTuple):
@@ -27,6 +27,13 @@ class Chosen(NamedTuple):
     token: int
     logprob: float
     likeliest: tuple[tuple[int, float], ...]
+
+
+class Mark(NamedTuple):
+    """What a Chooser remembers: which tokens there have been, and the sampler's key."""
+
+    seen: mx.array | None
+    key: mx.array | None
 
 
 class Chooser:
@@ -66,6 +73,16 @@ class Chooser:
         tokens = _top(logits, self._likeliest)
         logprobs = mx.take_along_axis(logits, tokens, axis=-1) - total[:, None]
         return Choice(token, chosen - total, (tokens, logprobs))
+
+    def mark(self) -> Mark:
+        drawing = isinstance(self._sampler, RandomSampler)
+        return Mark(self._seen, self._sampler.key if drawing else None)
+
+    def take_back(self, mark: Mark) -> None:
+        """Go on as if nothing had been chosen since. A sampler of another kind draws on."""
+        self._seen = mark.seen
+        if mark.key is not None:
+            self._sampler.key = mark.key
 
     def _adjusted(self, logits: mx.array) -> mx.array:
         if not self._adjustments:

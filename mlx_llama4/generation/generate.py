@@ -8,15 +8,19 @@ from typing import Literal
 import mlx.core as mx
 
 from mlx_llama4.cache.kv import KVCache
+from mlx_llama4.errors import InputError
 from mlx_llama4.generation.adjustments import Adjustment
 from mlx_llama4.generation.choice import Chooser, Chosen
 from mlx_llama4.generation.decode import decode, decode_constrained
 from mlx_llama4.generation.detokenizer import StreamingDetokenizer
+from mlx_llama4.generation.drafting import MakeDrafter
 from mlx_llama4.generation.grammar import Grammar
 from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.generation.prefill import PREFILL_SPAN, ignore_progress, prefill
 from mlx_llama4.generation.sampler import Sampler, greedy
 from mlx_llama4.generation.stop import StopStrings
+from mlx_llama4.generation.verify import DraftStatistics, decode_drafted
+from mlx_llama4.generation.wired import wired
 from mlx_llama4.memory import CACHE_BLOCK_TOKENS
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.offload.expert_cache import StreamingStatistics
@@ -58,8 +62,10 @@ class Statistics:
     peak_memory_bytes: int = 0
     prefill_experts: StreamingStatistics | None = None  # None: all experts are in memory
     decode_experts: StreamingStatistics | None = None
+    drafts: DraftStatistics | None = None  # None: nothing was to be drafted
     finish_reason: FinishReason | None = None
     steps: list[Step] = field(default_factory=list)
+    _first_at = 0.0  # no field: when the first token came; callers may count its time otherwise
 
     def begin(self, model: Llama4, prompt: Prompt, cached: int) -> None:
         """cached: tokens of the prompt that the cache holds already."""
@@ -72,16 +78,17 @@ class Statistics:
     def count(self, seconds: float) -> None:
         """One more token, `seconds` after the start."""
         if self.time_to_first_token is None:
-            self.time_to_first_token = seconds
+            self.time_to_first_token = self._first_at = seconds
             new = self.prompt_tokens - self.cached_tokens
             self.prefill_tokens_per_second = new / seconds
         else:
-            decoding = seconds - self.time_to_first_token
+            decoding = seconds - self._first_at
             self.decode_tokens_per_second = self.generated_tokens / decoding
         self.generated_tokens += 1
         self.peak_memory_bytes = mx.get_peak_memory()
 
 
+@wired
 def generate(
     model: Llama4,
     prompt: Prompt,
@@ -94,6 +101,7 @@ def generate(
     grammar: Grammar | None = None,
     stop: Sequence[str] = (),
     logprobs: int | None = None,
+    draft: MakeDrafter | None = None,
     cache: Sequence[KVCache] | None = None,
     features: ImageFeatureCache | None = None,
     prefill_step: int = PREFILL_SPAN,
@@ -104,13 +112,18 @@ def generate(
 
     Logits are first adjusted, then what the grammar does not allow is left out, then the sampler
     chooses. logprobs: keep the steps in the statistics, each with so many likeliest tokens.
+    draft: guesses at tokens, NgramDrafter say, which are verified several at once; the tokens stay
+    the same up to rounding.
     `cache` may hold the prompt's beginning. It takes in the prompt and then the tokens yielded,
-    the last one perhaps not: its `offset` tells. `features` keeps what the vision tower makes of
+    the last one perhaps not: its `offset` tells. If a drafted answer ends early, it may hold some
+    beyond, and can go back to what was yielded. `features` keeps what the vision tower makes of
     pictures. prefill_step: how many tokens of the prompt are worked through at once. Raises
     PromptError if the prompt is empty or longer than the model's context, InputError for an empty
-    stop string.
+    stop string, or for drafts together with a grammar.
     """
     check_length(prompt, model.config)
+    if draft is not None and grammar is not None:
+        raise InputError("tokens cannot be drafted where a grammar says which may come")
     max_tokens = min(max_tokens, model.config.text.max_position_embeddings - len(prompt.ids))
     cache = model.make_cache() if cache is None else cache
     statistics = Statistics() if statistics is None else statistics
@@ -128,10 +141,14 @@ def generate(
     prefilled = experts and replace(experts)
     statistics.prefill_experts = experts and experts.since(loaded)
     choose = Chooser(sampler, adjustments, logprobs or 0, prompt.ids)
-    if grammar is None:
-        tokens = decode(model, logits, cache, choose, max_tokens)
-    else:
+    if draft is not None:
+        statistics.drafts = DraftStatistics()
+        drafting = (draft(prompt.ids), statistics.drafts)
+        tokens = decode_drafted(model, logits, cache, choose, max_tokens, *drafting)
+    elif grammar is not None:
         tokens = decode_constrained(model, logits, cache, choose, max_tokens, grammar.start())
+    else:
+        tokens = decode(model, logits, cache, choose, max_tokens)
     for chosen in tokens:
         statistics.count(time.perf_counter() - started_at)
         statistics.decode_experts = experts and experts.since(prefilled)

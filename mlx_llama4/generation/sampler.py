@@ -1,4 +1,4 @@
-"""Logits → next token, as closures. Order of the filters is transformers': temperature, top-k,
+"""Logits → next token. Order of the filters is transformers': temperature, top-k,
 top-p, min-p."""
 
 import math
@@ -44,28 +44,39 @@ def make_sampler(
         raise InputError(f"seed {seed} must be from 0 to 2^64 - 1")
     if temperature < GREEDY_BELOW:
         return greedy
-    key = mx.random.key(secrets.randbits(32) if seed is None else seed)
+    return RandomSampler(
+        temperature, top_p, top_k, min_p, secrets.randbits(32) if seed is None else seed
+    )
 
-    def sample(logits: mx.array) -> mx.array:
-        nonlocal key
-        key, this = mx.random.split(key)
-        logits = logits.astype(mx.float32) / temperature
-        if top_k and top_k < logits.shape[-1]:
+
+class RandomSampler:
+    """Draws tokens. `key` is what the next draw comes from: set back to what it was, the draws
+    since then are done anew.
+    """
+
+    def __init__(self, temperature: float, top_p: float, top_k: int, min_p: float, seed: int):
+        """As `make_sampler`, which see, has checked them."""
+        self._temperature, self._top_p = temperature, top_p
+        self._top_k, self._min_p = top_k, min_p
+        self.key = mx.random.key(seed)
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        self.key, this = mx.random.split(self.key)
+        logits = logits.astype(mx.float32) / self._temperature
+        candidates = None
+        if self._top_k and self._top_k < logits.shape[-1]:
             # From here on over k candidates only, so that top-p need not sort the vocabulary.
-            candidates = mx.argpartition(-logits, kth=top_k - 1, axis=-1)[..., :top_k]
+            parted = mx.argpartition(-logits, kth=self._top_k - 1, axis=-1)
+            candidates = parted[..., : self._top_k]
             logits = mx.take_along_axis(logits, candidates, axis=-1)
-        else:
-            candidates = None
-        if top_p < 1:
-            logits = keep_top_p(logits, top_p)
-        if min_p:
-            logits = keep_min_p(logits, min_p)
+        if self._top_p < 1:
+            logits = keep_top_p(logits, self._top_p)
+        if self._min_p:
+            logits = keep_min_p(logits, self._min_p)
         token = mx.random.categorical(logits, key=this)
         if candidates is None:
             return token
         return mx.take_along_axis(candidates, token[..., None], axis=-1)[..., 0]
-
-    return sample
 
 
 def keep_top_p(logits: mx.array, top_p: float) -> mx.array:
