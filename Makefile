@@ -3,6 +3,7 @@
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
+BENCHMARK = echo && $(BIN)/python -m benchmarks
 PYTHONS := python3.12 python3.13 python3.11 python3
 
 # Prints why a Python will not do; nothing if it will.
@@ -17,7 +18,7 @@ CHECK := import platform, sys; \
 help:
 	@echo "make demo    set up, convert the built-in tiny model, ask it about pictures"
 	@echo "make test    set up, run the tests (a few minutes)"
-	@echo "make bench   set up, measure conversion beside mlx-lm (a minute; see docs/performance.md)"
+	@echo "make bench   set up, measure beside mlx-lm (under 10 minutes; see docs/performance.md)"
 	@echo "make lint    ruff: format and lint"
 	@echo "make clean   remove $(VENV)"
 
@@ -31,8 +32,12 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	@$(BIN)/python -m pytest -m slow
 
+# A few rounds of each; BENCH has options for all, as --python mlx-vlm=other/bin/python.
 bench: $(STAMP)
-	@$(BIN)/python -m benchmarks convert
+	@$(BENCHMARK) startup --rounds 3 $(BENCH)
+	@$(BENCHMARK) load --rounds 5 $(BENCH)
+	@$(BENCHMARK) prefill --preset tiny --rounds 3 $(BENCH)
+	@$(BENCHMARK) decode --rounds 15 $(BENCH)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -4,7 +4,9 @@
 named in __main__.py; the rest is here for it to call. Not installed with the package.
 
     engines.py     who is compared: which Python runs each, what it weighs idle
-    process.py     one process, measured
+    process.py     one process, measured;  resident.py: one that stays and is asked
+    on_terminal.py  a command on a terminal, until it shows what is waited for
+    limits.py      what memory and matmuls allow, whatever the program
     rounds.py      whose turn it is
     ratios.py      medians, and how sure their ratio is
     report.py      table and JSON;  chart.py: the same as a picture

@@ -5,8 +5,12 @@ import sys
 
 import typer
 
+from benchmarks.batch import batch
 from benchmarks.convert import convert
+from benchmarks.decode import decode
 from benchmarks.eviction import eviction
+from benchmarks.limits import limits
+from benchmarks.load import load
 from benchmarks.macs import macs
 from benchmarks.needle import needle
 from benchmarks.positions import positions
@@ -14,8 +18,10 @@ from benchmarks.prefill import prefill
 from benchmarks.quality import quality
 from benchmarks.random_model import random_model
 from benchmarks.reuse import reuse
+from benchmarks.startup import startup
 from benchmarks.streaming import streaming
 from benchmarks.turns import turns
+from benchmarks.vision import vision
 
 app = typer.Typer(
     name="python -m benchmarks",
@@ -26,8 +32,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for subject in (
+    *(limits, startup, load, decode, vision),
     *(convert, quality, prefill, reuse, positions, needle),
-    *(turns, streaming, eviction, macs, random_model),
+    *(batch, turns, streaming, eviction, macs, random_model),
 ):
     app.command()(subject)
 

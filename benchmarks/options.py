@@ -9,10 +9,14 @@ import typer
 
 from benchmarks.chart import check_chart, write_chart
 from benchmarks.engines import OURS, Engine, Idle, measure_idle
+from benchmarks.presets import Preset
 from benchmarks.report import Report, print_report, write_json
 from mlx_llama4.cli import terminal
 from mlx_llama4.errors import OutputError, RunError
 
+PresetName = Annotated[
+    str, typer.Option("--preset", metavar="NAME", help=f"Of {', '.join(Preset)}.")
+]
 Rounds = Annotated[int, typer.Option(metavar="N", min=1, help="Runs of each engine.")]
 WarmUp = Annotated[bool, typer.Option("--warm-up", help="A round first that does not count.")]
 Only = Annotated[

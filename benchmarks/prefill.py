@@ -1,6 +1,5 @@
 """`python -m benchmarks prefill`: a long prompt into the caches, to its first token."""
 
-import json as json_module
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,19 +10,25 @@ import typer
 
 from benchmarks import options
 from benchmarks.engines import OURS, Engine, Idle, choose_engines
+from benchmarks.limits import measure_matmul, prefill_flops, show_rate
 from benchmarks.machine import this_machine
-from benchmarks.process import run_measured
-from benchmarks.report import Metric, Report, show_bytes, show_seconds
+from benchmarks.presets import Preset, preset_config, preset_folder, unpacked_dtype
+from benchmarks.process import PeakMemory
+from benchmarks.report import Metric, Report, show_bytes, show_seconds, show_share
+from benchmarks.resident import Resident
 from benchmarks.rounds import Figures, run_rounds
 from benchmarks.source import Size, check_room, write_checkpoint
 from mlx_llama4.cli import terminal
+from mlx_llama4.config import TextConfig, load_config
 from mlx_llama4.errors import InputError
+from mlx_llama4.memory import PREFILL_SPAN
 
 CHUNKS = (1, 4, 16)
 SCALES = (1, 2, 4, 8, 16, 32, 64)
 # Of the last layer, only keys and values are computed before the last token: of five layers,
 # three chunked ones and a global one are at work, which is the releases' mix.
 LAYERS = 5
+SCALE, EXPERTS = 16, 16
 VOCABULARY = 2048
 IDS = 1000  # ids below are plain text to the demo's tokenizer
 
@@ -65,7 +70,7 @@ IMPORTS = {
     "mlx-vlm": "mlx_vlm.utils, mlx_vlm.generate",
 }
 MEASURE = f"""\
-import json, sys, time
+import sys, time
 from pathlib import Path
 import mlx.core as mx, numpy as np
 folder = sys.argv[1]
@@ -75,40 +80,49 @@ ids = np.random.default_rng(0).integers(0, {IDS}, tokens).astype(np.int32)
 first_token(ids[:step])
 mx.clear_cache()
 weights = mx.get_active_memory()
-mx.reset_peak_memory()
-start, cpu_start = time.perf_counter(), time.process_time()
-first_token(ids)
-print(json.dumps({{
-    "seconds": time.perf_counter() - start,
-    "cpu_seconds": time.process_time() - cpu_start,
-    "peak_bytes": mx.get_peak_memory() - weights,
-}}))
+def answer(question):
+    mx.reset_peak_memory()
+    start, cpu_start = time.perf_counter(), time.process_time()
+    first_token(ids)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    return [seconds, cpu_seconds, mx.get_peak_memory() - weights]
 """
 
 
 @dataclass(frozen=True)
 class Settings:
-    """chunks: lengths of prompts. bits: None does not quantize."""
+    """chunks: lengths of prompts."""
 
-    size: Size
     chunks: Sequence[int]
-    bits: int | None
     rounds: int
     warm_up: bool
 
-    @property
-    def step(self) -> int:
-        """A quarter of a chunk, as 2,048 tokens are of the releases' 8,192."""
-        return self.size.chunk // 4
+
+@dataclass(frozen=True)
+class Model:
+    """A folder, its shapes, and what the report says of it. step: tokens that go at once."""
+
+    folder: Path
+    text: TextConfig
+    step: int
+    setup: Mapping[str, str]
 
 
 @terminal.reports_errors
 def prefill(
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Of {', '.join(Preset)}; in 4 bits. Default: as the next options say.",
+            show_default=False,
+        ),
+    ] = None,
     scale: Annotated[
         int, typer.Option(metavar="N", help="The releases' sizes divided by 1, 2, 4 … 64.")
-    ] = 16,
+    ] = SCALE,
     layers: Annotated[int, typer.Option(metavar="N", min=1, help="Every 4th is global.")] = LAYERS,
-    experts: Annotated[int, typer.Option(metavar="N", min=1, help="In each layer.")] = 16,
+    experts: Annotated[int, typer.Option(metavar="N", min=1, help="In each layer.")] = EXPERTS,
     chunks: Annotated[
         list[int] | None,
         typer.Option(
@@ -137,7 +151,7 @@ def prefill(
 
     \b
     Example:
-      python -m benchmarks prefill --rounds 5 --json prefill.json
+      python -m benchmarks prefill --preset tiny --rounds 5 --json prefill.json
     """
     outputs = options.Outputs(json, png)
     if chunked_only and only not in (None, OURS):
@@ -145,13 +159,23 @@ def prefill(
     engines = choose_engines(OURS if chunked_only else only, python or (), prelude or ())
     size = scaled_down(scale, layers, experts, global_layers=not chunked_only)
     _check_bits(bits, size)
-    settings = Settings(size, chunks or CHUNKS, bits, rounds, warm_up)
+    if preset is not None:
+        preset_config(preset)  # raises
+        if size != scaled_down(SCALE, LAYERS, EXPERTS, global_layers=True) or bits is not None:
+            raise InputError(
+                f"--preset {preset} is a whole model; leave out the options that describe another"
+            )
+    settings = Settings(chunks or CHUNKS, rounds, warm_up)
     with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
         folder = Path(temporary)
         idle = options.ready_engines(engines, IMPORTS, folder)
         with terminal.status("Writing the model"):
-            model, dtype = write_model(size, bits, folder)
-        report = _compare(model, dtype, idle, settings, folder)
+            model = (
+                _scaled_model(size, bits, folder)
+                if preset is None
+                else _preset_model(preset, folder)
+            )
+        report = _compare(model, idle, settings, folder)
     outputs.publish(report)
 
 
@@ -197,13 +221,11 @@ def feed_forward_over_attention(size: Size) -> float:
 
 def write_model(size: Size, bits: int | None, folder: Path) -> tuple[Path, str]:
     """A model folder that all engines load, and the dtype of what is not packed in it."""
-    import mlx.core as mx
-
     from mlx_llama4.convert.recipes import Recipe
     from mlx_llama4.convert.stream import convert
     from mlx_llama4.quantization import Quantization
 
-    dtype = "float32" if mx.default_device() == mx.cpu else "bfloat16"
+    dtype = unpacked_dtype()
     packing = None if bits is None else Quantization(GROUP_SIZE, bits)
     source = write_checkpoint(size, folder / "source")
     written = sum(file.stat().st_size for file in source.glob("*.safetensors"))
@@ -212,61 +234,95 @@ def write_model(size: Size, bits: int | None, folder: Path) -> tuple[Path, str]:
     return folder / "model", dtype
 
 
-def _compare(
-    model: Path, dtype: str, idle: Mapping[Engine, Idle], settings: Settings, folder: Path
-) -> Report:
-    def run_once(engine: Engine) -> Figures:
-        figures: dict[str, float] = {}
-        for chunks in settings.chunks:
-            tokens = chunks * settings.size.chunk
-            command = engine.command(MEASURE % WAYS[engine.name], model, tokens, settings.step)
-            output = run_measured(command, folder).output
-            found = json_module.loads(output.splitlines()[-1])
-            figures[f"seconds_{chunks}"] = found["seconds"]
-            figures[f"seconds_a_token_{chunks}"] = found["seconds"] / tokens
-            # For MLX's CPU backend on a machine that is not quiet; in JSON alone.
-            figures[f"cpu_seconds_{chunks}"] = found["cpu_seconds"]
-            figures[f"peak_bytes_{chunks}"] = found["peak_bytes"]
-        return figures
-
-    runs = run_rounds(list(idle), run_once, settings.rounds, settings.warm_up, terminal.note)
-    return Report(
-        subject="prefill" if settings.size.global_layers else "prefill, chunked layers alone",
-        setup=_setup(dtype, settings),
-        machine=this_machine(),
-        idle={engine.name: found for engine, found in idle.items()},
-        metrics=_metrics(settings),
-        runs=runs,
-    )
+def _preset_model(name: str, folder: Path) -> Model:
+    """In steps of a chunk, or of as many tokens as all engines take unless told otherwise."""
+    model = preset_folder(name, folder)
+    text = load_config(model).text
+    described = f"preset {name}, 4 bits, {unpacked_dtype()} what is not packed"
+    return Model(model, text, min(text.attention_chunk_size, PREFILL_SPAN), {"model": described})
 
 
-def _setup(dtype: str, settings: Settings) -> dict[str, str]:
-    size = settings.size
-    packed = "" if settings.bits is None else f", weights in {settings.bits} bits"
+def _scaled_model(size: Size, bits: int | None, folder: Path) -> Model:
+    """In steps of a quarter of a chunk, as 2,048 tokens are of the releases' 8,192."""
+    model, dtype = write_model(size, bits, folder)
+    packed = "" if bits is None else f", weights in {bits} bits"
     layers = "every 4th global" if size.global_layers else "none global"
-    first = "after a warm-up" if settings.warm_up else "no warm-up"
-    return {
+    setup = {
         "model": f"random {dtype}{packed}, {size.layers} layers ({layers}), hidden size "
         f"{size.hidden_size}, {size.heads} heads of {size.head_dim} on {size.key_value_heads}, "
         f"{size.experts} experts of width {size.expert_width}",
         "proportion": f"feed-forward : attention to one chunk of keys = "
         f"{feed_forward_over_attention(size):.1f} : 1 in FLOPs (the releases: 3.0 : 1)",
-        "prompt": f"chunks of {size.chunk:,} tokens, in steps of {settings.step:,}",
+    }
+    return Model(model, load_config(model).text, size.chunk // 4, setup)
+
+
+def _compare(model: Model, idle: Mapping[Engine, Idle], settings: Settings, folder: Path) -> Report:
+    with terminal.status("Measuring the limit"):
+        matmul = measure_matmul(model.text)
+
+    def run_once(engine: Engine) -> Figures:
+        figures: dict[str, float] = {}
+        for chunks in settings.chunks:
+            tokens = chunks * model.text.attention_chunk_size
+            code, arguments = MEASURE % WAYS[engine.name], (model.folder, tokens, model.step)
+            with Resident(engine, code, arguments, folder) as process:
+                held = process.memory().anonymous_bytes
+                with PeakMemory(process.pid) as most:
+                    seconds, cpu_seconds, peak = process.ask(None)
+            flops = prefill_flops(model.text, tokens)
+            figures[f"seconds_{chunks}"] = seconds
+            figures[f"seconds_a_token_{chunks}"] = seconds / tokens
+            figures[f"share_of_matmul_{chunks}"] = flops / seconds / matmul
+            # For MLX's CPU backend on a machine that is not quiet; in JSON alone.
+            figures[f"cpu_seconds_{chunks}"] = cpu_seconds
+            figures[f"peak_bytes_{chunks}"] = peak
+            figures[f"process_bytes_{chunks}"] = most.anonymous_bytes - held
+        return figures
+
+    runs = run_rounds(list(idle), run_once, settings.rounds, settings.warm_up, terminal.note)
+    has_global = any(kind.attention == "global" for kind in model.text.layers)
+    return Report(
+        subject="prefill" if has_global else "prefill, chunked layers alone",
+        setup=_setup(model, matmul, settings),
+        machine=this_machine(),
+        idle={engine.name: found for engine, found in idle.items()},
+        metrics=_metrics(settings, has_global),
+        runs=runs,
+    )
+
+
+def _setup(model: Model, matmul: float, settings: Settings) -> dict[str, str]:
+    first = "after a warm-up" if settings.warm_up else "no warm-up"
+    return {
+        **model.setup,
+        "prompt": f"chunks of {model.text.attention_chunk_size:,} tokens, in steps of "
+        f"{model.step:,}",
+        "matmul": f"{show_rate(matmul)}, dense: the limit",
         "seconds": "from ids to the first token, weights loaded, one step done before",
-        "peak memory": "MLX's own count, above the weights",
+        "peak memory": "MLX's own count, above the weights; of the process: anonymous, above what "
+        "it held before",
         "rounds": f"{settings.rounds}, {first}; a fresh process for each length, taking turns",
     }
 
 
-def _metrics(settings: Settings) -> tuple[Metric, ...]:
-    seconds, a_token, peak = [], [], []
+def _metrics(settings: Settings, has_global: bool) -> list[Metric]:
+    metrics = []
     for count in settings.chunks:
         length = "1 chunk" if count == 1 else f"{count} chunks"
-        seconds.append(Metric(f"seconds_{count}", length, show_seconds))
-        a_token.append(Metric(f"seconds_a_token_{count}", f"{length}, a token", _show_milliseconds))
-        peak.append(Metric(f"peak_bytes_{count}", f"{length}, peak memory", show_bytes))
-    # Without global layers the question is whether seconds grow with the length and no faster.
-    return (*(seconds if settings.size.global_layers else a_token), *peak)
+        # Without global layers the question is whether seconds grow with the length and no faster.
+        if has_global:
+            metrics.append(Metric(f"seconds_{count}", length, show_seconds))
+        else:
+            key = f"seconds_a_token_{count}"
+            metrics.append(Metric(key, f"{length}, a token", _show_milliseconds))
+        share = f"share_of_matmul_{count}"
+        metrics += [
+            Metric(share, "  of the matmul limit", show_share, compared=False),
+            Metric(f"peak_bytes_{count}", "  peak memory", show_bytes),
+            Metric(f"process_bytes_{count}", "  of the process", show_bytes),
+        ]
+    return metrics
 
 
 def _show_milliseconds(seconds: float) -> str:

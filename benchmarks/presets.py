@@ -21,7 +21,7 @@ from mlx_llama4.errors import InputError
 from mlx_llama4.machine import this_machine
 from mlx_llama4.memory import human_bytes
 
-BITS = 4
+BITS, GROUP_SIZE = 4, 64
 # Beside the weights, for caches, activations and the interpreter.
 SPARE_SHARE = 0.1
 

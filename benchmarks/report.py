@@ -18,19 +18,30 @@ from mlx_llama4.memory import human_bytes
 
 @dataclass(frozen=True)
 class Metric:
-    """key: in a run's figures and in JSON, unit included. show: a value → text with a unit."""
+    """key: in a run's figures and in JSON, unit included. show: a value → text with a unit.
+    compared: whether the table gives ours over the peer's.
+    """
 
     key: str
     label: str
     show: Callable[[float], str]
+    compared: bool = True
 
 
 def show_seconds(seconds: float) -> str:
     return f"{seconds:.2f} s"
 
 
+def show_milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"
+
+
 def show_bytes(count: float) -> str:
     return human_bytes(count)
+
+
+def show_share(share: float) -> str:
+    return f"{share:.1%}"
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ def table_rows(report: Report) -> list[tuple[str, ...]]:
         for name in names:
             row.append(metric.show(report.median(name, metric)))
             if name != OURS:
-                row.append(show_ratio(report.ratio(name, metric)))
+                row.append(show_ratio(report.ratio(name, metric)) if metric.compared else "")
         rows.append(tuple(row))
     return rows
 

@@ -20,7 +20,7 @@ from benchmarks.engines import OURS, Engine, Idle, choose_engines
 from benchmarks.machine import this_machine
 from benchmarks.prefill import IDS, LAYERS, scaled_down, write_model
 from benchmarks.process import run_measured
-from benchmarks.report import Metric, Report
+from benchmarks.report import Metric, Report, show_milliseconds
 from benchmarks.rounds import Figures, run_rounds
 from benchmarks.source import Size
 from mlx_llama4.cli import terminal
@@ -250,7 +250,7 @@ def _setup(
     )
     _, processor = open_folder(model)
     host = ", ".join(
-        f"{_show_milliseconds(host_seconds(processor, tokens))} behind {tokens:,}"
+        f"{show_milliseconds(host_seconds(processor, tokens))} behind {tokens:,}"
         for tokens in HISTORIES
     )
     first = "after a warm-up" if warm_up else "no warm-up"
@@ -270,19 +270,15 @@ def _setup(
 
 
 def _metrics(heaviest: int) -> tuple[Metric, ...]:
-    shown = tuple(Metric(f"seconds_{turn}", f"turn {turn}", _show_milliseconds) for turn in SHOWN)
+    shown = tuple(Metric(f"seconds_{turn}", f"turn {turn}", show_milliseconds) for turn in SHOWN)
     return (
         *shown,
         Metric("last_over_second", f"turn {TURNS} / turn 2", _show_ratio),
         Metric("heaviest_over_second", f"turn {heaviest} / turn 2", _show_ratio),
-        Metric("seconds_crossing", "turns that cross a border", _show_milliseconds),
-        Metric("seconds_beside", "turns beside them", _show_milliseconds),
+        Metric("seconds_crossing", "turns that cross a border", show_milliseconds),
+        Metric("seconds_beside", "turns beside them", show_milliseconds),
     )
 
 
 def _show_ratio(ratio: float) -> str:
     return f"{ratio:.2f}"
-
-
-def _show_milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:.1f} ms"

@@ -31,6 +31,7 @@ from mlx_llama4.errors import PromptError
 from mlx_llama4.generation.generate import Statistics, Step, generate, room
 from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.generation.prefill import ignore_progress, prefill
+from mlx_llama4.generation.wired import wired_memory
 from mlx_llama4.identity import Identity, identify
 from mlx_llama4.load import OnLoad, ignore_load, load
 from mlx_llama4.model.llama4 import Llama4
@@ -142,7 +143,7 @@ class Chat:
         parts = document_parts(text, images)
         prompt = self.open_prompt(parts)
         self._check_length(prompt)
-        with self._feeding(prompt, len(prompt.ids)):
+        with wired_memory(), self._feeding(prompt, len(prompt.ids)):
             prefill(
                 self.model,
                 prompt,

@@ -19,6 +19,7 @@ from mlx_llama4.offload.expert_cache import ExpertCache
 from mlx_llama4.offload.expert_store import expert_tensors, is_routed_expert
 from mlx_llama4.offload.streamed_experts import StreamedExperts
 from mlx_llama4.prompt.processor import Processor
+from mlx_llama4.quantization import Quantization
 from mlx_llama4.tensors import without_absent_vision
 
 OnLoad = Callable[[int, int], None]  # bytes of weights in memory, bytes in all
@@ -96,28 +97,48 @@ def _load_weights(
     if streaming is not None:
         _stream_experts(model, checkpoint, dtype, streaming)
 
-    def quantization_of(path: str, module: nn.Module) -> bool | dict[str, int | str]:
+    def packing_of(path: str) -> Quantization | None:
         if f"{path}.scales" not in checkpoint.tensors:
-            return False
-        found = stored_quantization(checkpoint, config, path)
-        return {"group_size": found.group_size, "bits": found.bits, "mode": found.mode}
+            return None
+        return stored_quantization(checkpoint, config, path)
 
-    if config.quantization is not None:
-        nn.quantize(model, class_predicate=quantization_of)
     weights: list[tuple[str, mx.array]] = []
     for file in checkpoint.files:
         for name, array in mx.load(str(file), format="safetensors").items():
             if not is_ignored(name) and not (streaming and is_routed_expert(name)):
                 is_float = mx.issubdtype(array.dtype, mx.floating)
                 weights.append((name, array.astype(dtype) if is_float else array))
+    fill(model, weights, packing_of if config.quantization is not None else None)
+    return model
+
+
+def fill(
+    model: Llama4,
+    weights: list[tuple[str, mx.array]],
+    packing_of: Callable[[str], Quantization | None] | None = None,
+) -> None:
+    """Give a model all its weights, lazily, laid out as the device that computes likes them.
+
+    weights: by their names in an MLX folder, of one dtype where they are not packed; the list is
+    emptied, or what is laid out anew would be in memory twice. packing_of: a module's path → how
+    its weight is packed. None: nothing is.
+    """
+
+    def predicate(path: str, module: nn.Module) -> bool | dict[str, int | str]:
+        packing = packing_of(path)
+        if packing is None:
+            return False
+        return {"group_size": packing.group_size, "bits": packing.bits, "mode": packing.mode}
+
+    if packing_of is not None:
+        nn.quantize(model, class_predicate=predicate)
     model.load_weights(weights)
-    weights.clear()  # or what is laid out anew would be there twice
+    weights.clear()
     for layer in model.language_model.model.layers:
         layer.self_attn.join_projections()
     if mx.default_device() == mx.cpu:
         lay_out_for_cpu(model)
     model.eval()
-    return model
 
 
 def _read_in(arrays: list[mx.array], on_load: OnLoad) -> None:

@@ -184,9 +184,10 @@ def dequantized_bytes(
 def vision_bytes(vision: VisionConfig, tiles: int, dtype_bytes: int) -> int:
     """Upper bound of what is in flight in the vision tower for a picture of so many tiles.
 
-    As `activation_bytes`, and besides the pixels, which stay, once more as patches, and scores:
-    Metal has no fused kernel for heads of these widths. Of those three arrays are counted, for
-    the softmax takes one to another.
+    As `activation_bytes`, and besides the pixels, which stay, once more as patches, and scores,
+    which fused attention would not keep: the CPU has none, and for Metal, where heads are padded
+    to have it, no Mac has shown it yet. Of those three arrays are counted, for the softmax takes
+    one to another.
     """
     batch = min(tiles, TILES_PER_BATCH)
     positions = vision.patches_per_side**2 + 1

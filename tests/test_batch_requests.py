@@ -129,7 +129,7 @@ def test_a_prompt_longer_than_the_context() -> None:
     config = model.config
     text = replace(config.text, max_position_embeddings=20)
     small = Llama4(replace(config, text=text))
-    small.update(model.parameters())
+    small.language_model = model.language_model
     results = run_all(
         small, [Request(words(0, 18).prompt, 9), Request(words(1, 20).prompt, 9)], end_tokens=()
     )

@@ -10,7 +10,6 @@ from benchmarks.engines import OURS, Engine
 from benchmarks.positions import OFFSETS, RELEASED, measure, write_layer
 from benchmarks.prefill import (
     SCALES,
-    Settings,
     feed_forward_over_attention,
     scaled_down,
 )
@@ -18,6 +17,7 @@ from benchmarks.source import Size, write_checkpoint
 from mlx_llama4.config import load_config
 from tests.test_benchmark_convert import benchmark
 
+BELOW = ("  of the matmul limit", "  peak memory", "  of the process")
 TINY = ("--scale", 64, "--layers", 4, "--experts", 2, "--rounds", 1)
 
 
@@ -27,7 +27,7 @@ def test_every_scale_keeps_the_proportions(scale: int) -> None:
     assert size.heads * size.head_dim == size.hidden_size == 5120 // scale
     assert size.heads == 5 * size.key_value_heads
     assert feed_forward_over_attention(size) == 3
-    assert Settings(size, (1,), None, 1, False).step * 4 == size.chunk == 8192 // scale
+    assert size.chunk == 8192 // scale
 
 
 def test_scale_1_is_scout() -> None:
@@ -61,10 +61,25 @@ def test_prefill_from_end_to_end(tmp_path: Path) -> None:
         # At least the global layer's keys and values, and no more than all layers' and a step.
         kept = 256 * 2 * 16 * 4
         assert kept < figures["peak_bytes_2"] < 100 * kept
-    rows = [line.split("  ")[1] for line in result.stdout.split("\n\n")[1].splitlines()]
-    assert rows == [
-        *("one round", "1 chunk", "2 chunks", "1 chunk, peak memory", "2 chunks, peak memory")
-    ]
+        assert 0 < figures["share_of_matmul_1"] < 10
+    assert labels(result.stdout) == ["one round", "1 chunk", *BELOW, "2 chunks", *BELOW]
+
+
+@pytest.mark.slow
+def test_prefill_of_a_preset() -> None:
+    result = benchmark(
+        *("prefill", "--preset", "tiny", "--chunks", 1, "--only", OURS, "--rounds", 1)
+    )
+    assert result.returncode == 0, result.stderr
+    assert "preset tiny, 4 bits, float32 what is not packed" in result.stdout
+    assert "chunks of 256 tokens, in steps of 256" in result.stdout
+    assert labels(result.stdout) == ["one round", "1 chunk", *BELOW]
+
+
+def labels(output: str) -> list[str]:
+    """The table's first column."""
+    width = 2 + len("  of the matmul limit")
+    return [line[2:width].rstrip() for line in output.split("\n\n")[1].splitlines()]
 
 
 def test_prefill_of_packed_weights_without_global_layers() -> None:
@@ -73,12 +88,10 @@ def test_prefill_of_packed_weights_without_global_layers() -> None:
         *("--chunks", 1, "--bits", 4, "--chunked-only"),
     )
     assert result.returncode == 0, result.stderr
-    setup, table = result.stdout.split("\n\n")
+    setup, _ = result.stdout.split("\n\n")
     assert setup.startswith("prefill, chunked layers alone\n")
     assert "weights in 4 bits, 1 layers (none global), hidden size 320" in setup
-    assert [line.strip()[:16] for line in table.splitlines()[1:]] == [
-        *("1 chunk, a token", "1 chunk, peak me")
-    ]
+    assert labels(result.stdout) == ["one round", "1 chunk, a token", *BELOW]
 
 
 @pytest.mark.slow
@@ -103,6 +116,8 @@ def test_drift_of_ours_and_of_absolute_positions(tmp_path: Path) -> None:
         (["prefill", "--chunked-only", "--only", "mlx-lm"], "--chunked-only is ours alone"),
         (["prefill", "--bits", 4, "--scale", 64, "--only", OURS], "--bits 4: "),
         (["prefill", "--bits", 7], "--bits 7: "),
+        (["prefill", "--preset", "huge"], "--preset huge: choose of tiny"),
+        (["prefill", "--preset", "tiny", "--layers", 4], "--preset tiny is a whole model"),
         (["positions", "--dtype", "float8"], "--dtype float8: choose of float32, bfloat16"),
         (["positions", "--only", "nobody"], "--only nobody: no such engine"),
     ],

@@ -34,7 +34,7 @@ def many_experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"num_local_experts": 48, "intermediate_size": 1024, "hidden_size": 1024}
     config = tiny.config("scout", num_hidden_layers=1, **sizes) | {"vision_config": None}
     text = config["text_config"]
-    shapes = {f"language_model.{n}": shape for n, shape in tiny._text_shapes(text).items()}
+    shapes = {f"language_model.{n}": shape for n, shape in tiny.text_shapes(text).items()}
     noise = np.random.RandomState(0).standard_normal(2**20).astype(np.float32) * 0.02
     weights = {name: np.resize(noise, shape) for name, shape in shapes.items()}
     folder = tmp_path_factory.mktemp("experts")

@@ -212,6 +212,21 @@ def test_a_folder_goes_on_where_it_was(
     assert rows_of(output)[-1]["answer"] == "There are two shapes."
 
 
+def test_a_folder_together(run, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Each answer is the picture's own; one that cannot be read stops nothing."""
+    for name in DESCRIPTIONS:
+        shutil.copy(PICTURES / name, tmp_path / name)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert run("folder_together", tmp_path, "--rows", 3) == 1
+    output = capsys.readouterr()
+    said = [f"{name}: {said}" for name, said in DESCRIPTIONS.items()]
+    assert sorted(output.out.splitlines()) == said
+    assert output.err.startswith("broken.png: ")
+    assert output.err.endswith("error: 1 of 5 pictures have no answer\n")
+    assert run("folder_together", tmp_path, "--rows", 0) == 2
+    assert capsys.readouterr().err == "error: batch size 0 must be 1 or more\n"
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

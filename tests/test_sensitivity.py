@@ -50,6 +50,8 @@ def error(model: Llama4, name: str) -> float:
 def altered(model: Llama4, config: Config) -> Llama4:
     """The same weights under another config."""
     other = Llama4(config)
+    for layer in other.language_model.model.layers:
+        layer.self_attn.join_projections()  # as loading has done
     other.load_weights(tree_flatten(model.parameters()))
     return other
 

@@ -1,25 +1,13 @@
-"""How far two computations of the same thing may differ, by device and dtype.
-
-The reference's own float32 noise (decode with a cache against one pass) is 1e-5 on logits of
-standard deviation 2. The GPU's figures are set from what float32 sums in another order give;
-no Mac has run them yet.
-"""
+"""How far two computations of the same thing may differ: as far as doctor lets them."""
 
 import mlx.core as mx
 import numpy as np
 
-TOLERANCES = {
-    # (device, what): largest absolute difference of logits
-    ("cpu", "text"): 3e-5,
-    ("cpu", "images"): 6e-5,
-    ("gpu", "text"): 1e-3,
-    ("gpu", "images"): 2e-3,
-}
+from mlx_llama4.doctor.goldens import LIMITS
 
 
 def tolerance(what: str) -> float:
-    device = "gpu" if mx.default_device() == mx.gpu else "cpu"
-    return TOLERANCES[device, what]
+    return LIMITS["GPU" if mx.default_device() == mx.gpu else "CPU", what]
 
 
 def assert_same_logits(ours: mx.array | np.ndarray, reference: np.ndarray, what: str) -> None:

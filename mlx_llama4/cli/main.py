@@ -14,6 +14,7 @@ from mlx_llama4.cli.chat import chat
 from mlx_llama4.cli.compare import compare
 from mlx_llama4.cli.convert import convert
 from mlx_llama4.cli.demo import demo
+from mlx_llama4.cli.doctor import doctor
 from mlx_llama4.cli.inspect import inspect
 from mlx_llama4.cli.plan import plan
 
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (convert, ask, chat, cache, plan, inspect, compare, demo):
+for command in (convert, ask, chat, cache, plan, inspect, compare, demo, doctor):
     # What is too much for `ask` it explains itself.
     app.command(context_settings={"allow_extra_args": command is ask})(command)
 

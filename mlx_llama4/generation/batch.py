@@ -19,9 +19,10 @@ from mlx_llama4.generation.choice import Choice, Chooser, wait_for
 from mlx_llama4.generation.generate import Statistics, Step, StepWriter, room
 from mlx_llama4.generation.grammar import Grammar
 from mlx_llama4.generation.image_features import ImageFeatureCache
-from mlx_llama4.generation.prefill import PREFILL_SPAN, prefill
+from mlx_llama4.generation.prefill import PREFILL_SPAN, ignore_progress, prefill
 from mlx_llama4.generation.sampler import Sampler, greedy
 from mlx_llama4.generation.stop import StopStrings
+from mlx_llama4.generation.wired import wired
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.processor import Prompt, check_length
 
@@ -47,13 +48,17 @@ class Request:
     logprobs: int | None = None
     cache: Sequence[KVCache] | None = None
     statistics: Statistics = field(default_factory=Statistics)
+    on_prefill: Callable[[int, int], None] = ignore_progress
     is_cancelled: bool = field(default=False, init=False)
 
     def cancel(self) -> None:
-        """Have the row leave, or never join; no step of it comes any more."""
+        """Have the row leave, or never join; no step of it comes any more. A prompt that is being
+        read is given up after `prefill_step` tokens at most.
+        """
         self.is_cancelled = True
 
 
+@wired
 def generate_batch(
     model: Llama4,
     requests: Iterable[Request | None],
@@ -70,9 +75,10 @@ def generate_batch(
     A request is asked for when there is room for it, and its prompt is then read, while the others
     wait: what waits takes no memory. None instead of one says that none is there just now; it is
     asked for again after the next step, or at once if no row is left. Where a row's request
-    cannot be done (its prompt is too long, a picture cannot be read), its error comes in place of
-    a step and nothing after it; the others go on. Raises InputError for a batch size below 1,
-    RunError if experts cannot be read from the disk.
+    cannot be done (its prompt is too long, a picture cannot be read) or gone on with (its schema
+    is too complex after all), its error comes in place of a step and nothing after it; the others
+    go on. What concerns them all is raised and ends the batch: RunError if experts cannot be read
+    from the disk, InputError for a batch size below 1, and whatever `requests` raises.
 
     Tokens are those of `generate` up to rounding: products of several rows may be summed in
     another order. With a grammar in a row, or experts streamed, the device is not kept a token
@@ -93,13 +99,15 @@ def generate_batch(
                 break
             if request is None:
                 break
-            if not request.is_cancelled:
+            try:
                 row = _Row(number, request)
-                try:
-                    row.join(model, token_bytes, end_tokens, features, prefill_step)
-                    rows.append(row)
-                except Llama4Error as failure:
-                    yield number, failure
+                row.join(model, token_bytes, end_tokens, features, prefill_step)
+                rows.append(row)
+            except _CancelledError:
+                pass
+            except InputError as failure:
+                yield number, failure
+            del row, request  # or their caches would stay for as long as others go on
             number += 1
         yield from _step(model, rows)
         rows = [row for row in rows if row.goes_on]
@@ -110,8 +118,13 @@ def _step(model: Llama4, rows: Sequence["_Row"]) -> Iterator[tuple[int, Step | L
     # As in decode.py: the host waits for what streamed experts read, and for what a grammar allows.
     streamed = model.expert_statistics is not None
     ahead = not streamed and all(row.request.grammar is None for row in rows)
-    for row in rows:
-        row.choose_token()
+    for row in (row for row in rows if row.goes_on):
+        try:
+            row.choose_token()
+        except Llama4Error as failure:
+            row.has_ended = True
+            yield row.number, failure
+    rows = [row for row in rows if row.goes_on]
     mx.async_eval([row.choice for row in rows])
     if ahead:
         # Of a row that turns out to end here, one token in vain: what it gives is never looked at.
@@ -135,6 +148,10 @@ def _forward(model: Llama4, rows: Sequence["_Row"]) -> None:
     mx.async_eval(logits)
     for row, row_logits in zip(rows, mx.split(logits, len(rows)), strict=True):
         row.logits = row_logits
+
+
+class _CancelledError(Exception):
+    """Of a row that has not joined yet."""
 
 
 class _Row:
@@ -162,8 +179,13 @@ class _Row:
         features: ImageFeatureCache,
         prefill_step: int,
     ) -> None:
-        """Read the prompt. Raises Llama4Error for what is wrong with the request."""
+        """Read the prompt to its end, so that only one at a time has activations in memory.
+
+        Raises InputError for what is wrong with the request, _CancelledError if it was cancelled,
+        RunError if experts cannot be read.
+        """
         request, prompt = self.request, self.request.prompt
+        self._check_wanted()
         check_length(prompt, model.config)
         if request.max_tokens < 1:
             raise InputError(f"max_tokens {request.max_tokens} must be 1 or more")
@@ -171,7 +193,6 @@ class _Row:
         self.left = min(request.max_tokens, room_left)
         self._writer = StepWriter(token_bytes, end_tokens, StopStrings(request.stop), self.left)
         self._matcher = None if request.grammar is None else request.grammar.start()
-        self._allowed = None if self._matcher is None else self._matcher.allowed()
         self._choose = Chooser(
             request.sampler, request.adjustments, request.logprobs or 0, prompt.ids
         )
@@ -180,25 +201,42 @@ class _Row:
         request.statistics.begin(model, prompt, cached=self.cache[0].offset)
         for layer in self.cache:
             layer.reserve(room(prompt, self.left))
-        self.logits = prefill(model, prompt, self.cache, span=prefill_step, features=features)
+        self.logits = prefill(
+            model,
+            prompt,
+            self.cache,
+            span=prefill_step,
+            features=features,
+            on_progress=self._on_prefill,
+        )
+        mx.eval(self.logits, [array for layer in self.cache for array in layer.arrays])
+        self._check_wanted()
+
+    def _on_prefill(self, done: int, total: int) -> None:
+        self.request.on_prefill(done, total)
+        self._check_wanted()
+
+    def _check_wanted(self) -> None:
+        if self.request.is_cancelled:
+            raise _CancelledError
 
     def choose_token(self) -> None:
-        self.choice = self._choose(self.logits, self._allowed)
+        """Lazily. Raises RunError if the schema turns out to be too complex."""
+        allowed = None if self._matcher is None else self._matcher.allowed()
+        self.choice = self._choose(self.logits, allowed)
 
     def take_token(self) -> Step | Llama4Error:
-        """Wait for the token that was chosen."""
+        """Wait for the token that was chosen; an error if the schema does not allow it."""
         chosen = wait_for(self.choice)
         self.left -= 1
-        step = self._writer.step(chosen)
-        self.has_ended = step.finish_reason is not None
         if self._matcher is not None:
             try:
                 self._matcher.accept(chosen.token)
-                if not self.has_ended:
-                    self._allowed = self._matcher.allowed()
             except Llama4Error as failure:
                 self.has_ended = True
                 return failure
+        step = self._writer.step(chosen)
+        self.has_ended = step.finish_reason is not None
         statistics = self.request.statistics
         statistics.count(time.perf_counter() - self._joined_at)
         statistics.finish_reason = step.finish_reason

@@ -20,6 +20,7 @@ from mlx_llama4.generation.prefill import PREFILL_SPAN, ignore_progress, prefill
 from mlx_llama4.generation.sampler import Sampler, greedy
 from mlx_llama4.generation.stop import StopStrings
 from mlx_llama4.generation.verify import DraftStatistics, decode_drafted
+from mlx_llama4.generation.wired import wired
 from mlx_llama4.memory import CACHE_BLOCK_TOKENS
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.offload.expert_cache import StreamingStatistics
@@ -87,6 +88,7 @@ class Statistics:
         self.peak_memory_bytes = mx.get_peak_memory()
 
 
+@wired
 def generate(
     model: Llama4,
     prompt: Prompt,

@@ -74,11 +74,12 @@ class VisionRope:
             [np.outer(column + 1, frequencies), np.outer(row + 1, frequencies)], axis=-1
         )
         angles = np.concatenate([angles, np.zeros((1, half), np.float32)])[:, None, :, None]
-        self.cosines = mx.array(np.cos(angles))  # [patches + 1, 1, head_dim / 2, 1]
-        self.sines = mx.array(np.sin(angles))
+        cosines, sines = np.cos(angles), np.sin(angles)
+        # [patches + 1, 1, head_dim / 2, 2], the second for (x1, x0)
+        self.cosines = mx.array(np.concatenate([cosines, cosines], axis=-1))
+        self.sines = mx.array(np.concatenate([-sines, sines], axis=-1))
 
     def __call__(self, x: mx.array) -> mx.array:
         pairs = x.astype(mx.float32).reshape(*x.shape[:-1], -1, 2)
-        swapped = mx.concatenate([-pairs[..., 1:], pairs[..., :1]], axis=-1)
-        turned = pairs * self.cosines + swapped * self.sines
+        turned = pairs * self.cosines + pairs[..., ::-1] * self.sines
         return turned.reshape(x.shape).astype(x.dtype)

@@ -8,9 +8,21 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_llama4.config import VisionConfig
+from mlx_llama4.model.linear import Linear
 from mlx_llama4.model.rope import VisionRope
 
 LAYER_NORM_EPSILON = 1e-5  # the reference builds its norms with torch's default, not `norm_eps`
+# Widths of heads that MLX's fused attention on Metal takes for long queries
+# (backend/metal/scaled_dot_product_attention.cpp, has_fused_kernel; those that it calls slower
+# left out). The releases' 88 is none of them, and what is not fused keeps all scores in memory.
+FUSED_HEAD_DIMS = (64, 72, 80, 96, 128)
+
+
+def fused_head_dim(head_dim: int) -> int:
+    """The width to pad heads to, on Metal; their own on other devices, which gain nothing."""
+    on_metal = mx.metal.is_available() and mx.default_device() == mx.gpu
+    fitting = [width for width in FUSED_HEAD_DIMS if width >= head_dim]
+    return fitting[0] if on_metal and fitting else head_dim
 
 
 class VisionAttention(nn.Module):
@@ -20,11 +32,12 @@ class VisionAttention(nn.Module):
         super().__init__()
         width = vision.hidden_size
         self.num_heads = vision.num_attention_heads
-        self.scale = (width // self.num_heads) ** -0.5
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.o_proj = nn.Linear(width, width)
+        self.head_dim = width // self.num_heads
+        self.scale = self.head_dim**-0.5
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.o_proj = Linear(width, width)
         self.rope = rope
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -32,20 +45,24 @@ class VisionAttention(nn.Module):
         queries = self.rope(self.q_proj(x).reshape(heads))  # [n, P + 1, H, D / H]
         keys = self.rope(self.k_proj(x).reshape(heads))
         values = self.v_proj(x).reshape(heads)
-        output = mx.fast.scaled_dot_product_attention(
-            queries.transpose(0, 2, 1, 3),
-            keys.transpose(0, 2, 1, 3),
-            values.transpose(0, 2, 1, 3),
-            scale=self.scale,
-        )
+        output = self._attend(queries, keys, values)
         return self.o_proj(output.transpose(0, 2, 1, 3).reshape(x.shape))
+
+    def _attend(self, *heads: mx.array) -> mx.array:
+        """Queries, keys and values [n, P + 1, H, D / H] → [n, H, P + 1, D / H]"""
+        extra = fused_head_dim(self.head_dim) - self.head_dim
+        if extra:  # zeros add nothing to scores, and columns of zeros to the output
+            heads = [mx.pad(part, [(0, 0)] * 3 + [(0, extra)]) for part in heads]
+        queries, keys, values = (part.transpose(0, 2, 1, 3) for part in heads)
+        output = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale)
+        return output[..., : self.head_dim]
 
 
 class VisionMLP(nn.Module):
     def __init__(self, width: int, inner: int):
         super().__init__()
-        self.fc1 = nn.Linear(width, inner)
-        self.fc2 = nn.Linear(inner, width)
+        self.fc1 = Linear(width, inner)
+        self.fc2 = Linear(inner, width)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.fc2(nn.gelu(self.fc1(x)))  # exact, with erf
@@ -83,8 +100,8 @@ class AdapterMLP(nn.Module):
     def __init__(self, vision: VisionConfig):
         super().__init__()
         width = vision.projector_output_dim
-        self.fc1 = nn.Linear(vision.intermediate_size, vision.projector_input_dim, bias=False)
-        self.fc2 = nn.Linear(width, width, bias=False)
+        self.fc1 = Linear(vision.intermediate_size, vision.projector_input_dim, bias=False)
+        self.fc2 = Linear(width, width, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
         return nn.gelu(self.fc2(nn.gelu(self.fc1(x))))
@@ -115,15 +132,19 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.patch_size = vision.patch_size
         inputs = vision.num_channels * vision.patch_size**2
-        self.linear = nn.Linear(inputs, vision.hidden_size, bias=False)
+        self.linear = Linear(inputs, vision.hidden_size, bias=False)
 
     def __call__(self, pixels: mx.array) -> mx.array:
         """[n, 3, S, S] → [n, P, D]"""
+        return self.linear(self.unfold(pixels))
+
+    def unfold(self, pixels: mx.array) -> mx.array:
+        """[n, 3, S, S] → [n, P, 3 · p²]"""
         tiles, channels, side, _ = pixels.shape
         count, patch = side // self.patch_size, self.patch_size
         patches = pixels.reshape(tiles, channels, count, patch, count, patch)
         patches = patches.transpose(0, 2, 4, 1, 3, 5)  # [n, y, x, 3, p, p]
-        return self.linear(patches.reshape(tiles, count * count, -1))
+        return patches.reshape(tiles, count * count, -1)
 
 
 class VisionModel(nn.Module):

@@ -5,15 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from mlx_llama4.doctor.cases import ROPE_64
 from tests import tiny
-
-ROPE_64 = {
-    "factor": 16.0,
-    "high_freq_factor": 1.0,
-    "low_freq_factor": 1.0,
-    "original_max_position_embeddings": 64,
-    "rope_type": "llama3",
-}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,123 @@
+"""`mlx-llama4 doctor`: does it compute right on this machine, and how fast? A report to send."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlx_llama4.cli import options, terminal
+from mlx_llama4.errors import OutputError, RunError
+
+if TYPE_CHECKING:
+    from mlx_llama4.doctor.asking import ModelSpeed
+
+SEND = (
+    "Please paste this into an issue of the project, from a Mac above all. It names no user, host, "
+    "folder or file."
+)
+
+
+@terminal.reports_errors
+def doctor(
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="FOLDER",
+            help="Also measure this converted model. Its path is not in the report.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the report there. Default: it is printed.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, not Markdown.")] = False,
+) -> None:
+    """Check that this machine computes right, and how fast; a minute. Needs no network.
+
+    Small models on the GPU and the CPU, against kept values of the reference; memory, disk, and
+    tokens a second. The report is made to be sent: it names nothing private.
+
+    Exit code 1 if a check fails.
+
+    \b
+    Examples:
+      mlx-llama4 doctor
+      mlx-llama4 doctor --model scout-4bit -o report.md
+    """
+    if output is not None:
+        _check_output(output)
+    # Products of reduced precision would drown what the checks are for.
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")
+    terminal.import_mlx()
+    options.disable_compile_on_cpu()
+    from mlx_llama4.doctor.examine import examine
+    from mlx_llama4.doctor.report import as_json as report_json
+    from mlx_llama4.doctor.report import markdown, verdict
+
+    if model is None:
+        report = examine(terminal.status)
+    else:
+        from mlx_llama4.cli.memory_check import Task, check_memory
+        from mlx_llama4.load import open_folder
+
+        open_folder(model)  # raises
+        placement = check_memory(model, Task(None))
+        files = sorted(model.glob("*.safetensors"))
+        report = examine(terminal.status, files, lambda: _measure(model, placement))
+    text = json.dumps(report_json(report), indent=2) + "\n" if as_json else markdown(report)
+    if output is None:
+        terminal.line(text.rstrip("\n"))
+        terminal.note("")
+    else:
+        _write(output, text)
+        terminal.note(f"Written to {output}.")
+    if report.failures:
+        terminal.note(f"error: {verdict(report)[:-1]}; please report it")
+    terminal.note(SEND)
+    if report.failures:
+        raise typer.Exit(1)
+
+
+def _measure(folder: Path, placement: object) -> "ModelSpeed":
+    from mlx_llama4.chat import ChatOptions
+    from mlx_llama4.doctor.asking import measure_model
+
+    start = time.perf_counter()
+    chat = options.load_chat(folder, ChatOptions(), placement)
+    seconds = time.perf_counter() - start
+    with terminal.status("Measuring the model"):
+        return measure_model(folder, chat, seconds)
+
+
+def _check_output(path: Path) -> None:
+    """Before a minute is spent. Raises OutputError."""
+    if os.path.lexists(path):
+        raise OutputError(f"{path} is there already; give another name, or remove it first")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all. Raises RunError."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as failure:
+        raise RunError(f"cannot write {path}: {failure.strerror or failure}") from None

@@ -1,0 +1,87 @@
+"""Models at work: the built-in one on the questions of `mlx-llama4 demo`, and one of the user's."""
+
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_llama4.chat import Chat, ChatOptions
+from mlx_llama4.convert.recipes import Recipe
+from mlx_llama4.convert.stream import convert
+from mlx_llama4.demo.questions import CHECKPOINT, NOTES, PICTURES, QUESTIONS
+from mlx_llama4.errors import OutputError, RunError
+from mlx_llama4.inspection import inspect_folder
+from mlx_llama4.quantization import Quantization
+
+NEW_TOKENS = 64
+REPEATED = 4  # times; the notes are some 230 tokens long
+
+
+@dataclass(frozen=True)
+class DemoAnswers:
+    """tokens_per_second: median of the answers, decoding."""
+
+    right: int
+    questions: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class ModelSpeed:
+    """Of a model folder. load_seconds: until its weights are in memory. streamed: the experts' are
+    not. peak_bytes: of memory that MLX has taken at most.
+    """
+
+    variant: str
+    architecture: str
+    quantization: str
+    nbytes: int
+    load_seconds: float
+    streamed: bool
+    prompt_tokens: int
+    prefill_tokens_per_second: float
+    new_tokens: int
+    decode_tokens_per_second: float | None
+    peak_bytes: int
+
+
+def ask_demo() -> DemoAnswers:
+    """Converted to 8 bits in a temporary folder. Raises OSError or RunError if there is no room."""
+    with tempfile.TemporaryDirectory(prefix="mlx-llama4-doctor-") as temporary:
+        folder = Path(temporary) / "demo-8bit"
+        try:
+            convert(CHECKPOINT, folder, Recipe("bfloat16", Quantization(group_size=64, bits=8)))
+        except OutputError:  # its words begin with the folder's name
+            raise RunError("there is no room in the temporary folder") from None
+        chat = Chat.open(folder, ChatOptions(max_tokens=256))
+    right, rates = 0, []
+    for question in QUESTIONS:
+        chat.reset()
+        images = [chat.open_image(PICTURES / name) for name in question.pictures]
+        answer = "".join(chat.send(question.context + question.text, images))
+        right += answer == question.expected
+        if rate := chat.statistics.decode_tokens_per_second:
+            rates.append(rate)
+    return DemoAnswers(right, len(QUESTIONS), statistics.median(rates))
+
+
+def measure_model(folder: Path, chat: Chat, load_seconds: float) -> ModelSpeed:
+    """What a loaded model is and how fast it answers; nothing that its folder is called."""
+    found = inspect_folder(folder)
+    chat.options.max_tokens = NEW_TOKENS
+    for _ in chat.send(REPEATED * NOTES + "Tell a long story about these notes."):
+        pass
+    measured = chat.statistics
+    return ModelSpeed(
+        found.variant,
+        found.architecture,
+        found.quantization,
+        found.nbytes,
+        load_seconds,
+        chat.model.expert_cache is not None,
+        measured.prompt_tokens,
+        measured.prefill_tokens_per_second,
+        measured.generated_tokens,
+        measured.decode_tokens_per_second,
+        measured.peak_memory_bytes,
+    )

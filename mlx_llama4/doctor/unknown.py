@@ -1,0 +1,34 @@
+"""What could not be found out, and why, in words that name nothing private."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+Found = TypeVar("Found")
+LONGEST = 120
+
+
+@dataclass(frozen=True)
+class Unknown:
+    why: str
+
+    def __str__(self) -> str:
+        return f"unknown: {self.why}"
+
+
+def attempt(find: Callable[[], Found]) -> Found | Unknown:
+    """What `find` finds; an answer of this kind is never worth ending the others for."""
+    try:
+        return find()
+    except Exception as error:
+        return Unknown(reason(error))
+
+
+def reason(error: Exception) -> str:
+    """The system's own words, or the error's as far as they are no path and nothing quoted."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    words = re.split(r"\S*[/\\~\"'`“]", str(error), maxsplit=1)[0]
+    words = " ".join(words.split())[:LONGEST].strip()
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
