@@ -8,6 +8,7 @@ import typer
 from benchmarks.batch import batch
 from benchmarks.convert import convert
 from benchmarks.decode import decode
+from benchmarks.drafting import drafting
 from benchmarks.eviction import eviction
 from benchmarks.limits import limits
 from benchmarks.load import load
@@ -32,7 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for subject in (
-    *(limits, startup, load, decode, vision),
+    *(limits, startup, load, decode, vision, drafting),
     *(convert, quality, prefill, reuse, positions, needle),
     *(batch, turns, streaming, eviction, macs, random_model),
 ):

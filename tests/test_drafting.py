@@ -114,9 +114,10 @@ def test_a_draft_follows_the_longest_match() -> None:
 
 
 def test_a_draft_goes_on_with_what_repeats() -> None:
-    assert NgramDrafter(np.array([7, 1, 2, 1, 2, 1, 2], np.int32)).propose(5) == [1, 2, 1, 2, 1]
+    assert NgramDrafter(np.array([7, 1, 2, 1, 2, 1, 2], np.int32)).propose(5) == [1, 2, 1, 2]
     assert NgramDrafter(words(1, 2).prompt.ids).propose(5) == []
-    assert len(NgramDrafter(np.zeros(9, np.int32)).propose(500)) == 16
+    assert len(NgramDrafter(np.zeros(9, np.int32)).propose(500)) == 8
+    assert len(NgramDrafter(np.zeros(99, np.int32)).propose(500)) == 16
 
 
 def test_tokens_told_one_by_one_are_found_as_if_they_were_the_prompt() -> None:

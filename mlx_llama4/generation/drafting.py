@@ -9,8 +9,7 @@ from typing import Protocol
 import numpy as np
 
 SHORTEST = 3  # tokens of a match; fewer match nearly everything
-LONGEST = 16
-MOST = 16  # tokens of a draft
+LONGEST = 16  # of a match, and so of a draft
 CANDIDATES = 16  # earlier places that are compared: bounds what a token costs
 
 
@@ -38,7 +37,9 @@ class NgramDrafter:
     """What followed when the last tokens came before, in the prompt or in the answer.
 
     Of the latest places where the last three tokens stood, the one that agrees with the most
-    tokens before them counts: prompt lookup, github.com/apoorvumang/prompt-lookup-decoding.
+    tokens before them counts: prompt lookup, github.com/apoorvumang/prompt-lookup-decoding. A
+    draft is as long as its match: what agrees for long goes on so for longer, and a wrong guess
+    costs its part of a pass.
     A token costs the same however long the prompt is.
     """
 
@@ -47,12 +48,11 @@ class NgramDrafter:
         prompt: np.ndarray,
         shortest: int = SHORTEST,
         longest: int = LONGEST,
-        most: int = MOST,
     ):
         """prompt: ids int [L]. A match has `shortest` tokens or more, and is compared no further
-        than `longest`; a draft has at most `most`.
+        than `longest`.
         """
-        self._shortest, self._longest, self._most = shortest, longest, most
+        self._shortest, self._longest = shortest, longest
         self._ids: list[int] = prompt.tolist()
         # By position: the last one before at which the same `shortest` tokens end; -1: none.
         self._before, self._latest = _indexed(prompt, shortest)
@@ -66,10 +66,8 @@ class NgramDrafter:
             self._latest[key] = position
 
     def propose(self, most: int) -> list[int]:
-        most = min(most, self._most)
-        place = self._best_place()
-        if place is None:
-            return []
+        place, length = self._longest_match()
+        most = min(most, length)
         draft = self._ids[place + 1 : place + 1 + most]
         # What is being repeated may overlap with its repetition.
         period = len(self._ids) - 1 - place
@@ -77,9 +75,9 @@ class NgramDrafter:
             draft.append(draft[-period])
         return draft
 
-    def _best_place(self) -> int | None:
-        """Where the longest match ends, of several the latest."""
-        best, best_length = None, 0
+    def _longest_match(self) -> tuple[int, int]:
+        """Where it ends, of several the latest, and its length, which is 0 if there is none."""
+        best, best_length = -1, 0
         place = self._before[-1] if self._before else -1
         for _ in range(CANDIDATES):
             if place < 0 or best_length == self._longest:
@@ -87,7 +85,7 @@ class NgramDrafter:
             if (length := self._agreeing(place)) > best_length:
                 best, best_length = place, length
             place = self._before[place]
-        return best
+        return best, best_length
 
     def _agreeing(self, place: int) -> int:
         """How many tokens up to `place` are the same as the last ones, up to the longest match."""

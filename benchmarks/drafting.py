@@ -1,0 +1,162 @@
+"""`python -m benchmarks drafting`: answers with and without `--draft ngram`.
+
+The model has random weights and does its whole work; which tokens it says is given, so that the
+answers are real ones: a text again with changes in it, or another text. What is accepted is thus
+what such answers allow. mlx-lm and mlx-vlm have no lookup in the prompt to compare with; they draft
+by a second model.
+"""
+
+import json as json_module
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import mlx.core as mx
+import numpy as np
+import typer
+
+from benchmarks import options
+from benchmarks.machine import this_machine
+from benchmarks.presets import Preset, preset_folder
+from benchmarks.ratios import ratio_of_medians
+from benchmarks.report import show_ratio, write_whole
+from mlx_llama4.cli import terminal
+from mlx_llama4.generation.sampler import RandomSampler
+
+if TYPE_CHECKING:
+    from mlx_llama4.model.llama4 import Llama4
+    from mlx_llama4.prompt.tokenizer import Tokenizer
+
+FOLDER = Path(__file__).parent
+# A file of ours is the prompt, and answers are that file with names changed, or another.
+TEXT, OTHER = FOLDER / "ratios.py", FOLDER / "rounds.py"
+CHANGES = (("median", "middle"), ("rounds", "runs"), ("seed", "start"))
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Tokens a second after the first; of drafted tokens how many there were, and were right."""
+
+    rate: float
+    drafted: int = 0
+    accepted: int = 0
+
+
+class Given(RandomSampler):
+    """Says these tokens, whatever the logits are, but not before they are there."""
+
+    def __init__(self, tokens: Sequence[int]):
+        self._tokens = mx.array(tokens)
+        self.key = mx.array(0)
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        token = self._tokens[self.key] + 0 * mx.argmax(logits, axis=-1).astype(mx.int32)
+        self.key = self.key + 1
+        return token
+
+
+@terminal.reports_errors
+def drafting(
+    preset: options.PresetName = Preset.tiny,
+    tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Of each answer.")] = 400,
+    rounds: options.Rounds = 5,
+    json: options.Json = None,
+) -> None:
+    """Answers that repeat the prompt, and one that does not, with drafts and without.
+
+    \b
+    Example:
+      python -m benchmarks drafting --preset small --rounds 7
+    """
+    from mlx_llama4.load import load_model, open_folder
+
+    outputs = options.Outputs(json, None)
+    with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
+        with terminal.status("Writing the model"):
+            folder = preset_folder(preset, Path(temporary))
+        model, (_, processor) = load_model(folder), open_folder(folder)
+        prompt, answers = _texts(processor.tokenizer, tokens)
+        found: dict[str, dict[bool, list[Answered]]] = {}
+        for number in range(rounds):
+            for name, answer in answers.items():
+                terminal.note(f"round {number + 1} of {rounds}: {name}")
+                ways = found.setdefault(name, {False: [], True: []})
+                for drafts in (False, True) if number % 2 else (True, False):
+                    ways[drafts].append(_answer(model, prompt, answer, drafts))
+    _print(found, preset, len(prompt), tokens, rounds)
+    if outputs.json is not None:
+        entries = {
+            name: {"ngram" if drafts else "off": [vars(one) for one in runs]
+                   for drafts, runs in ways.items()}
+            for name, ways in found.items()
+        }  # fmt: skip
+        whole = {"machine": vars(this_machine()), "preset": preset, "answers": entries}
+        write_whole(outputs.json, (json_module.dumps(whole, indent=2) + "\n").encode())
+
+
+def _texts(tokenizer: "Tokenizer", count: int) -> tuple[np.ndarray, dict[str, list[int]]]:
+    """The prompt's ids, and of each answer as many."""
+    text = TEXT.read_text()
+    changed = text
+    for old, new in CHANGES:
+        changed = changed.replace(old, new)
+    answers = {"the text again": text, "with names changed": changed, "another": OTHER.read_text()}
+    ids = {name: tokenizer.encode(answer)[:count] for name, answer in answers.items()}
+    return np.array(tokenizer.encode(text), np.int32), ids
+
+
+def _answer(model: "Llama4", prompt: np.ndarray, answer: list[int], drafts: bool) -> Answered:
+    from mlx_llama4.generation.drafting import NgramDrafter
+    from mlx_llama4.generation.generate import Statistics, generate
+    from mlx_llama4.prompt.processor import Prompt
+
+    found = Statistics()
+    steps = generate(
+        model,
+        Prompt(prompt),
+        token_bytes=lambda token: b"",
+        end_tokens=(),
+        max_tokens=len(answer),
+        sampler=Given(answer),
+        draft=NgramDrafter if drafts else None,
+        statistics=found,
+    )
+    assert [step.token for step in steps] == answer
+    if found.drafts is None:
+        return Answered(found.decode_tokens_per_second)
+    return Answered(found.decode_tokens_per_second, found.drafts.drafted, found.drafts.accepted)
+
+
+def _print(
+    found: dict[str, dict[bool, list[Answered]]], preset: str, prompt: int, tokens: int, rounds: int
+) -> None:
+    terminal.line("answers, drafted by what followed in the prompt and not")
+    terminal.table(
+        [
+            ("model", f"{preset}, random weights"),
+            ("prompt", f"{TEXT.name} of this folder, {prompt:,} tokens"),
+            ("answers", f"the tokens of a text each, up to {tokens:,}; the last is {OTHER.name}"),
+            ("rounds", f"{rounds}, the ways taking turns, in one process"),
+            ("machine", str(this_machine())),
+        ]
+    )
+    terminal.line()
+    rows = [("answer", "off: tokens/s", "ngram: tokens/s", "ngram / off", "right", "a pass")]
+    for name, ways in found.items():
+        off, ngram = ([one.rate for one in ways[drafts]] for drafts in (False, True))
+        one = ways[True][0]
+        right = f"{one.accepted / one.drafted:.0%} of {one.drafted:,}" if one.drafted else "none"
+        rows.append(
+            (
+                name,
+                f"{statistics.median(off):.1f}",
+                f"{statistics.median(ngram):.1f}",
+                show_ratio(ratio_of_medians(ngram, off)),
+                right,
+                f"{tokens / (tokens - one.accepted):.2f} tokens",
+            )
+        )
+    terminal.table(rows, right=(1, 2, 3, 4, 5))
