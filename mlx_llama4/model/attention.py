@@ -49,12 +49,18 @@ class Attention(nn.Module):
         none crosses a chunk border, so the mask is always plainly causal.
         """
         batch, length, _ = x.shape
-        heads, values_from = self._project(x), self.num_heads + self.num_kv_heads
-        queries_and_keys, values = heads[:, :values_from], heads[:, values_from:]
-        if self.chunked:
-            queries_and_keys = self._rotate(queries_and_keys, list(cache.pieces(length)))
-        queries = queries_and_keys[:, : self.num_heads]
-        keys = queries_and_keys[:, self.num_heads :]
+        queries_and_keys, values = mx.split(
+            self._project(x), [self.num_heads + self.num_kv_heads], 1
+        )
+        pieces = list(cache.pieces(length)) if self.chunked else []
+        if length == 1:
+            queries_and_keys = self._rotate(queries_and_keys, pieces)
+            queries, keys = mx.split(queries_and_keys, [self.num_heads], 1)
+        else:
+            # Each on its own, or a part would keep the whole in memory while it is in use.
+            queries, keys = mx.split(queries_and_keys, [self.num_heads], 1)
+            queries, keys = self._rotate(queries, pieces), self._rotate(keys, pieces)
+            values = mx.contiguous(values)
         outputs = [
             self._attend_to(*of_cache, attention_step)
             for of_cache in cache.split(queries, keys, values)
@@ -105,7 +111,11 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
 
     def _rotate(self, x: mx.array, pieces: list[tuple[int, int, int | mx.array]]) -> mx.array:
-        """By the position inside the chunk, each piece of a chunk from its own."""
+        """By the position inside the chunk, each piece of a chunk from its own; global layers have
+        none, and rotate nothing.
+        """
+        if not pieces:
+            return x
         if len(pieces) == 1:
             x = self.rope(x, pieces[0][2])
         else:
