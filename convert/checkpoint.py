@@ -208,10 +208,13 @@ def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json(index, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map; download it again")
-    for name in weight_map.values():
+    names = weight_map.values()
+    wrong = [name for name in names if not isinstance(name, str)]
+    if not wrong:  # of thousands of tensors, but few files
+        wrong = [name for name in sorted(set(names)) if Path(name).name != name]
+    if wrong:
         # Names come from a download: keep them inside the folder.
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index} names a shard {name!r} outside its folder")
+        raise CheckpointError(f"{index} names a shard {wrong[0]!r} outside its folder")
     return weight_map
 
 

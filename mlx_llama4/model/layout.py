@@ -7,7 +7,6 @@ weights run at 3.4, and unpack them for each row of the input anew.
 
 import mlx.core as mx
 from mlx import nn
-from mlx.utils import tree_map
 
 from mlx_llama4.model.expert_linear import ExpertLinear
 from mlx_llama4.model.linear import Linear
@@ -59,11 +58,8 @@ def lay_out_for_cpu(model: nn.Module) -> None:
     that multiply otherwise, and have packed ones unpack for many rows.
     """
     for module in model.modules():
-        if isinstance(module, nn.Linear | ExpertLinear) and not isinstance(module, Linear):
-            module.weight = column_major(module.weight)
-    modules = tree_map(_unpacking, model.leaf_modules(), is_leaf=nn.Module.is_module)
-    model.update_modules(modules)
-
-
-def _unpacking(module: nn.Module) -> nn.Module:
-    return UnpackingLinear(module) if isinstance(module, nn.QuantizedLinear) else module
+        for name, child in module.items():
+            if isinstance(child, nn.QuantizedLinear):
+                module[name] = UnpackingLinear(child)
+            elif isinstance(child, nn.Linear | ExpertLinear) and not isinstance(child, Linear):
+                child.weight = column_major(child.weight)
