@@ -36,10 +36,10 @@ test-slow: $(STAMP)
 bench: $(STAMP)
 	@$(BENCHMARK) startup --rounds 3 $(BENCH)
 	@$(BENCHMARK) load --rounds 5 $(BENCH)
-	@$(BENCHMARK) prefill --preset tiny --rounds 3 $(BENCH)
+	@$(BENCHMARK) prefill --preset tiny --chunks 1 --chunks 4 --rounds 3 $(BENCH)
 	@$(BENCHMARK) decode --rounds 15 $(BENCH)
 	@$(BENCHMARK) vision --rounds 3 $(BENCH)
-	@$(BENCHMARK) batch --rounds 3 $(BENCH)
+	@$(BENCHMARK) batch --rounds 2 $(BENCH)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
