@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import mlx.core as mx
 import numpy as np
 import typer
 
@@ -24,10 +23,10 @@ from benchmarks.presets import Preset, preset_folder
 from benchmarks.ratios import ratio_of_medians
 from benchmarks.report import show_ratio, write_whole
 from mlx_llama4.cli import terminal
-from mlx_llama4.generation.sampler import RandomSampler
 
 if TYPE_CHECKING:
     from mlx_llama4.model.llama4 import Llama4
+    from mlx_llama4.generation.sampler import RandomSampler
     from mlx_llama4.prompt.tokenizer import Tokenizer
 
 FOLDER = Path(__file__).parent
@@ -45,19 +44,6 @@ class Answered:
     accepted: int = 0
 
 
-class Given(RandomSampler):
-    """Says these tokens, whatever the logits are, but not before they are there."""
-
-    def __init__(self, tokens: Sequence[int]):
-        self._tokens = mx.array(tokens)
-        self.key = mx.array(0)
-
-    def __call__(self, logits: mx.array) -> mx.array:
-        token = self._tokens[self.key] + 0 * mx.argmax(logits, axis=-1).astype(mx.int32)
-        self.key = self.key + 1
-        return token
-
-
 @terminal.reports_errors
 def drafting(
     preset: options.PresetName = Preset.tiny,
@@ -71,14 +57,16 @@ def drafting(
     Example:
       python -m benchmarks drafting --preset small --rounds 7
     """
+    outputs = options.Outputs(json, None)
+    terminal.import_mlx()
     from mlx_llama4.load import load_model, open_folder
 
-    outputs = options.Outputs(json, None)
     with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
         with terminal.status("Writing the model"):
             folder = preset_folder(preset, Path(temporary))
         model, (_, processor) = load_model(folder), open_folder(folder)
         prompt, answers = _texts(processor.tokenizer, tokens)
+        tokens = min(map(len, answers.values()))
         found: dict[str, dict[bool, list[Answered]]] = {}
         for number in range(rounds):
             for name, answer in answers.items():
@@ -98,14 +86,34 @@ def drafting(
 
 
 def _texts(tokenizer: "Tokenizer", count: int) -> tuple[np.ndarray, dict[str, list[int]]]:
-    """The prompt's ids, and of each answer as many."""
+    """The prompt's ids, and of each answer as many, `count` or what the shortest has."""
     text = TEXT.read_text()
     changed = text
     for old, new in CHANGES:
         changed = changed.replace(old, new)
     answers = {"the text again": text, "with names changed": changed, "another": OTHER.read_text()}
-    ids = {name: tokenizer.encode(answer)[:count] for name, answer in answers.items()}
-    return np.array(tokenizer.encode(text), np.int32), ids
+    ids = {name: tokenizer.encode(answer) for name, answer in answers.items()}
+    count = min(count, *map(len, ids.values()))
+    return np.array(tokenizer.encode(text), np.int32), {n: one[:count] for n, one in ids.items()}
+
+
+def _given(tokens: Sequence[int]) -> "RandomSampler":
+    """Says these tokens, whatever the logits are, but not before they are there."""
+    import mlx.core as mx
+
+    from mlx_llama4.generation.sampler import RandomSampler
+
+    class Given(RandomSampler):
+        def __init__(self) -> None:
+            self._tokens = mx.array(tokens)
+            self.key = mx.array(0)
+
+        def __call__(self, logits: mx.array) -> mx.array:
+            token = self._tokens[self.key] + 0 * mx.argmax(logits, axis=-1).astype(mx.int32)
+            self.key = self.key + 1
+            return token
+
+    return Given()
 
 
 def _answer(model: "Llama4", prompt: np.ndarray, answer: list[int], drafts: bool) -> Answered:
@@ -120,7 +128,7 @@ def _answer(model: "Llama4", prompt: np.ndarray, answer: list[int], drafts: bool
         token_bytes=lambda token: b"",
         end_tokens=(),
         max_tokens=len(answer),
-        sampler=Given(answer),
+        sampler=_given(answer),
         draft=NgramDrafter if drafts else None,
         statistics=found,
     )

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # of them is not in it either.
 ARRAY_BYTES = 512 * 2**20
 BEST_OF = 5
-# Rows of a step of a prompt, unless the matrix is large: then as many take seconds.
+# Rows of a step of a prompt.
 MATMUL_ROWS = 512
 # Read otherwise than once: rows of the embedding; pictures need them all, a token none.
 NOT_READ = ("embedding", "vision tower", "projector")

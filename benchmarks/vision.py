@@ -230,7 +230,9 @@ def same_outputs(folder: Path, dtype: str) -> str:
     """How far the peer's outputs are from ours. Raises RunError if by more than the tolerance:
     they would not have computed the same.
     """
-    if not (folder / f"{PEER}-own_tower.npy").exists():
+    if not all(
+        (folder / f"{name}.npy").exists() for name in (f"{PEER}-own_tower", f"{OURS}-tower")
+    ):
         return "compared with nobody's"
     found = {}
     for key, ours in (("layer", "layer"), ("tower", "tower"), ("own_tower", "tower")):

@@ -184,14 +184,15 @@ def dequantized_bytes(
 def vision_bytes(vision: VisionConfig, tiles: int, dtype_bytes: int) -> int:
     """Upper bound of what is in flight in the vision tower for a picture of so many tiles.
 
-    As `activation_bytes`, and besides the pixels, which stay, once more as patches, and scores,
+    As `activation_bytes`, with one array of the hidden size more, which a busy machine showed once;
+    and besides the pixels, which stay, once more as patches, and scores,
     which fused attention would not keep: the CPU has none, and for Metal, where heads are padded
     to have it, no Mac has shown it yet. Of those three arrays are counted, for the softmax takes
     one to another.
     """
     batch = min(tiles, TILES_PER_BATCH)
     positions = vision.patches_per_side**2 + 1
-    width = 10 * vision.hidden_size + 4 * vision.intermediate_size
+    width = 11 * vision.hidden_size + 4 * vision.intermediate_size
     scores = 3 * vision.num_attention_heads * positions**2
     pixels = 2 * vision.num_channels * vision.image_size**2
     return batch * (positions * width + scores + pixels) * dtype_bytes

@@ -3,6 +3,7 @@ and no token that came before is lost or wrong.
 """
 
 import errno
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_llama4.errors import RunError
+from mlx_llama4.errors import InputError, RunError
+from mlx_llama4.generation import batch
 from mlx_llama4.generation.batch import Request, generate_batch
 from mlx_llama4.model.llama4 import Llama4
 from tests.streamed import ONE, folder, load_streamed
@@ -137,3 +139,28 @@ def test_what_requests_raises_ends_the_batch() -> None:
 
     results, _ = until_failure(model, arriving(), ZeroDivisionError)
     assert_same(results[0], alone[:1])
+
+
+def test_a_cache_that_holds_the_whole_prompt_is_its_row_s_error() -> None:
+    model, text = model_of("scout"), words(0, 6).prompt
+    cache = model.make_cache()
+    mx.eval(model(mx.array(text.ids)[None], cache))
+    results = run_all(model, [Request(words(1, 5).prompt, 3), Request(text, 3, cache=cache)])
+    assert len(results[0]) == 3
+    assert str(results[1][0]) == "the cache holds 6 tokens, the prompt has only 6"
+
+
+def test_an_error_that_is_kept_holds_nothing_else() -> None:
+    """A traceback would: the frames of the batch, and in them all rows."""
+    model = model_of("scout")
+    results = run_all(model, [Request(words(0, 5).prompt, 0), Request(words(1, 5).prompt, 2)])
+    assert isinstance(results[0][0], InputError)
+    assert results[0][0].__traceback__ is None
+
+
+def test_a_prompt_s_rate_counts_its_own_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of those who join before its first token. Each look at the clock takes a second."""
+    monkeypatch.setattr(batch.time, "perf_counter", itertools.count().__next__)
+    requests = [Request(words(n, 5 + n).prompt, 3) for n in range(3)]
+    run_all(model_of("scout"), requests)
+    assert [r.statistics.prefill_tokens_per_second for r in requests] == [5, 6, 7]

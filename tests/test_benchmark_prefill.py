@@ -61,7 +61,7 @@ def test_prefill_from_end_to_end(tmp_path: Path) -> None:
         # At least the global layer's keys and values, and no more than all layers' and a step.
         kept = 256 * 2 * 16 * 4
         assert kept < figures["peak_bytes_2"] < 100 * kept
-        assert 0 < figures["share_of_matmul_1"] < 10
+        assert figures["share_of_matmul_1"] > 0
     assert labels(result.stdout) == ["one round", "1 chunk", *BELOW, "2 chunks", *BELOW]
 
 

@@ -88,6 +88,7 @@ def test_commands_of_chat_that_cannot_be_done(demo_folder: Path, tmp_path: Path)
     ]
 
 
+@pytest.mark.slow
 def test_what_is_refused_before_the_weights_are_read(
     cached: Path, book: Path, demo_folder: Path, talkative: Path, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from mlx_llama4.chat import Chat
 from mlx_llama4.cli.doctor import doctor
 from mlx_llama4.doctor import asking, cases, disk, examine, goldens, machine, report, speed, tiny
 from mlx_llama4.doctor.unknown import Unknown, attempt, reason
-from mlx_llama4.errors import OutputError
+from mlx_llama4.errors import ConfigError, OutputError
 from tests.commands import refused
 
 DEVICE = "CPU" if mx.default_device() == mx.cpu else "GPU"
@@ -177,12 +177,17 @@ def test_what_goes_wrong_is_told_without_names(private: Path, monkeypatch) -> No
     assert found.failures == []
 
 
+def test_errors_of_our_own_begin_with_names() -> None:
+    error = ConfigError("geheim: eos_token_id must be one token id or several")
+    assert reason(error) == "ConfigError"
+
+
 def test_no_room_for_the_built_in_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise OutputError("/tmp/x/demo-8bit needs 4 MB but only 1 MB are free on that disk")
 
     monkeypatch.setattr(asking, "convert", refuse)
-    said = "unknown: RunError: there is no room in the temporary folder"
+    said = "unknown: there is no room in the temporary folder"
     assert str(attempt(asking.ask_demo)) == said
 
 

@@ -19,6 +19,7 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_refusals(hub: Hub, tmp_path: Path) -> None:
     """One line from every command that takes a model, whatever is wrong with its name."""
     extra = environment(hub, tmp_path)

@@ -107,6 +107,7 @@ def test_text_that_is_no_utf_8(demo_folder: Path) -> None:
         assert result.stderr.startswith(b"error: the text is not UTF-8")
 
 
+@pytest.mark.slow
 def test_options(demo_folder: Path, tmp_path: Path) -> None:
     assert "top-p 3.0" in refused("ask", "x", "-m", demo_folder, "--top-p", 3)
     assert "temperature -1.0" in refused("ask", "x", "-m", demo_folder, "--temperature", -1)

@@ -13,6 +13,7 @@ from mlx_llama4.errors import OutputError, RunError
 
 if TYPE_CHECKING:
     from mlx_llama4.doctor.asking import ModelSpeed
+    from mlx_llama4.offload.placement import Placement
 
 SEND = (
     "Please paste this into an issue of the project, from a Mac above all. It names no user, host, "
@@ -65,14 +66,17 @@ def doctor(
     from mlx_llama4.doctor.examine import examine
     from mlx_llama4.doctor.report import as_json as report_json
     from mlx_llama4.doctor.report import markdown, verdict
+    from mlx_llama4.doctor.unknown import Unknown
 
     if model is None:
         report = examine(terminal.status)
     else:
         from mlx_llama4.cli.memory_check import Task, check_memory
+        from mlx_llama4.config import load_generation_config
         from mlx_llama4.load import open_folder
 
         open_folder(model)  # raises
+        load_generation_config(model)  # raises
         placement = check_memory(model, Task(None))
         files = sorted(model.glob("*.safetensors"))
         report = examine(terminal.status, files, lambda: _measure(model, placement))
@@ -85,17 +89,24 @@ def doctor(
         terminal.note(f"Written to {output}.")
     if report.failures:
         terminal.note(f"error: {verdict(report)[:-1]}; please report it")
+    if isinstance(report.model, Unknown):
+        terminal.note(f"error: the model could not be measured, {report.model}; try: ask --model")
     terminal.note(SEND)
-    if report.failures:
+    if report.failures or isinstance(report.model, Unknown):
         raise typer.Exit(1)
 
 
-def _measure(folder: Path, placement: object) -> "ModelSpeed":
-    from mlx_llama4.chat import ChatOptions
+def _measure(folder: Path, placement: "Placement | None") -> "ModelSpeed":
+    from mlx_llama4.chat import Chat, ChatOptions
     from mlx_llama4.doctor.asking import measure_model
 
     start = time.perf_counter()
-    chat = options.load_chat(folder, ChatOptions(), placement)
+    chat_options = ChatOptions()
+    if placement is not None:
+        chat_options.prefill_step = placement.usage.span
+    with terminal.status("Loading the model"):
+        # Not as `chat` does: what experts the questions here want is nothing to remember.
+        chat = Chat.open(folder, chat_options, None if placement is None else placement.streaming)
     seconds = time.perf_counter() - start
     with terminal.status("Measuring the model"):
         return measure_model(folder, chat, seconds)
@@ -107,10 +118,15 @@ def _check_output(path: Path) -> None:
         raise OutputError(f"{path} is there already; give another name, or remove it first")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: there is no folder {path.parent}; make it first")
+    try:
+        path.touch(exist_ok=False)
+        path.unlink()
+    except OSError as failure:
+        raise OutputError(f"cannot write {path}: {failure.strerror or failure}") from None
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all. Raises RunError."""
+    """Whole or not at all; then it is printed, for it took a minute. Raises RunError."""
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         try:
@@ -120,4 +136,5 @@ def _write(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as failure:
+        terminal.line(text.rstrip("\n"))
         raise RunError(f"cannot write {path}: {failure.strerror or failure}") from None

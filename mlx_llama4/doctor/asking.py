@@ -1,5 +1,6 @@
 """Models at work: the built-in one on the questions of `mlx-llama4 demo`, and one of the user's."""
 
+import errno
 import statistics
 import tempfile
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.stream import convert
 from mlx_llama4.demo.questions import CHECKPOINT, NOTES, PICTURES, QUESTIONS
-from mlx_llama4.errors import OutputError, RunError
+from mlx_llama4.errors import OutputError
 from mlx_llama4.inspection import inspect_folder
 from mlx_llama4.quantization import Quantization
 
@@ -46,13 +47,13 @@ class ModelSpeed:
 
 
 def ask_demo() -> DemoAnswers:
-    """Converted to 8 bits in a temporary folder. Raises OSError or RunError if there is no room."""
+    """Converted to 8 bits in a temporary folder. Raises OSError if there is no room."""
     with tempfile.TemporaryDirectory(prefix="mlx-llama4-doctor-") as temporary:
         folder = Path(temporary) / "demo-8bit"
         try:
             convert(CHECKPOINT, folder, Recipe("bfloat16", Quantization(group_size=64, bits=8)))
         except OutputError:  # its words begin with the folder's name
-            raise RunError("there is no room in the temporary folder") from None
+            raise OSError(errno.ENOSPC, "there is no room in the temporary folder") from None
         chat = Chat.open(folder, ChatOptions(max_tokens=256))
     right, rates = 0, []
     for question in QUESTIONS:

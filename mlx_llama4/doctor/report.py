@@ -2,6 +2,7 @@
 files, folders, users or hosts.
 """
 
+import math
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -181,6 +182,8 @@ def _plain(value: Any) -> Any:
         return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, list):
         return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no word for it
     return value
 
 

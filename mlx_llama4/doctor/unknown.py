@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from mlx_llama4.errors import Llama4Error
+
 Found = TypeVar("Found")
 LONGEST = 120
 
@@ -26,9 +28,13 @@ def attempt(find: Callable[[], Found]) -> Found | Unknown:
 
 
 def reason(error: Exception) -> str:
-    """The system's own words, or the error's as far as they are no path and nothing quoted."""
+    """The system's own words, or the error's as far as they are no path and nothing quoted. Ours
+    begin with folders' names: of them the kind alone.
+    """
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
+    if isinstance(error, Llama4Error):
+        return type(error).__name__
     words = re.split(r"\S*[/\\~\"'`“]", str(error), maxsplit=1)[0]
     words = " ".join(words.split())[:LONGEST].strip()
     return f"{type(error).__name__}: {words}" if words else type(error).__name__

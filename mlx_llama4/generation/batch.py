@@ -35,8 +35,9 @@ class Request:
 
     A sampler that draws, and a cache, must be the request's own. The cache, if given, can be gone
     on with afterwards; its `offset` tells what it has taken in: prompt and tokens, perhaps without
-    the last, or after `cancel` with one that was never yielded. statistics: of the row; its seconds
-    count from when it joins, and none of the experts is in them.
+    the last, or after `cancel`, or where the batch was closed, with one that was never yielded.
+    statistics: of the row; its seconds count from when it joins, and none of the experts is in
+    them.
     """
 
     prompt: Prompt
@@ -78,7 +79,8 @@ def generate_batch(
     cannot be done (its prompt is too long, a picture cannot be read) or gone on with (its schema
     is too complex after all), its error comes in place of a step and nothing after it; the others
     go on. What concerns them all is raised and ends the batch: RunError if experts cannot be read
-    from the disk, InputError for a batch size below 1, and whatever `requests` raises.
+    from the disk, InputError for a batch size below 1, and whatever `requests` or a row's
+    `on_prefill` raises.
 
     Tokens are those of `generate` up to rounding: products of several rows may be summed in
     another order. With a grammar in a row, or experts streamed, the device is not kept a token
@@ -106,7 +108,7 @@ def generate_batch(
             except _CancelledError:
                 pass
             except InputError as failure:
-                yield number, failure
+                yield number, _alone(failure)
             del row, request  # or their caches would stay for as long as others go on
             number += 1
         yield from _step(model, rows)
@@ -123,7 +125,7 @@ def _step(model: Llama4, rows: Sequence["_Row"]) -> Iterator[tuple[int, Step | L
             row.choose_token()
         except Llama4Error as failure:
             row.has_ended = True
-            yield row.number, failure
+            yield row.number, _alone(failure)
     rows = [row for row in rows if row.goes_on]
     mx.async_eval([row.choice for row in rows])
     if ahead:
@@ -152,6 +154,11 @@ def _forward(model: Llama4, rows: Sequence["_Row"]) -> None:
 
 class _CancelledError(Exception):
     """Of a row that has not joined yet."""
+
+
+def _alone(failure: Llama4Error) -> Llama4Error:
+    """Without its traceback, whose frames would keep the caches of all rows."""
+    return failure.with_traceback(None)
 
 
 class _Row:
@@ -187,6 +194,11 @@ class _Row:
         request, prompt = self.request, self.request.prompt
         self._check_wanted()
         check_length(prompt, model.config)
+        if request.cache is not None and request.cache[0].offset >= len(prompt.ids):
+            raise InputError(
+                f"the cache holds {request.cache[0].offset} tokens, the prompt has only "
+                f"{len(prompt.ids)}"
+            )
         if request.max_tokens < 1:
             raise InputError(f"max_tokens {request.max_tokens} must be 1 or more")
         room_left = model.config.text.max_position_embeddings - len(prompt.ids)
@@ -210,6 +222,7 @@ class _Row:
             on_progress=self._on_prefill,
         )
         mx.eval(self.logits, [array for layer in self.cache for array in layer.arrays])
+        self._prefill_seconds = time.perf_counter() - self._joined_at
         self._check_wanted()
 
     def _on_prefill(self, done: int, total: int) -> None:
@@ -234,11 +247,14 @@ class _Row:
                 self._matcher.accept(chosen.token)
             except Llama4Error as failure:
                 self.has_ended = True
-                return failure
+                return _alone(failure)
         step = self._writer.step(chosen)
         self.has_ended = step.finish_reason is not None
         statistics = self.request.statistics
         statistics.count(time.perf_counter() - self._joined_at)
+        # Others may have joined between the prompt's end and the first token.
+        new = statistics.prompt_tokens - statistics.cached_tokens
+        statistics.prefill_tokens_per_second = new / self._prefill_seconds
         statistics.finish_reason = step.finish_reason
         if self.request.logprobs is not None:
             statistics.steps.append(step)

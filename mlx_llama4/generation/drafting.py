@@ -43,26 +43,18 @@ class NgramDrafter:
     A token costs the same however long the prompt is.
     """
 
-    def __init__(
-        self,
-        prompt: np.ndarray,
-        shortest: int = SHORTEST,
-        longest: int = LONGEST,
-    ):
-        """prompt: ids int [L]. A match has `shortest` tokens or more, and is compared no further
-        than `longest`.
-        """
-        self._shortest, self._longest = shortest, longest
+    def __init__(self, prompt: np.ndarray):
+        """prompt: ids int [L]."""
         self._ids: list[int] = prompt.tolist()
-        # By position: the last one before at which the same `shortest` tokens end; -1: none.
-        self._before, self._latest = _indexed(prompt, shortest)
+        # By position: the last one before at which the same SHORTEST tokens end; -1: none.
+        self._before, self._latest = _indexed(prompt, SHORTEST)
 
     def take(self, token: int) -> None:
         self._ids.append(token)
-        key = tuple(self._ids[-self._shortest :])
+        key = tuple(self._ids[-SHORTEST:])
         position = len(self._ids) - 1
         self._before.append(self._latest.get(key, -1))
-        if len(key) == self._shortest:
+        if len(key) == SHORTEST:
             self._latest[key] = position
 
     def propose(self, most: int) -> list[int]:
@@ -80,7 +72,7 @@ class NgramDrafter:
         best, best_length = -1, 0
         place = self._before[-1] if self._before else -1
         for _ in range(CANDIDATES):
-            if place < 0 or best_length == self._longest:
+            if place < 0 or best_length == LONGEST:
                 break
             if (length := self._agreeing(place)) > best_length:
                 best, best_length = place, length
@@ -90,8 +82,8 @@ class NgramDrafter:
     def _agreeing(self, place: int) -> int:
         """How many tokens up to `place` are the same as the last ones, up to the longest match."""
         ids, end = self._ids, len(self._ids) - 1
-        length = self._shortest
-        most = min(self._longest, place + 1)
+        length = SHORTEST
+        most = min(LONGEST, place + 1)
         while length < most and ids[place - length] == ids[end - length]:
             length += 1
         return length

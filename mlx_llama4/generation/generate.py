@@ -143,6 +143,7 @@ def generate(
     choose = Chooser(sampler, adjustments, logprobs or 0, prompt.ids)
     if draft is not None:
         statistics.drafts = DraftStatistics()
+        mx.async_eval(logits)  # while the host looks through the prompt
         drafting = (draft(prompt.ids), statistics.drafts)
         tokens = decode_drafted(model, logits, cache, choose, max_tokens, *drafting)
     elif grammar is not None:

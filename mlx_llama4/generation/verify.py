@@ -7,7 +7,9 @@
 
 So every token is the model's own choice; a draft only lets it choose several at once. What was
 computed for the others is taken back: keys and values, tokens seen, random draws. With the same
-seed the tokens are therefore those without drafts too, up to rounding.
+seed the tokens of an answer are therefore those without drafts too, up to rounding. A sampler that
+goes on to another answer may have drawn more than without: draws for tokens behind an end are not
+taken back.
 """
 
 from collections.abc import Iterator, Sequence
