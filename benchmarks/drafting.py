@@ -25,8 +25,8 @@ from benchmarks.report import show_ratio, write_whole
 from mlx_llama4.cli import terminal
 
 if TYPE_CHECKING:
-    from mlx_llama4.model.llama4 import Llama4
     from mlx_llama4.generation.sampler import RandomSampler
+    from mlx_llama4.model.llama4 import Llama4
     from mlx_llama4.prompt.tokenizer import Tokenizer
 
 FOLDER = Path(__file__).parent

@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.commands import refused, run
 from tests.hub_server import NAME, TOKEN, Hub
 
