@@ -90,7 +90,7 @@ def doctor(
     if report.failures:
         terminal.note(f"error: {verdict(report)[:-1]}; please report it")
     if isinstance(report.model, Unknown):
-        terminal.note(f"error: the model could not be measured, {report.model}; try: ask --model")
+        terminal.note(f"error: the model could not be measured: {report.model.why}")
     terminal.note(SEND)
     if report.failures or isinstance(report.model, Unknown):
         raise typer.Exit(1)
@@ -126,7 +126,7 @@ def _check_output(path: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all; then it is printed, for it took a minute. Raises RunError."""
+    """Whole or not at all; if not at all it is printed. Raises RunError."""
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         try:
