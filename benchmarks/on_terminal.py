@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import termios
 import time
@@ -64,7 +65,8 @@ def run_until_shown(
         seconds = time.perf_counter() - start
         memory = read_memory(process.pid)
     finally:
-        process.kill()
+        # Not by Popen, which would reap one that has ended and lose what it used.
+        os.kill(process.pid, signal.SIGKILL)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         os.close(ours)
