@@ -10,9 +10,9 @@ from benchmarks.convert import convert
 from benchmarks.decode import decode
 from benchmarks.drafting import drafting
 from benchmarks.eviction import eviction
+from benchmarks.harness.macs import macs
 from benchmarks.limits import limits
 from benchmarks.load import load
-from benchmarks.macs import macs
 from benchmarks.needle import needle
 from benchmarks.positions import positions
 from benchmarks.prefill import prefill

@@ -13,15 +13,15 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks import options
-from benchmarks.engines import OURS, Engine, Idle, choose_engines
-from benchmarks.machine import this_machine
+from benchmarks.harness import options
+from benchmarks.harness.engines import OURS, Engine, Idle, choose_engines
+from benchmarks.harness.machine import this_machine
+from benchmarks.harness.presets import Preset, preset_config, preset_folder, unpacked_dtype
+from benchmarks.harness.process import run_measured
+from benchmarks.harness.ratios import ratio_of_medians
+from benchmarks.harness.report import Metric, Report, show_bytes, show_ratio
+from benchmarks.harness.rounds import Figures, Runs, run_rounds
 from benchmarks.prefill import IDS
-from benchmarks.presets import Preset, preset_config, preset_folder, unpacked_dtype
-from benchmarks.process import run_measured
-from benchmarks.ratios import ratio_of_medians
-from benchmarks.report import Metric, Report, show_bytes, show_ratio
-from benchmarks.rounds import Figures, Runs, run_rounds
 from mlx_llama4.cli import terminal
 from mlx_llama4.errors import RunError
 
@@ -38,7 +38,7 @@ WAYS = {
 from mlx_llama4.demo.questions import PICTURES
 from mlx_llama4.generation.batch import Request, generate_batch
 from mlx_llama4.generation.generate import generate
-from mlx_llama4.load import load
+from mlx_llama4.opening import load
 from mlx_llama4.prompt.messages import user_message
 from mlx_llama4.prompt.processor import Prompt
 model, processor = load(folder)
@@ -111,7 +111,7 @@ def together(rows):
 """,
 }
 IMPORTS = {
-    OURS: "mlx_llama4.load, mlx_llama4.generation.batch",
+    OURS: "mlx_llama4.opening, mlx_llama4.generation.batch",
     "mlx-lm": "mlx_lm.utils, mlx_lm.generate",
     "mlx-vlm": "mlx_vlm.utils, mlx_vlm.generate",
 }

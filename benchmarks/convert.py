@@ -10,21 +10,21 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import options
-from benchmarks.engines import OURS, Engine, Idle, choose_engines
-from benchmarks.machine import this_machine
-from benchmarks.page_cache import MEANING, page_cache_of, prepare_page_cache
-from benchmarks.process import SAMPLE_SECONDS, run_measured
-from benchmarks.process_memory import HOW_MEASURED
-from benchmarks.report import Metric, Report, show_bytes, show_seconds
-from benchmarks.rounds import Figures, run_rounds
-from benchmarks.source import SIZES, Preset, check_room, describe, write_source
+from benchmarks.harness import options
+from benchmarks.harness.engines import OURS, Engine, Idle, choose_engines
+from benchmarks.harness.machine import this_machine
+from benchmarks.harness.page_cache import MEANING, page_cache_of, prepare_page_cache
+from benchmarks.harness.process import SAMPLE_SECONDS, run_measured
+from benchmarks.harness.process_memory import HOW_MEASURED
+from benchmarks.harness.report import Metric, Report, show_bytes, show_seconds
+from benchmarks.harness.rounds import Figures, run_rounds
+from benchmarks.harness.source import SIZES, Preset, check_room, describe, write_source
 from mlx_llama4.cli import terminal
 from mlx_llama4.errors import CheckpointError, InputError
-from mlx_llama4.memory import human_bytes
+from mlx_llama4.units import human_bytes
 
 IMPORTS = {
-    OURS: "mlx.nn, mlx_llama4.convert.stream",
+    OURS: "mlx.nn, mlx_llama4.convert.run",
     "mlx-lm": "mlx_lm.convert",
     "mlx-vlm": "mlx_vlm.convert",
 }

@@ -13,17 +13,17 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import options
-from benchmarks.engines import OURS, Engine, Idle, choose_engines
+from benchmarks.harness import options
+from benchmarks.harness.engines import OURS, Engine, Idle, choose_engines
+from benchmarks.harness.machine import this_machine
+from benchmarks.harness.presets import Preset, preset_config, preset_folder, unpacked_dtype
+from benchmarks.harness.report import Metric, Report, show_bytes, show_milliseconds, show_share
+from benchmarks.harness.resident import Resident
+from benchmarks.harness.rounds import Figures, Runs, run_rounds
 from benchmarks.limits import Limits, decode_bytes, measure_limits
-from benchmarks.machine import this_machine
-from benchmarks.presets import Preset, preset_config, preset_folder, unpacked_dtype
-from benchmarks.report import Metric, Report, show_bytes, show_milliseconds, show_share
-from benchmarks.resident import Resident
-from benchmarks.rounds import Figures, Runs, run_rounds
 from mlx_llama4.cli import terminal
 from mlx_llama4.config import load_config
-from mlx_llama4.memory import human_bytes
+from mlx_llama4.units import human_bytes
 
 PROMPT_TOKENS = 64
 IDS = 1000  # ids below are plain text in every preset
@@ -32,7 +32,7 @@ IDS = 1000  # ids below are plain text in every preset
 WAYS = {
     OURS: """
 from mlx_llama4.generation.generate import generate
-from mlx_llama4.load import load
+from mlx_llama4.opening import load
 from mlx_llama4.prompt.processor import Prompt
 model, processor = load(Path(folder))
 generation_stream = mx.default_stream(mx.default_device())
@@ -61,7 +61,7 @@ def generated():
 """,
 }
 IMPORTS = {
-    OURS: "mlx_llama4.load, mlx_llama4.generation.generate",
+    OURS: "mlx_llama4.opening, mlx_llama4.generation.generate",
     "mlx-lm": "mlx_lm.utils, mlx_lm.generate",
     "mlx-vlm": "mlx_vlm.utils, mlx_vlm.generate",
 }

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from benchmarks import options
-from benchmarks.machine import this_machine
-from benchmarks.presets import Preset, preset_folder
-from benchmarks.ratios import ratio_of_medians
-from benchmarks.report import show_ratio, write_whole
+from benchmarks.harness import options
+from benchmarks.harness.machine import this_machine
+from benchmarks.harness.presets import Preset, preset_folder
+from benchmarks.harness.ratios import ratio_of_medians
+from benchmarks.harness.report import show_ratio, write_whole
 from mlx_llama4.cli import terminal
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def drafting(
     """
     outputs = options.Outputs(json, None)
     terminal.import_mlx()
-    from mlx_llama4.load import load_model, open_folder
+    from mlx_llama4.opening import load_model, open_folder
 
     with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
         with terminal.status("Writing the model"):

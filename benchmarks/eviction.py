@@ -13,10 +13,10 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import options
+from benchmarks.harness import options
+from benchmarks.harness.report import write_whole
+from benchmarks.harness.shares import Share, total
 from benchmarks.policies import Bank, LeastFrequentlyUsed, LeastRecentlyUsed, Optimum, Pinned
-from benchmarks.report import write_whole
-from benchmarks.shares import Share, total
 from mlx_llama4.cli import terminal
 from mlx_llama4.errors import InputError
 from mlx_llama4.offload.heat import HALF_LIFE

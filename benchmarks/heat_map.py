@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.chart import write_figure
-from benchmarks.shares import Share
+from benchmarks.harness.chart import write_figure
+from benchmarks.harness.shares import Share
 
 CELL_INCHES = (0.9, 0.28)
 MARGIN_INCHES = (0.9, 1.1)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from benchmarks import options
-from benchmarks.machine import this_machine
-from benchmarks.presets import (
+from benchmarks.harness import options
+from benchmarks.harness.machine import this_machine
+from benchmarks.harness.presets import (
     BITS,
     GROUP_SIZE,
     Preset,
@@ -29,8 +29,8 @@ from benchmarks.presets import (
 )
 from mlx_llama4.cli import terminal
 from mlx_llama4.config import LayerKind, TextConfig, VisionConfig, load_config
-from mlx_llama4.memory import human_bytes
 from mlx_llama4.tensors import model_tensors
+from mlx_llama4.units import human_bytes
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -180,7 +180,7 @@ def decode_bytes(folder: Path, tokens: int) -> int:
 
     Of a MoE layer the experts that it is given to, and what all tokens share.
     """
-    from mlx_llama4.convert.checkpoint import open_checkpoint
+    from mlx_llama4.checkpoint.safetensors import open_checkpoint
 
     config = load_config(folder)
     text, specs = config.text, model_tensors(config)

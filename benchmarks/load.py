@@ -10,25 +10,25 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import options
-from benchmarks.engines import OURS, Engine, Idle, choose_engines
-from benchmarks.machine import this_machine
-from benchmarks.page_cache import MEANING, PageCache, page_cache_of, prepare_page_cache
-from benchmarks.presets import Preset, preset_config, preset_folder, unpacked_dtype
-from benchmarks.process import PeakMemory
-from benchmarks.report import Metric, Report, show_bytes, show_milliseconds, show_share
-from benchmarks.resident import Resident
-from benchmarks.rounds import Figures, run_rounds
+from benchmarks.harness import options
+from benchmarks.harness.engines import OURS, Engine, Idle, choose_engines
+from benchmarks.harness.machine import this_machine
+from benchmarks.harness.page_cache import MEANING, PageCache, page_cache_of, prepare_page_cache
+from benchmarks.harness.presets import Preset, preset_config, preset_folder, unpacked_dtype
+from benchmarks.harness.process import PeakMemory
+from benchmarks.harness.report import Metric, Report, show_bytes, show_milliseconds, show_share
+from benchmarks.harness.resident import Resident
+from benchmarks.harness.rounds import Figures, run_rounds
 from mlx_llama4.cli import terminal
-from mlx_llama4.memory import human_bytes
+from mlx_llama4.units import human_bytes
 
 # Each engine's own way from a folder to weights that are in memory; imports come before.
 WAYS = {
-    OURS: "from mlx_llama4.load import load_model",
+    OURS: "from mlx_llama4.opening import load_model",
     "mlx-lm": "from mlx_lm.utils import load_model",
     "mlx-vlm": "from mlx_vlm.utils import load_model",
 }
-IMPORTS = {OURS: "mlx_llama4.load", "mlx-lm": "mlx_lm.utils", "mlx-vlm": "mlx_vlm.utils"}
+IMPORTS = {OURS: "mlx_llama4.opening", "mlx-lm": "mlx_lm.utils", "mlx-vlm": "mlx_vlm.utils"}
 MEASURE = """\
 import sys, time
 from pathlib import Path

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmarks import options
+from benchmarks.harness import options
+from benchmarks.harness.machine import this_machine
+from benchmarks.harness.report import write_whole
 from benchmarks.haystack import KEYS, Haystack, Needle, draw_haystack, spread
 from benchmarks.heat_map import write_heat_map
-from benchmarks.machine import this_machine
 from benchmarks.recall import Asked, Reading, Recall, as_json, heat_map, print_recall
-from benchmarks.report import write_whole
 from mlx_llama4.cli import terminal
 from mlx_llama4.cli.memory_check import Task, check_memory
 from mlx_llama4.cli.options import Caching, KVBits, KVGroupSize, load_chat
 from mlx_llama4.errors import InputError
 from mlx_llama4.memory import PREFILL_SPAN
-from mlx_llama4.planner import parse_tokens
+from mlx_llama4.planning.planner import parse_tokens
 from mlx_llama4.quantization import KVQuantization
 
 if TYPE_CHECKING:
@@ -109,9 +109,9 @@ def parse_seeds(text: str, lengths: int) -> list[int]:
 def _folder(model: str | None) -> Iterator[Path]:
     """Of the model, or of the demo, packed as `mlx-llama4 demo` does."""
     from mlx_llama4.convert.recipes import Recipe
-    from mlx_llama4.convert.stream import convert
+    from mlx_llama4.convert.run import convert
     from mlx_llama4.demo.questions import CHECKPOINT
-    from mlx_llama4.hub import find_folder
+    from mlx_llama4.hub.repository import find_folder
     from mlx_llama4.quantization import Quantization
 
     if model is not None:
@@ -132,7 +132,7 @@ def _measure(
 ) -> Recall:
     """documents: (length, how many of it)."""
     from mlx_llama4.chat import ChatOptions
-    from mlx_llama4.load import open_folder
+    from mlx_llama4.opening import open_folder
 
     config, processor = open_folder(folder)
     tokenizer = processor.tokenizer

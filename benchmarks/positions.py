@@ -12,12 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import options
-from benchmarks.engines import OURS, Engine, Idle, choose_engines
-from benchmarks.machine import this_machine
-from benchmarks.process import run_measured
-from benchmarks.report import describe_engine, write_whole
-from benchmarks.source import Size, config
+from benchmarks.harness import options
+from benchmarks.harness.engines import OURS, Engine, Idle, choose_engines
+from benchmarks.harness.machine import this_machine
+from benchmarks.harness.process import run_measured
+from benchmarks.harness.report import describe_engine, write_whole
+from benchmarks.harness.source import Size, config
 from mlx_llama4.cli import terminal
 from mlx_llama4.errors import InputError, RunError
 

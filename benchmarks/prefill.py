@@ -8,16 +8,16 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import options
-from benchmarks.engines import OURS, Engine, Idle, choose_engines
+from benchmarks.harness import options
+from benchmarks.harness.engines import OURS, Engine, Idle, choose_engines
+from benchmarks.harness.machine import this_machine
+from benchmarks.harness.presets import Preset, preset_config, preset_folder, unpacked_dtype
+from benchmarks.harness.process import PeakMemory
+from benchmarks.harness.report import Metric, Report, show_bytes, show_seconds, show_share
+from benchmarks.harness.resident import Resident
+from benchmarks.harness.rounds import Figures, run_rounds
+from benchmarks.harness.source import Size, check_room, write_checkpoint
 from benchmarks.limits import measure_matmul, prefill_flops, show_rate
-from benchmarks.machine import this_machine
-from benchmarks.presets import Preset, preset_config, preset_folder, unpacked_dtype
-from benchmarks.process import PeakMemory
-from benchmarks.report import Metric, Report, show_bytes, show_seconds, show_share
-from benchmarks.resident import Resident
-from benchmarks.rounds import Figures, run_rounds
-from benchmarks.source import Size, check_room, write_checkpoint
 from mlx_llama4.cli import terminal
 from mlx_llama4.config import TextConfig, load_config
 from mlx_llama4.errors import InputError
@@ -39,7 +39,7 @@ GROUP_SIZE = 64
 WAYS = {
     OURS: """
 from mlx_llama4.generation.prefill import prefill
-from mlx_llama4.load import load_model
+from mlx_llama4.opening import load_model
 from mlx_llama4.prompt.processor import Prompt
 model = load_model(Path(folder))
 def first_token(ids):
@@ -65,7 +65,7 @@ def first_token(ids):
 """,
 }
 IMPORTS = {
-    OURS: "mlx_llama4.load, mlx_llama4.generation.prefill",
+    OURS: "mlx_llama4.opening, mlx_llama4.generation.prefill",
     "mlx-lm": "mlx_lm.utils, mlx_lm.generate",
     "mlx-vlm": "mlx_vlm.utils, mlx_vlm.generate",
 }
@@ -222,7 +222,7 @@ def feed_forward_over_attention(size: Size) -> float:
 def write_model(size: Size, bits: int | None, folder: Path) -> tuple[Path, str]:
     """A model folder that all engines load, and the dtype of what is not packed in it."""
     from mlx_llama4.convert.recipes import Recipe
-    from mlx_llama4.convert.stream import convert
+    from mlx_llama4.convert.run import convert
     from mlx_llama4.quantization import Quantization
 
     dtype = unpacked_dtype()

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmarks import options
 from benchmarks.demo_tasks import Task, draw_tasks
-from benchmarks.machine import this_machine
-from benchmarks.report import write_whole
+from benchmarks.harness import options
+from benchmarks.harness.machine import this_machine
+from benchmarks.harness.report import write_whole
 from mlx_llama4.cli import terminal
-from mlx_llama4.memory import human_bytes
+from mlx_llama4.units import human_bytes
 
 if TYPE_CHECKING:
     from mlx_llama4.convert.recipes import Recipe
@@ -65,8 +65,8 @@ def quality(
 
 
 def _recipes() -> "list[tuple[str, Recipe]]":
-    from mlx_llama4.convert.recipes import FIXED_MODES, Recipe
-    from mlx_llama4.quantization import Quantization
+    from mlx_llama4.convert.recipes import Recipe
+    from mlx_llama4.quantization import FIXED_MODES, Quantization
 
     recipes = [("float32", Recipe("float32", None)), ("bfloat16", Recipe("bfloat16", None))]
     for bits in BITS:
@@ -82,7 +82,7 @@ def _recipes() -> "list[tuple[str, Recipe]]":
 
 
 def _measure(name: str, recipe: "Recipe", tasks: list[Task]) -> Measured:
-    from mlx_llama4.convert.stream import convert
+    from mlx_llama4.convert.run import convert
     from mlx_llama4.demo.questions import CHECKPOINT
 
     with tempfile.TemporaryDirectory(prefix="mlx-llama4-quality-") as temporary:
@@ -104,7 +104,7 @@ def _measure(name: str, recipe: "Recipe", tasks: list[Task]) -> Measured:
 def _right_answers(folder: Path, tasks: list[Task]) -> dict[str, float]:
     from mlx_llama4.chat import Chat, ChatOptions
     from mlx_llama4.config import load_generation_config
-    from mlx_llama4.load import load
+    from mlx_llama4.opening import load
 
     model, processor = load(folder)
     settings = load_generation_config(folder)

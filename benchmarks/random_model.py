@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks.random_tokenizer import (
+from benchmarks.harness.random_tokenizer import (
     LEAST_VOCABULARY,
     generation_config,
     patch_id,
@@ -27,10 +27,10 @@ from benchmarks.random_tokenizer import (
 from mlx_llama4.cli import terminal
 from mlx_llama4.config import Config, parse_config
 from mlx_llama4.errors import InputError
-from mlx_llama4.memory import human_bytes
+from mlx_llama4.planning.releases import RELEASES, release_json
 from mlx_llama4.quantization import Quantization
-from mlx_llama4.releases import RELEASES, release_json
 from mlx_llama4.tensors import TensorSpec, model_tensors
+from mlx_llama4.units import human_bytes
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -155,7 +155,7 @@ def scaled_release(
 
 def packing_of(bits: int) -> Quantization | None:
     """In groups of 64. Raises InputError."""
-    from mlx_llama4.convert.recipes import UNPACKED_BITS, packing
+    from mlx_llama4.quantization import UNPACKED_BITS, packing
 
     return None if bits == UNPACKED_BITS else packing(bits, None, None)
 
@@ -211,7 +211,7 @@ def plan_weights(config: Config, recipe: "Recipe") -> "Plan":
 
 
 def _side_files(config: Config) -> dict[str, str]:
-    from mlx_llama4.convert.meta_params import json_files
+    from mlx_llama4.checkpoint.meta.params import json_files
 
     vocabulary = config.text.vocab_size
     if vocabulary < LEAST_VOCABULARY:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.disk import ExpertRanges, Speed, forget, timed
+from benchmarks.harness.disk import ExpertRanges, Speed, forget, timed
+from mlx_llama4.checkpoint.safetensors import open_checkpoint
 from mlx_llama4.config import load_config
-from mlx_llama4.convert.checkpoint import open_checkpoint
 from mlx_llama4.offload.expert_store import (
     ITEMS,
     ExpertStore,

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from benchmarks.harness.machine import Machine
+from benchmarks.harness.shares import Share, total
 from benchmarks.haystack import Needle
 from benchmarks.heat_map import HeatMap
-from benchmarks.machine import Machine
-from benchmarks.shares import Share, total
 from mlx_llama4.cli import terminal
 
 

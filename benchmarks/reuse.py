@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from benchmarks import options
-from benchmarks.machine import this_machine
+from benchmarks.harness import options
+from benchmarks.harness.machine import this_machine
+from benchmarks.harness.report import write_whole
+from benchmarks.harness.source import Size
 from benchmarks.prefill import IDS, LAYERS, scaled_down, write_model
-from benchmarks.report import write_whole
-from benchmarks.source import Size
 from mlx_llama4.cli import terminal
 
 if TYPE_CHECKING:
     from mlx_llama4.cache.prefixes import PrefixStore
     from mlx_llama4.cache.prompt_cache import PromptCache
-    from mlx_llama4.identity import Identity
+    from mlx_llama4.checkpoint.identity import Identity
     from mlx_llama4.model.llama4 import Llama4
 
 QUESTION_TOKENS = 32
@@ -65,7 +65,7 @@ def reuse(
     Example:
       python -m benchmarks reuse --rounds 5
     """
-    from mlx_llama4.load import load_model
+    from mlx_llama4.opening import load_model
 
     outputs = options.Outputs(json, None)
     size = scaled_down(scale, LAYERS, experts=16, global_layers=True)
@@ -99,7 +99,7 @@ def ask_in_all_ways(
     from mlx_llama4.cache.prefixes import PrefixStore
     from mlx_llama4.cache.prompt_cache import PromptCache
     from mlx_llama4.cache.prompt_file import save_prompt_file
-    from mlx_llama4.identity import Identity
+    from mlx_llama4.checkpoint.identity import Identity
 
     random = np.random.default_rng(seed)
     document, other, *questions = (

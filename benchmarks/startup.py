@@ -7,18 +7,18 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks import options
-from benchmarks.engines import OURS, Engine, Idle, choose_engines
-from benchmarks.machine import this_machine
-from benchmarks.on_terminal import run_until_shown
-from benchmarks.presets import Preset, preset_config, preset_folder
-from benchmarks.process import ENVIRONMENT, run_measured
-from benchmarks.report import Metric, Report, show_bytes, show_seconds
-from benchmarks.rounds import Figures, run_rounds
+from benchmarks.harness import options
+from benchmarks.harness.engines import OURS, Engine, Idle, choose_engines
+from benchmarks.harness.machine import this_machine
+from benchmarks.harness.on_terminal import run_until_shown
+from benchmarks.harness.presets import Preset, preset_config, preset_folder
+from benchmarks.harness.process import ENVIRONMENT, run_measured
+from benchmarks.harness.report import Metric, Report, show_bytes, show_seconds
+from benchmarks.harness.rounds import Figures, run_rounds
 from mlx_llama4.cli import terminal
 
 MODULES = {OURS: "mlx_llama4", "mlx-lm": "mlx_lm", "mlx-vlm": "mlx_vlm"}
-IMPORTS = {OURS: "mlx_llama4.chat", "mlx-lm": "mlx_lm.chat", "mlx-vlm": "mlx_vlm.chat"}
+IMPORTS = {OURS: "mlx_llama4.chat.chat", "mlx-lm": "mlx_lm.chat", "mlx-vlm": "mlx_vlm.chat"}
 # What each shows when it asks for the first message and not before; ours the line below it too.
 PROMPTS = {OURS: "│ 0 of ", "mlx-lm": "›", "mlx-vlm": "You: "}
 RUN = """\

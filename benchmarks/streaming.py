@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import options
-from benchmarks.disk import (
+from benchmarks.harness import options
+from benchmarks.harness.disk import (
     ExpertRanges,
     Speed,
     can_pass_cache,
@@ -25,22 +25,22 @@ from benchmarks.disk import (
     read_sequentially,
     some_of,
 )
-from benchmarks.engines import OURS, Engine, Idle, choose_engines
-from benchmarks.machine import this_machine
-from benchmarks.page_cache import prepare_page_cache
-from benchmarks.process import run_measured
+from benchmarks.harness.engines import OURS, Engine, Idle, choose_engines
+from benchmarks.harness.machine import this_machine
+from benchmarks.harness.page_cache import prepare_page_cache
+from benchmarks.harness.process import run_measured
+from benchmarks.harness.report import write_whole
+from benchmarks.harness.rounds import Figures, Runs, run_rounds
 from benchmarks.random_model import packing_of, recipe_of, scaled_release, write_random_model
 from benchmarks.reader import read_with_store
-from benchmarks.report import write_whole
-from benchmarks.rounds import Figures, Runs, run_rounds
 from benchmarks.streaming_report import Found, as_json, derive, print_found
 from benchmarks.streaming_ways import IMPORTS, MEASURE, REPACK, WAYS
 from mlx_llama4.cli import terminal
 from mlx_llama4.errors import InputError
-from mlx_llama4.memory import human_bytes
 from mlx_llama4.offload.budget import BUFFER_SHARE
 from mlx_llama4.offload.expert_store import PIECE_BYTES, READERS
 from mlx_llama4.quantization import Quantization
+from mlx_llama4.units import human_bytes
 
 PEER = "mlx-vlm"
 BUDGETS = (10, 25, 50, 75, 100)  # percent of all experts' bytes

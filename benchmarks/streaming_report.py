@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from benchmarks.disk import Speed
-from benchmarks.machine import Machine
-from benchmarks.ratios import ratio_of_medians
-from benchmarks.report import Metric, show_bytes, show_ratio, show_seconds
-from benchmarks.rounds import Runs
+from benchmarks.harness.disk import Speed
+from benchmarks.harness.machine import Machine
+from benchmarks.harness.ratios import ratio_of_medians
+from benchmarks.harness.report import Metric, show_bytes, show_ratio, show_seconds
+from benchmarks.harness.rounds import Runs
 from mlx_llama4.cli import terminal
 
 NOTHING = "–"

@@ -5,19 +5,19 @@ experts up to rounding. Ids repeat as words do in a text: the r-th most frequent
 1 / r.
 """
 
-from benchmarks.engines import OURS
+from benchmarks.harness.engines import OURS
 
 IDS = 1000
 
 IMPORTS = {
-    OURS: "mlx_llama4.load, mlx_llama4.generation.generate",
+    OURS: "mlx_llama4.opening, mlx_llama4.generation.generate",
     "mlx-vlm": "mlx_vlm.utils, mlx_vlm.generate",
 }
 # Each engine's own way from a prompt to tokens, and what it counts since it was loaded.
 WAYS = {
     OURS: """
 from mlx_llama4.generation.generate import generate
-from mlx_llama4.load import load_model
+from mlx_llama4.opening import load_model
 from mlx_llama4.offload.budget import ExpertStreaming
 from mlx_llama4.offload.expert_cache import LayerCache
 from mlx_llama4.prompt.processor import Prompt

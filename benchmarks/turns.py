@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmarks import options
-from benchmarks.engines import OURS, Engine, Idle, choose_engines
-from benchmarks.machine import this_machine
+from benchmarks.harness import options
+from benchmarks.harness.engines import OURS, Engine, Idle, choose_engines
+from benchmarks.harness.machine import this_machine
+from benchmarks.harness.process import run_measured
+from benchmarks.harness.report import Metric, Report, show_milliseconds
+from benchmarks.harness.rounds import Figures, run_rounds
+from benchmarks.harness.source import Size
 from benchmarks.prefill import IDS, LAYERS, scaled_down, write_model
-from benchmarks.process import run_measured
-from benchmarks.report import Metric, Report, show_milliseconds
-from benchmarks.rounds import Figures, run_rounds
-from benchmarks.source import Size
 from mlx_llama4.cli import terminal
 from mlx_llama4.errors import InputError
 
@@ -39,7 +39,7 @@ HISTORIES = (1_000, 10_000, 100_000)  # tokens
 # cache held, tokens that the prompt ends with.
 WAYS = {
     OURS: """
-from mlx_llama4.chat import Chat, ChatOptions
+from mlx_llama4.chat.chat import Chat, ChatOptions
 chat = Chat.open(Path(folder), ChatOptions(answer_tokens, sampler, prefill_step=step))
 def turn(text):
     for _ in chat.send(text):
@@ -63,7 +63,7 @@ def turn(text):
     return seconds, held, held + len(prompt)
 """,
 }
-IMPORTS = {OURS: "mlx_llama4.chat", PEER: "mlx_lm.utils, mlx_lm.generate"}
+IMPORTS = {OURS: "mlx_llama4.chat.chat", PEER: "mlx_lm.utils, mlx_lm.generate"}
 # Answers are of plain text alone, so that none ends before it is as long as the others.
 MEASURE = f"""\
 import json, sys, time
@@ -240,7 +240,7 @@ def _setup(
     rounds: int,
     warm_up: bool,
 ) -> dict[str, str]:
-    from mlx_llama4.load import open_folder
+    from mlx_llama4.opening import open_folder
 
     second, last = conversation[1], conversation[-1]
     crossing = ", ".join(map(str, crossings(conversation, size.chunk)))

@@ -13,15 +13,15 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from benchmarks import options
-from benchmarks.engines import OURS, Engine, Idle, choose_engines
+from benchmarks.harness import options
+from benchmarks.harness.engines import OURS, Engine, Idle, choose_engines
+from benchmarks.harness.machine import this_machine
+from benchmarks.harness.presets import unpacked_dtype
+from benchmarks.harness.report import Metric, Report, show_bytes, show_share
+from benchmarks.harness.resident import Resident
+from benchmarks.harness.rounds import Figures, run_rounds
 from benchmarks.limits import measure_matmul, show_rate
-from benchmarks.machine import this_machine
-from benchmarks.presets import unpacked_dtype
 from benchmarks.random_model import recipe_of, scaled_release, write_random_model
-from benchmarks.report import Metric, Report, show_bytes, show_share
-from benchmarks.resident import Resident
-from benchmarks.rounds import Figures, run_rounds
 from mlx_llama4.cli import terminal
 from mlx_llama4.config import VisionConfig, load_config
 from mlx_llama4.errors import InputError, RunError
@@ -35,7 +35,7 @@ TOLERANCES = {"float32": 1e-5, "bfloat16": 3e-2}
 # Each engine's own tower: `tower`, `layer(x)`, and whether its GELU is exact, if it knows another.
 WAYS = {
     OURS: """
-from mlx_llama4.load import load_model
+from mlx_llama4.opening import load_model
 tower = load_model(Path(folder)).vision_model
 def layer(x):
     return tower.model.layers[0](x)
@@ -55,7 +55,7 @@ def choose_gelu(exact):
         mlp.activation_fn = nn.GELU() if exact else its_own
 """,
 }
-IMPORTS = {OURS: "mlx_llama4.load", PEER: "mlx_vlm.utils"}
+IMPORTS = {OURS: "mlx_llama4.opening", PEER: "mlx_vlm.utils"}
 # A question: [which part, exact GELU or its own, a file for the output or null].
 MEASURE = """\
 import json, sys, time

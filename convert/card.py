@@ -7,7 +7,7 @@ Policy, in meta-llama/llama-models under models/llama4.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mlx_llama4.hub import is_repository_name
+from mlx_llama4.hub.repository import is_repository_name
 
 # The licence prescribes the words, and a text file for them.
 NOTICE_NAME = "NOTICE"

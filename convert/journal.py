@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_llama4.convert.durable import sync_file
+from mlx_llama4.files.durable import sync_file
 
 JOURNAL_NAME = "conversion.journal"
 # To be raised whenever slices are cut or packed differently.

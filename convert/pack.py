@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from mlx_llama4.convert.arrays import misfit
+from mlx_llama4.checkpoint.arrays import misfit
+from mlx_llama4.checkpoint.sources import PackedRows, Plain
 from mlx_llama4.convert.plan import Job, Plan
 from mlx_llama4.convert.search import search_affine
-from mlx_llama4.convert.sources import PackedRows, Plain
 from mlx_llama4.errors import RunError
 from mlx_llama4.quantization import Quantization
 

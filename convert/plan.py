@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mlx_llama4.convert.checkpoint import StoredTensor
-from mlx_llama4.convert.formats import Source, check_format
+from mlx_llama4.checkpoint.open import Source, check_format
+from mlx_llama4.checkpoint.safetensors import StoredTensor
+from mlx_llama4.checkpoint.sources import OneByOne, WeightSource, num_rows, row_bytes
 from mlx_llama4.convert.recipes import Recipe, check_rules
 from mlx_llama4.convert.shards import OutputTensor
-from mlx_llama4.convert.sources import OneByOne, WeightSource, num_rows, row_bytes
 from mlx_llama4.quantization import Quantization
 from mlx_llama4.tensors import TensorSpec, quantized_tensors
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx_llama4
-from mlx_llama4.convert.formats import Source
+from mlx_llama4.checkpoint.open import Source
 from mlx_llama4.convert.journal import Entry
 from mlx_llama4.convert.pack import ErrorSums, relative_error
 from mlx_llama4.convert.plan import Plan
-from mlx_llama4.convert.recipes import describe, packing_name
+from mlx_llama4.convert.recipes import describe
+from mlx_llama4.quantization import packing_name
 
 
 @dataclass(frozen=True)

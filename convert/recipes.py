@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from mlx_llama4.errors import InputError
-from mlx_llama4.quantization import QUANTIZATION_MODES, Quantization
+from mlx_llama4.quantization import (
+    AFFINE_BITS,
+    UNPACKED_BITS,
+    Quantization,
+    listed,
+    packing,
+    packing_name,
+)
 from mlx_llama4.tensors import Part, TensorSpec
 
 # The rest stays in 16 bits unless a rule names it: norms are vectors, and the vision tower is
@@ -24,16 +31,6 @@ QUANTIZED_PARTS: frozenset[Part] = frozenset(
 # Not even a rule packs these, though packed ones may be kept: the router weighs 160 KB and
 # decides which 70 MB are used at all.
 UNPACKED_PARTS: frozenset[Part] = frozenset({"router", "norms"})
-
-AFFINE_BITS = (2, 3, 4, 5, 6, 8)
-AFFINE_GROUP_SIZES = (32, 64, 128)
-# The formats fix both.
-FIXED_MODES = {
-    "mxfp4": Quantization(32, 4, "mxfp4"),
-    "nvfp4": Quantization(16, 4, "nvfp4"),
-    "mxfp8": Quantization(32, 8, "mxfp8"),
-}
-UNPACKED_BITS = 16
 
 
 @dataclass(frozen=True)
@@ -117,39 +114,6 @@ def describe(recipe: Recipe) -> str:
     return f"{words}{rules}{'; scales searched' if recipe.search else ''}"
 
 
-def packing_name(packing: Quantization | None) -> str:
-    """For people: "4 bits, groups of 64"."""
-    if packing is None:
-        return "16 bits"
-    if packing.mode != "affine":
-        return packing.mode
-    return f"{packing.bits} bits, groups of {packing.group_size}"
-
-
-def packing(bits: int | None, group_size: int | None, mode: str | None) -> Quantization:
-    """What the options --bits, --group-size and --mode say together. Raises InputError."""
-    if mode not in (None, *QUANTIZATION_MODES):
-        raise InputError(f"mode {mode} is unknown; use {', '.join(QUANTIZATION_MODES)}")
-    if mode in FIXED_MODES:
-        fixed = FIXED_MODES[mode]
-        if bits not in (None, fixed.bits) or group_size not in (None, fixed.group_size):
-            raise InputError(
-                f"{mode} has {fixed.bits} bits in groups of {fixed.group_size}; leave out "
-                "--bits and --group-size"
-            )
-        return fixed
-    bits = 4 if bits is None else bits
-    group_size = 64 if group_size is None else group_size
-    if bits not in AFFINE_BITS:
-        raise InputError(
-            f"{bits} bits are not supported; use {_listed(AFFINE_BITS)}, or 16 to pack nothing"
-        )
-    if group_size not in AFFINE_GROUP_SIZES:
-        sizes = _listed(AFFINE_GROUP_SIZES)
-        raise InputError(f"groups of {group_size} are not supported; use {sizes}")
-    return Quantization(group_size, bits)
-
-
 def choose_recipe(
     *,
     dtype: str | None,
@@ -208,7 +172,7 @@ def parse_mixed(name: str) -> tuple[int, int]:
     if low not in AFFINE_BITS or high not in AFFINE_BITS or low >= high:
         raise InputError(
             f"recipe {name!r} is unknown; use mixed-LOW-HIGH with two of "
-            f"{_listed(AFFINE_BITS)} bits, such as mixed-3-6"
+            f"{listed(AFFINE_BITS)} bits, such as mixed-3-6"
         )
     return low, high
 
@@ -226,7 +190,3 @@ def check_rules(recipe: Recipe, specs: Mapping[str, TensorSpec]) -> None:
                 f"--rule {rule.pattern!r} matches no module that can be packed; modules are "
                 f"called like {modules[len(modules) // 2]}"
             )
-
-
-def _listed(numbers: tuple[int, ...]) -> str:
-    return ", ".join(map(str, numbers[:-1])) + f" or {numbers[-1]}"

@@ -9,7 +9,7 @@ MLX's grid, so that the result is never worse.
 
 import mlx.core as mx
 
-from mlx_llama4.convert.sources import PackedRows
+from mlx_llama4.checkpoint.sources import PackedRows
 from mlx_llama4.quantization import Quantization
 
 CLIPPINGS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)

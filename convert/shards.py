@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_llama4.convert.checkpoint import ITEM_BYTES
+from mlx_llama4.checkpoint.safetensors import ITEM_BYTES
 
 # Tensor data starts at a multiple of this, the page size of Apple silicon, so that the experts
 # can later be read from the file with uncached, aligned reads.

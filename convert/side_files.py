@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from mlx_llama4.convert.formats import Source
+from mlx_llama4.checkpoint.open import Source
 from mlx_llama4.convert.write import FolderWriter
 
 SIDE_FILES = (

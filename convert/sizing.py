@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
-from mlx_llama4.convert.formats import Source
+from mlx_llama4.checkpoint.open import Source
+from mlx_llama4.checkpoint.sources import PackedRows, num_rows, row_bytes
 from mlx_llama4.convert.pack import measured_errors, relative_error
 from mlx_llama4.convert.plan import make_plan
-from mlx_llama4.convert.recipes import AFFINE_BITS, QUANTIZED_PARTS, Recipe
-from mlx_llama4.convert.sources import PackedRows, num_rows, row_bytes
+from mlx_llama4.convert.recipes import QUANTIZED_PARTS, Recipe
 from mlx_llama4.errors import InputError
-from mlx_llama4.memory import human_bytes
-from mlx_llama4.quantization import Quantization
+from mlx_llama4.quantization import AFFINE_BITS, Quantization
+from mlx_llama4.units import human_bytes
 
 SAMPLED_ROWS = 512
 SAMPLED_BYTES = 2**24  # read for them; an expert is read whole

@@ -16,8 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mlx_llama4.convert.checkpoint import INDEX_NAME
-from mlx_llama4.convert.durable import forget_cached, sync_path
+from mlx_llama4.checkpoint.safetensors import INDEX_NAME
 from mlx_llama4.convert.journal import JOURNAL_NAME, Entry, Journal, has_progress
 from mlx_llama4.convert.shards import (
     OutputTensor,
@@ -27,7 +26,8 @@ from mlx_llama4.convert.shards import (
     tensor_places,
 )
 from mlx_llama4.errors import OutputError, RunError
-from mlx_llama4.memory import human_bytes
+from mlx_llama4.files.durable import forget_cached, sync_path
+from mlx_llama4.units import human_bytes
 
 MAX_SHARD_BYTES = 5 * 10**9
 LOCK_NAME = "conversion.lock"

@@ -24,7 +24,7 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from mlx_llama4.convert.recipes import Recipe
-from mlx_llama4.convert.stream import convert
+from mlx_llama4.convert.run import convert
 from mlx_llama4.demo.questions import CHECKPOINT, PICTURES
 from mlx_llama4.quantization import Quantization
 from tests.screen import MLX_LLAMA4, Terminal

@@ -11,10 +11,10 @@ from typing import TextIO
 
 from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.convert.recipes import Recipe
-from mlx_llama4.convert.stream import convert
+from mlx_llama4.convert.run import convert
 from mlx_llama4.demo.questions import CHECKPOINT
 from mlx_llama4.errors import Llama4Error, OutputError
-from mlx_llama4.hub import find_folder
+from mlx_llama4.hub.repository import find_folder
 
 Main = Callable[[Sequence[str] | None], None]
 

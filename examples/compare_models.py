@@ -18,10 +18,10 @@ from common import reports_errors
 
 from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.convert.recipes import Recipe
-from mlx_llama4.convert.stream import convert
+from mlx_llama4.convert.run import convert
 from mlx_llama4.demo.questions import CHECKPOINT, PICTURES
 from mlx_llama4.generation.generate import Statistics
-from mlx_llama4.hub import find_folder
+from mlx_llama4.hub.repository import find_folder
 from mlx_llama4.quantization import Quantization
 
 DEMO_PACKINGS = {"demo-16bit": None, "demo-2bit": Quantization(group_size=64, bits=2)}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.convert.recipes import Recipe
-from mlx_llama4.convert.stream import convert
+from mlx_llama4.convert.run import convert
 from mlx_llama4.demo.questions import CHECKPOINT, NOTES, PICTURES
 from mlx_llama4.generation.sampler import make_sampler
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_llama4.errors import CheckpointError, ConfigError
-from mlx_llama4.json_file import Keys, read_json
+from mlx_llama4.files.json_file import Keys, read_json
 from mlx_llama4.quantization import ForeignQuantization, QuantizationConfig, parse_quantization
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_llama4.errors import ConfigError, InputError
-from mlx_llama4.json_file import Keys
+from mlx_llama4.files.json_file import Keys
 
 # mode: (group sizes, bits) that MLX has kernels for
 MLX_PACKINGS = {
@@ -149,3 +149,58 @@ def _quantized_as(table: Mapping[str, Any], where: str) -> Quantization:
             "that MLX knows"
         )
     return found
+
+
+AFFINE_BITS = (2, 3, 4, 5, 6, 8)
+
+
+AFFINE_GROUP_SIZES = (32, 64, 128)
+
+
+# The formats fix both.
+FIXED_MODES = {
+    "mxfp4": Quantization(32, 4, "mxfp4"),
+    "nvfp4": Quantization(16, 4, "nvfp4"),
+    "mxfp8": Quantization(32, 8, "mxfp8"),
+}
+
+
+UNPACKED_BITS = 16
+
+
+def packing_name(packing: Quantization | None) -> str:
+    """For people: "4 bits, groups of 64"."""
+    if packing is None:
+        return "16 bits"
+    if packing.mode != "affine":
+        return packing.mode
+    return f"{packing.bits} bits, groups of {packing.group_size}"
+
+
+def packing(bits: int | None, group_size: int | None, mode: str | None) -> Quantization:
+    """What the options --bits, --group-size and --mode say together. Raises InputError."""
+    if mode not in (None, *QUANTIZATION_MODES):
+        raise InputError(f"mode {mode} is unknown; use {', '.join(QUANTIZATION_MODES)}")
+    if mode in FIXED_MODES:
+        fixed = FIXED_MODES[mode]
+        if bits not in (None, fixed.bits) or group_size not in (None, fixed.group_size):
+            raise InputError(
+                f"{mode} has {fixed.bits} bits in groups of {fixed.group_size}; leave out "
+                "--bits and --group-size"
+            )
+        return fixed
+    bits = 4 if bits is None else bits
+    group_size = 64 if group_size is None else group_size
+    if bits not in AFFINE_BITS:
+        raise InputError(
+            f"{bits} bits are not supported; use {listed(AFFINE_BITS)}, or 16 to pack nothing"
+        )
+    if group_size not in AFFINE_GROUP_SIZES:
+        sizes = listed(AFFINE_GROUP_SIZES)
+        raise InputError(f"groups of {group_size} are not supported; use {sizes}")
+    return Quantization(group_size, bits)
+
+
+def listed(numbers: tuple[int, ...]) -> str:
+    """For people: "2, 3 or 4"."""
+    return ", ".join(map(str, numbers[:-1])) + f" or {numbers[-1]}"

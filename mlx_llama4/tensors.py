@@ -155,3 +155,8 @@ def _vision(vision: VisionConfig) -> Iterator[tuple[str, TensorSpec]]:
     adapter = "vision_model.vision_adapter.mlp"
     yield f"{adapter}.fc1.weight", spec(vision.projector_input_dim, width)
     yield f"{adapter}.fc2.weight", spec(vision.projector_output_dim, vision.projector_output_dim)
+
+
+def layer_number(name: str) -> int:
+    """Of a tensor of a layer: "language_model.model.layers.N.…" → N."""
+    return int(name.partition(".layers.")[2].partition(".")[0])

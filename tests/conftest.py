@@ -20,13 +20,13 @@ import pytest
 
 from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.chat import Chat, ChatOptions
-from mlx_llama4.cli.talk import Talk
+from mlx_llama4.cli.talk.talk import Talk
 from mlx_llama4.convert.recipes import Recipe
-from mlx_llama4.convert.stream import convert
+from mlx_llama4.convert.run import convert
 from mlx_llama4.demo.questions import CHECKPOINT
 from mlx_llama4.generation.settings import SamplingSettings
-from mlx_llama4.load import load_model
 from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.opening import load_model
 from mlx_llama4.quantization import Quantization
 from tests import tiny
 from tests.golden.cases import MODELS

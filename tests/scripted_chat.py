@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_llama4 import chat
+from mlx_llama4.chat import chat
 from mlx_llama4.generation.sampler import greedy
 
 HOLD = "⏸"

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_llama4.checkpoint.safetensors import open_checkpoint
 from mlx_llama4.config import load_config
-from mlx_llama4.convert.checkpoint import open_checkpoint
 from mlx_llama4.convert.recipes import Recipe
-from mlx_llama4.convert.stream import convert
-from mlx_llama4.load import load_model
+from mlx_llama4.convert.run import convert
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.offload.budget import ExpertStreaming, LayerExperts
 from mlx_llama4.offload.expert_store import expert_tensors, layer_experts
+from mlx_llama4.opening import load_model
 from mlx_llama4.quantization import Quantization
 from tests import tiny
 from tests.golden.cases import MODELS

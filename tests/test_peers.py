@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from mlx_llama4.convert.recipes import Recipe
-from mlx_llama4.convert.stream import convert
-from mlx_llama4.inspection import inspect_folder
-from mlx_llama4.load import load_model
+from mlx_llama4.convert.run import convert
+from mlx_llama4.opening import load_model
+from mlx_llama4.planning.inspection import inspect_folder
 from mlx_llama4.quantization import Quantization
 from tests import tiny
 from tests.golden import cases
-from tests.test_goldens import goldens
+from tests.model.test_goldens import goldens
 from tests.tolerance import assert_same_logits
 
 RECIPES = {

@@ -21,8 +21,8 @@ import numpy as np
 
 from mlx_llama4.cache.chunked import ChunkedKVCache
 from mlx_llama4.cache.kv import Rows
-from mlx_llama4.cache.least_recently_used import LeastRecentlyUsed
 from mlx_llama4.cache.prompt_cache import PromptCache
+from mlx_llama4.least_recently_used import LeastRecentlyUsed
 
 if TYPE_CHECKING:
     from mlx_llama4.prompt.processor import PlacedImage

@@ -23,15 +23,15 @@ from mlx_llama4.cache.chunked import ChunkedKVCache
 from mlx_llama4.cache.kv import KVCache, Rows
 from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.cache.quantized import PARTS, QuantizedKVCache
-from mlx_llama4.cache.safetensors_file import check_place, write_safetensors
-from mlx_llama4.convert.checkpoint import LENGTH_BYTES, StoredTensor, read_header
+from mlx_llama4.checkpoint.safetensors import LENGTH_BYTES, StoredTensor, read_header
 from mlx_llama4.errors import CheckpointError, OutputError
+from mlx_llama4.files.safetensors_file import check_place, write_safetensors
 from mlx_llama4.prompt.image import RememberedImage
 from mlx_llama4.prompt.processor import PlacedImage
 from mlx_llama4.quantization import KVQuantization
 
 if TYPE_CHECKING:
-    from mlx_llama4.identity import Identity
+    from mlx_llama4.checkpoint.identity import Identity
     from mlx_llama4.prompt.image import PromptImage
 
 # Names of a layer's arrays: none, plain, packed.

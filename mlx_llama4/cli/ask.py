@@ -96,7 +96,7 @@ def ask(
     """
     from mlx_llama4.cli.ask_input import find_pictures, read_question
     from mlx_llama4.cli.ask_output import Form, answer_all
-    from mlx_llama4.hub import find_folder
+    from mlx_llama4.hub.repository import find_folder
 
     _refuse_contradictions(
         (
@@ -182,8 +182,8 @@ def _read(
 
     held: tokens of the prompt cache that the question goes on from.
     """
-    from mlx_llama4.conversation import opening_messages
-    from mlx_llama4.load import open_folder
+    from mlx_llama4.chat.conversation import opening_messages
+    from mlx_llama4.opening import open_folder
     from mlx_llama4.prompt.messages import user_message
     from mlx_llama4.prompt.processor import check_length
     from mlx_llama4.prompt.raw_template import raw_template

@@ -65,7 +65,7 @@ def cache(
       mlx-llama4 ask "Who did it?" --model scout-4bit --cache book.safetensors
     """
     from mlx_llama4.cache.prompt_file import check_prompt_place
-    from mlx_llama4.hub import find_folder
+    from mlx_llama4.hub.repository import find_folder
 
     terminal.import_mlx()
     text = _read_text(prompt_file)
@@ -128,9 +128,9 @@ def _check(
     import mlx.core as mx
 
     from mlx_llama4.cache.prompt_file import check_prompt_place
-    from mlx_llama4.conversation import opening_messages
-    from mlx_llama4.load import open_folder
+    from mlx_llama4.chat.conversation import opening_messages
     from mlx_llama4.memory import prompt_file_bytes
+    from mlx_llama4.opening import open_folder
     from mlx_llama4.prompt.messages import document_parts
     from mlx_llama4.prompt.processor import check_length
 
@@ -180,6 +180,6 @@ def _keep(chat: "Chat", unfinished: Path) -> None:
 
 
 def _report(chat: "Chat", out: Path, nbytes: int) -> None:
-    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.units import human_bytes
 
     terminal.line(f"{out}: {len(chat.cache.ids):,} tokens, {human_bytes(nbytes)}")

@@ -16,8 +16,8 @@ from mlx_llama4.cli.memory_check import Task, check_memory, limit_to_memory
 from mlx_llama4.errors import CheckpointError, InputError, Llama4Error
 
 if TYPE_CHECKING:
-    from mlx_llama4.cli.line_editor import Editor, PlainLines
-    from mlx_llama4.cli.talk import Look, Talk
+    from mlx_llama4.cli.talk.line_editor import Editor, PlainLines
+    from mlx_llama4.cli.talk.talk import Look, Talk
     from mlx_llama4.prompt.image import PromptImage
     from mlx_llama4.tools.tool_file import ToolFile
 
@@ -87,8 +87,8 @@ def chat(
       mlx-llama4 chat --model scout-4bit --system teacher --tools my_tools.py
     """
     terminal.import_mlx()
-    from mlx_llama4.cli.talk import Talk, kept_at_the_end, say_dropped
-    from mlx_llama4.hub import find_folder
+    from mlx_llama4.cli.talk.talk import Talk, kept_at_the_end, say_dropped
+    from mlx_llama4.hub.repository import find_folder
 
     sampling = options.Sampling(
         temperature,
@@ -124,7 +124,7 @@ def chat(
         talk = Talk(conversation, settings, look, keeps_session=keeps)
         lines = _lines(talk, private)
         if tool_file is not None:
-            from mlx_llama4.cli.tool_consent import Consent
+            from mlx_llama4.cli.talk.tool_consent import Consent
 
             talk.consent = Consent(tool_file, lines.ask, terminal.note)
         _greet(talk, tool_file)
@@ -146,8 +146,8 @@ def _open_tools(path: Path | None) -> "ToolFile | None":
 def _last_session(folder: Path, cache: Path | None) -> Path:
     """The newest that is whole."""
     from mlx_llama4.cache.prompt_file import PromptFile
-    from mlx_llama4.cli.state_files import sessions_of
-    from mlx_llama4.identity import identify
+    from mlx_llama4.checkpoint.identity import identify
+    from mlx_llama4.cli.talk.state_files import sessions_of
 
     if cache is not None:
         raise InputError("--resume and --cache both say where to go on; leave one out")
@@ -163,12 +163,12 @@ def _last_session(folder: Path, cache: Path | None) -> Path:
 
 def _look(plain: bool) -> tuple["Look", str]:
     """How things are shown here, and what was typed while the terminal was asked."""
-    from mlx_llama4.cli.line_editor import can_edit
-    from mlx_llama4.cli.talk import Look
+    from mlx_llama4.cli.talk.line_editor import can_edit
+    from mlx_llama4.cli.talk.talk import Look
 
     if plain or not can_edit():
         return Look(), ""
-    from mlx_llama4.cli import preview
+    from mlx_llama4.cli.talk import preview
 
     detected = preview.detect()
     typed = detected.typed.decode(errors="ignore").translate(terminal.CONTROLS)
@@ -188,8 +188,8 @@ def _look(plain: bool) -> tuple["Look", str]:
 
 
 def _lines(talk: "Talk", private: bool) -> "Editor | PlainLines":
-    from mlx_llama4.cli import line_editor, state_files
-    from mlx_llama4.cli.chat_commands import completions
+    from mlx_llama4.cli.talk import line_editor, state_files
+    from mlx_llama4.cli.talk.commands import completions
 
     if not line_editor.can_edit():
         return line_editor.PlainLines()
@@ -209,8 +209,8 @@ def _lines(talk: "Talk", private: bool) -> "Editor | PlainLines":
 
 def _take_up(talk: "Talk", path: Path, resume: bool) -> None:
     """Go on from a file, and show where that is."""
-    from mlx_llama4.cli.chat_facts import counted
-    from mlx_llama4.conversation import questions
+    from mlx_llama4.chat.conversation import questions
+    from mlx_llama4.cli.talk.facts import counted
 
     tokens = talk.resume(path) if resume else talk.load(path)
     if not resume:
@@ -240,7 +240,7 @@ def _greet(talk: "Talk", tool_file: "ToolFile | None") -> None:
 
 
 def _converse(talk: "Talk", lines: "Editor | PlainLines", typed: str) -> None:
-    from mlx_llama4.cli.chat_commands import is_command, run_command
+    from mlx_llama4.cli.talk.commands import is_command, run_command
 
     while not talk.is_over and (text := _read(lines, typed)) is not None:
         typed = ""

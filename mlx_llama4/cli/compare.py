@@ -11,8 +11,8 @@ from mlx_llama4.cli.progress import byte_progress
 from mlx_llama4.errors import InputError
 
 if TYPE_CHECKING:
-    from mlx_llama4.comparison import Figures
-    from mlx_llama4.convert.formats import Source
+    from mlx_llama4.checkpoint.open import Source
+    from mlx_llama4.evaluation.comparison import Figures
     from mlx_llama4.prompt.windows import Window
 
 
@@ -59,9 +59,9 @@ def compare(
     """
     terminal.import_mlx()
     options.disable_compile_on_cpu()
-    from mlx_llama4.comparison import check_comparable, summarize
-    from mlx_llama4.comparison import compare as compare_models
-    from mlx_llama4.convert.formats import open_source
+    from mlx_llama4.checkpoint.open import open_source
+    from mlx_llama4.evaluation.comparison import check_comparable, summarize
+    from mlx_llama4.evaluation.comparison import compare as compare_models
     from mlx_llama4.prompt.tokenizer import check_same_vocabulary
 
     if text is None and not image:
@@ -101,7 +101,7 @@ def _windows(
 
 
 def _print(sources: "tuple[Source, Source]", figures: "dict[str, Figures]") -> None:
-    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.units import human_bytes
 
     for name, source in zip("AB", sources, strict=True):
         terminal.line(

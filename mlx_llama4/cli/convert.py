@@ -14,11 +14,11 @@ from mlx_llama4.cli.progress import byte_progress
 from mlx_llama4.errors import InputError
 
 if TYPE_CHECKING:
-    from mlx_llama4.convert.formats import Source
+    from mlx_llama4.checkpoint.open import Source
     from mlx_llama4.convert.plan import Plan
     from mlx_llama4.convert.recipes import Recipe
-    from mlx_llama4.convert.remote_shards import RemoteShards
-    from mlx_llama4.convert.stream import Settings
+    from mlx_llama4.convert.run import Settings
+    from mlx_llama4.hub.remote_shards import RemoteShards
 
 
 class Dtype(StrEnum):
@@ -148,9 +148,9 @@ def convert(
     terminal.import_mlx()
     from mlx_llama4.convert.plan import make_plan
     from mlx_llama4.convert.recipes import choose_recipe, parse_rule
-    from mlx_llama4.convert.stream import Settings
+    from mlx_llama4.convert.run import Settings
     from mlx_llama4.convert.write import check_destination, resolve_destination
-    from mlx_llama4.memory import parse_bytes
+    from mlx_llama4.units import parse_bytes
 
     if keep_source and not while_downloading:
         raise InputError("--keep-source goes with --while-downloading; leave it out")
@@ -189,7 +189,7 @@ def convert(
     check_conversion(plan, source.config, force)
     files = _tokenizer_files(source.folder)
     if upload is not None:
-        from mlx_llama4.upload import check_upload
+        from mlx_llama4.hub.upload import check_upload
 
         check_upload(upload, source.folder)
     if dry_run:
@@ -210,8 +210,8 @@ def _open(
     needs_weights: bool,
 ) -> "tuple[Source, RemoteShards | None]":
     """The source, and its shards if they are still to be fetched."""
-    from mlx_llama4.convert.formats import open_source
-    from mlx_llama4.hub import find_folder, is_repository
+    from mlx_llama4.checkpoint.open import open_source
+    from mlx_llama4.hub.repository import find_folder, is_repository
 
     if not while_downloading:
         if not needs_weights and is_repository(model) and (source := _headers(model, revision)):
@@ -219,8 +219,8 @@ def _open(
         return open_source(find_folder(model, revision, "convert")), None
     if not is_repository(model):
         raise InputError(f"--while-downloading: {model} is no repository of the hub but a folder")
-    from mlx_llama4.convert.remote import open_remote
-    from mlx_llama4.convert.remote_shards import RemoteShards
+    from mlx_llama4.hub.remote import open_remote
+    from mlx_llama4.hub.remote_shards import RemoteShards
 
     remote = open_remote(model, revision, out.with_name(f"{out.name}.downloads"))
     return open_source(remote.checkpoint.folder, remote.checkpoint), RemoteShards(
@@ -230,9 +230,9 @@ def _open(
 
 def _headers(repository: str, revision: str | None) -> "Source | None":
     """A repository without its weights; None for Meta's layout, which has no headers to fetch."""
-    from mlx_llama4.convert.formats import open_source
-    from mlx_llama4.convert.remote import open_remote
-    from mlx_llama4.hub import download_side_files
+    from mlx_llama4.checkpoint.open import open_source
+    from mlx_llama4.hub.remote import open_remote
+    from mlx_llama4.hub.repository import download_side_files
 
     folder = download_side_files(repository, revision)
     if not (folder / "config.json").is_file():
@@ -243,8 +243,8 @@ def _headers(repository: str, revision: str | None) -> "Source | None":
 def _fitted(source: "Source", recipe: "Recipe", target_bytes: int) -> "Recipe":
     from dataclasses import replace
 
-    from mlx_llama4.convert.recipes import packing
     from mlx_llama4.convert.sizing import fit_to_size
+    from mlx_llama4.quantization import packing
 
     if recipe.quantization is None:
         recipe = replace(recipe, quantization=packing(None, None, None), keeps=False)
@@ -262,7 +262,7 @@ def _run(
     files: dict[str, str],
 ) -> None:
     from mlx_llama4.convert.local import LocalShards
-    from mlx_llama4.convert.stream import run
+    from mlx_llama4.convert.run import run
     from mlx_llama4.convert.write import check_destination, partial_folder
 
     check_destination(out, plan.output_bytes + _shard_bytes(plan, shards))
@@ -314,7 +314,7 @@ def _card(model: str, plan: "Plan", out: Path, upload: str | None) -> dict[str, 
     from mlx_llama4.convert.card import NOTICE, NOTICE_NAME, Conversion, model_card
     from mlx_llama4.convert.quality import planned_quality
     from mlx_llama4.convert.recipes import describe
-    from mlx_llama4.hub import is_repository
+    from mlx_llama4.hub.repository import is_repository
 
     parts = planned_quality(plan).parts
     made = Conversion(
@@ -329,7 +329,7 @@ def _card(model: str, plan: "Plan", out: Path, upload: str | None) -> dict[str, 
 
 
 def _upload(out: Path, repository: str) -> None:
-    from mlx_llama4.upload import upload
+    from mlx_llama4.hub.upload import upload
 
     terminal.note(f"Uploading {out} to {repository}, which only you can see until you publish it")
     terminal.note(f"uploaded: {upload(out, repository)}")

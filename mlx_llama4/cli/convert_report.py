@@ -8,7 +8,7 @@ from mlx_llama4.cli import terminal
 if TYPE_CHECKING:
     from mlx_llama4.convert.plan import Plan
     from mlx_llama4.convert.quality import Quality
-    from mlx_llama4.convert.stream import Report
+    from mlx_llama4.convert.run import Report
 
 
 def print_plan(plan: "Plan", out: Path, shard_bytes: int) -> None:
@@ -16,7 +16,7 @@ def print_plan(plan: "Plan", out: Path, shard_bytes: int) -> None:
     from mlx_llama4.convert.quality import planned_quality
     from mlx_llama4.convert.recipes import describe
     from mlx_llama4.convert.write import free_bytes
-    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.units import human_bytes
 
     terminal.line(f"  {describe(plan.recipe)}")
     _print_quality(planned_quality(plan))
@@ -32,7 +32,7 @@ def print_plan(plan: "Plan", out: Path, shard_bytes: int) -> None:
 
 
 def print_report(report: "Report", out: Path) -> None:
-    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.units import human_bytes
 
     _print_quality(report.quality)
     resumed = ""
@@ -47,7 +47,7 @@ def print_report(report: "Report", out: Path) -> None:
 
 
 def _print_quality(quality: "Quality") -> None:
-    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.units import human_bytes
 
     rows = [("part", "stored as", "bytes", "bits a weight", "relative error")]
     for part in quality.parts:

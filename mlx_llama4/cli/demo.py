@@ -53,10 +53,10 @@ def demo(
     terminal.import_mlx()
     from mlx_llama4.chat import ChatOptions
     from mlx_llama4.convert.recipes import Recipe
-    from mlx_llama4.convert.stream import convert
+    from mlx_llama4.convert.run import convert
     from mlx_llama4.demo.questions import CHECKPOINT, PICTURES, QUESTIONS
-    from mlx_llama4.memory import human_bytes
     from mlx_llama4.quantization import Quantization
+    from mlx_llama4.units import human_bytes
 
     with _folder(output) as folder:
         recipe = Recipe("bfloat16", Quantization(group_size=64, bits=8))
@@ -95,9 +95,9 @@ def _folder(output: Path | None) -> Iterator[Path]:
 def _half_in_memory(folder: Path, placing: options.Experts) -> options.Experts:
     """What is left of the memory would be room for all of so small a model, with nothing to see."""
     from mlx_llama4.config import load_config
-    from mlx_llama4.machine import this_machine
-    from mlx_llama4.offload.expert_weights import folder_experts
-    from mlx_llama4.planner import dtype_bytes
+    from mlx_llama4.planning.expert_weights import folder_experts
+    from mlx_llama4.planning.machine import this_machine
+    from mlx_llama4.planning.planner import dtype_bytes
 
     if placing.where != options.Where.stream or placing.memory is not None:
         return placing

@@ -13,7 +13,7 @@ from mlx_llama4.errors import OutputError, RunError
 
 if TYPE_CHECKING:
     from mlx_llama4.doctor.asking import ModelSpeed
-    from mlx_llama4.offload.placement import Placement
+    from mlx_llama4.planning.placement import Placement
 
 SEND = (
     "Please paste this into an issue of the project, from a Mac above all. It names no user, host, "
@@ -73,7 +73,7 @@ def doctor(
     else:
         from mlx_llama4.cli.memory_check import Task, check_memory
         from mlx_llama4.config import load_generation_config
-        from mlx_llama4.load import open_folder
+        from mlx_llama4.opening import open_folder
 
         open_folder(model)  # raises
         load_generation_config(model)  # raises

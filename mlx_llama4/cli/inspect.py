@@ -8,7 +8,7 @@ import typer
 from mlx_llama4.cli import options, terminal
 
 if TYPE_CHECKING:
-    from mlx_llama4.inspection import Inspection
+    from mlx_llama4.planning.inspection import Inspection
 
 SHOWN_NAMES = 10
 
@@ -39,8 +39,8 @@ def inspect(
     Example:
       mlx-llama4 inspect scout-4bit
     """
-    from mlx_llama4.hub import find_folder, is_repository
-    from mlx_llama4.inspection import inspect_folder, inspect_repository
+    from mlx_llama4.hub.repository import find_folder, is_repository
+    from mlx_llama4.planning.inspection import inspect_folder, inspect_repository
 
     if is_repository(model):
         found = inspect_repository(model, revision)
@@ -60,7 +60,7 @@ def inspect(
 
 
 def _print(found: "Inspection") -> None:
-    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.units import human_bytes
 
     terminal.line(f"{found.folder}: {found.variant}")
     terminal.line(f"  {found.architecture}")
@@ -88,7 +88,7 @@ def _print(found: "Inspection") -> None:
 
 
 def _print_experts(found: "Inspection") -> None:
-    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.units import human_bytes
 
     rows = [("layer", "experts", "one", "all", "stored as", "in")]
     rows += [

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from mlx_llama4.chat import ChatOptions
     from mlx_llama4.config import Config
     from mlx_llama4.convert.plan import Plan
-    from mlx_llama4.machine import Machine
-    from mlx_llama4.offload.expert_weights import ExpertWeights
-    from mlx_llama4.offload.placement import Placement
-    from mlx_llama4.planner import Usage
+    from mlx_llama4.planning.expert_weights import ExpertWeights
+    from mlx_llama4.planning.machine import Machine
+    from mlx_llama4.planning.placement import Placement
+    from mlx_llama4.planning.planner import Usage
     from mlx_llama4.quantization import KVQuantization
 
 # Streamed experts leave room for so much of a conversation, if there is.
@@ -48,10 +48,10 @@ def check_memory(
     Raises InputError if it cannot. Reads headers.
     """
     from mlx_llama4.config import load_config
-    from mlx_llama4.load import open_folder
-    from mlx_llama4.machine import this_machine
-    from mlx_llama4.offload.expert_weights import folder_experts
-    from mlx_llama4.planner import dtype_bytes, fit, need_of
+    from mlx_llama4.opening import open_folder
+    from mlx_llama4.planning.expert_weights import folder_experts
+    from mlx_llama4.planning.machine import this_machine
+    from mlx_llama4.planning.planner import dtype_bytes, fit, need_of
 
     machine, config = this_machine(), load_config(folder)
     usage = _usage(config, task, dtype_bytes(config.dtype, machine), machine)
@@ -76,7 +76,7 @@ def check_memory(
 
 def _usage(config: "Config", task: Task, dtype_bytes: int, machine: "Machine") -> "Usage":
     from mlx_llama4.memory import PREFILL_SPAN
-    from mlx_llama4.planner import Usage
+    from mlx_llama4.planning.planner import Usage
 
     span = PREFILL_SPAN if task.span is None else task.span
     context = min(task.context or span, config.text.max_position_embeddings)
@@ -91,9 +91,9 @@ def _place(
     task: Task,
     experts: options.Experts,
 ) -> "Placement":
-    from mlx_llama4.chat_options import PREFIX_BYTES
+    from mlx_llama4.chat.options import PREFIX_BYTES
     from mlx_llama4.memory import cache_bytes
-    from mlx_llama4.offload.placement import SPANS, place
+    from mlx_llama4.planning.placement import SPANS, place
 
     prompt, later = task.prompt or SPANS[0], 0
     if task.grows:
@@ -118,11 +118,17 @@ def limit_to_memory(
     """Let a conversation grow, and keep what earlier prompts left, no further than this machine's
     memory goes; `held` tokens, which a prompt cache brings, come before all of that.
     """
+    from mlx_llama4.checkpoint.meta.params import MAX_TILES
+    from mlx_llama4.checkpoint.safetensors import open_checkpoint
     from mlx_llama4.config import load_config
-    from mlx_llama4.convert.checkpoint import open_checkpoint
-    from mlx_llama4.convert.meta_params import MAX_TILES
-    from mlx_llama4.machine import this_machine
-    from mlx_llama4.planner import Usage, dtype_bytes, largest_context, loaded_bytes, need_of
+    from mlx_llama4.planning.machine import this_machine
+    from mlx_llama4.planning.planner import (
+        Usage,
+        dtype_bytes,
+        largest_context,
+        loaded_bytes,
+        need_of,
+    )
 
     machine, config = this_machine(), load_config(folder)
     width = dtype_bytes(config.dtype, machine)
@@ -146,8 +152,8 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _above_wired_limit(total: int, machine: "Machine") -> str:
-    from mlx_llama4.memory import human_bytes
-    from mlx_llama4.planner import wired_limit_command
+    from mlx_llama4.planning.planner import wired_limit_command
+    from mlx_llama4.units import human_bytes
 
     return (
         f"This takes {human_bytes(total)}, more than the {human_bytes(machine.wired)} that this "
@@ -160,11 +166,12 @@ def check_conversion(plan: "Plan", config: "Config", force: bool) -> None:
     """Raises InputError if converting cannot be done in this machine's memory; says so if what
     it makes cannot run here, or not all in memory.
     """
-    from mlx_llama4.machine import this_machine
-    from mlx_llama4.memory import PREFILL_SPAN, human_bytes
-    from mlx_llama4.offload.expert_weights import packed_experts
-    from mlx_llama4.offload.placement import place
-    from mlx_llama4.planner import Usage, dtype_bytes
+    from mlx_llama4.memory import PREFILL_SPAN
+    from mlx_llama4.planning.expert_weights import packed_experts
+    from mlx_llama4.planning.machine import this_machine
+    from mlx_llama4.planning.placement import place
+    from mlx_llama4.planning.planner import Usage, dtype_bytes
+    from mlx_llama4.units import human_bytes
 
     machine = this_machine()
     memory = human_bytes(machine.usable)

@@ -19,7 +19,7 @@ from mlx_llama4.quantization import KVQuantization
 if TYPE_CHECKING:
     from mlx_llama4.cache.prompt_file import PromptFile
     from mlx_llama4.chat import Chat, ChatOptions
-    from mlx_llama4.offload.placement import Placement
+    from mlx_llama4.planning.placement import Placement
 
 Model = Annotated[
     str,
@@ -273,7 +273,7 @@ AUTO = Experts()
 
 def expert_options(where: Where, memory: str | None, page_cache: bool) -> Experts:
     """Raises InputError for options that contradict each other."""
-    from mlx_llama4.memory import parse_bytes
+    from mlx_llama4.units import parse_bytes
 
     if where == Where.resident and (memory is not None or not page_cache):
         option = "--no-page-cache" if memory is None else "--expert-memory"
@@ -315,7 +315,7 @@ def open_cache(path: Path, folder: Path, options: "ChatOptions") -> "PromptFile"
     is taken over if the options have none.
     """
     from mlx_llama4.cache.prompt_file import PromptFile
-    from mlx_llama4.identity import identify
+    from mlx_llama4.checkpoint.identity import identify
 
     if options.system is not None:
         raise InputError("--system: a prompt cache begins with a system prompt of its own, or none")

@@ -11,9 +11,9 @@ from mlx_llama4.cli.plan_report import plan_json, print_announced, print_plan
 from mlx_llama4.errors import InputError
 
 if TYPE_CHECKING:
-    from mlx_llama4.convert.matching import Matching
-    from mlx_llama4.machine import Machine
-    from mlx_llama4.planner import Subject
+    from mlx_llama4.checkpoint.matching import Matching
+    from mlx_llama4.planning.machine import Machine
+    from mlx_llama4.planning.planner import Subject
 
 BEHEMOTH = "behemoth"
 DEFAULT_CONTEXT = 131_072
@@ -79,12 +79,12 @@ def plan(
       mlx-llama4 plan scout --memory 128GB --context 1M --bits 4 --kv-bits 8
       mlx-llama4 plan scout-4bit
     """
-    from mlx_llama4.convert.meta_params import MAX_TILES
-    from mlx_llama4.machine import mac, parse_memory, this_machine
-    from mlx_llama4.offload.expert_weights import experts_in_bits, stored_experts
-    from mlx_llama4.offload.placement import plan_streaming
-    from mlx_llama4.planner import UNPACKED_BITS, Usage, make_plan, parse_tokens
-    from mlx_llama4.quantization import KVQuantization
+    from mlx_llama4.checkpoint.meta.params import MAX_TILES
+    from mlx_llama4.planning.expert_weights import experts_in_bits, stored_experts
+    from mlx_llama4.planning.machine import mac, parse_memory, this_machine
+    from mlx_llama4.planning.placement import plan_streaming
+    from mlx_llama4.planning.planner import Usage, make_plan, parse_tokens
+    from mlx_llama4.quantization import UNPACKED_BITS, KVQuantization
 
     if not 0 <= images <= MOST_IMAGES:
         raise InputError(f"--images {images}: from 0 to {MOST_IMAGES:,} pictures can be planned")
@@ -132,15 +132,15 @@ def _open(
     model: str, revision: str | None, machine: "Machine"
 ) -> tuple["Subject", "Matching | None"]:
     """And its stored tensors, if there are files."""
-    from mlx_llama4.hub import find_folder, is_repository
-    from mlx_llama4.planner import Subject, dtype_bytes, stored_weights
-    from mlx_llama4.releases import RELEASES, release_config
+    from mlx_llama4.hub.repository import find_folder, is_repository
+    from mlx_llama4.planning.planner import Subject, dtype_bytes, stored_weights
+    from mlx_llama4.planning.releases import RELEASES, release_config
 
     if model in RELEASES and revision is None and not Path(model).exists():
         name, width = f"Llama 4 {model.title()}", dtype_bytes(None, machine)
         return Subject(name, release_config(model), width), None
-    from mlx_llama4.convert.formats import open_source
-    from mlx_llama4.convert.remote import open_remote
+    from mlx_llama4.checkpoint.open import open_source
+    from mlx_llama4.hub.remote import open_remote
 
     if is_repository(model):
         checkpoint = open_remote(model, revision).checkpoint

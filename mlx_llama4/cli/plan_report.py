@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from mlx_llama4.cli import terminal
 
 if TYPE_CHECKING:
-    from mlx_llama4.machine import Machine
-    from mlx_llama4.offload.placement import Placement, StreamingPlan
-    from mlx_llama4.planner import MemoryPlan
+    from mlx_llama4.planning.machine import Machine
+    from mlx_llama4.planning.placement import Placement, StreamingPlan
+    from mlx_llama4.planning.planner import MemoryPlan
 
 # Parts of the model that are said together.
 GROUPS = {
@@ -44,8 +44,8 @@ def print_plan(
 
 
 def _machine(machine: "Machine", is_this_machine: bool) -> str:
-    from mlx_llama4.machine import GIB
-    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.planning.machine import GIB
+    from mlx_llama4.units import human_bytes
 
     size = f"{human_bytes(machine.memory)} ({machine.memory / GIB:.3g} GiB)"
     if machine.wired is None:
@@ -57,7 +57,7 @@ def _machine(machine: "Machine", is_this_machine: bool) -> str:
 
 
 def _bytes_rows(plan: "MemoryPlan") -> list[tuple[str, ...]]:
-    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.units import human_bytes
 
     text, need, weights = plan.subject.config.text, plan.chosen.need, plan.chosen.weights
     rows = []
@@ -92,7 +92,7 @@ def _bytes_rows(plan: "MemoryPlan") -> list[tuple[str, ...]]:
 
 
 def _fit_rows(plan: "MemoryPlan", streaming: "StreamingPlan | None") -> list[tuple[str, ...]]:
-    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.units import human_bytes
 
     verdict = {"yes": "fits", "raised": "fits if the limit is raised", "no": "does not fit"}
     kind = "such Macs" if plan.machine.has_gpu else "such machines"
@@ -116,8 +116,8 @@ def _machines(count: int | None) -> tuple[str, str]:
 
 
 def _print_reading(streaming: "StreamingPlan | None") -> None:
-    from mlx_llama4.memory import human_bytes
-    from mlx_llama4.offload.placement import tokens_per_second
+    from mlx_llama4.planning.placement import tokens_per_second
+    from mlx_llama4.units import human_bytes
 
     if streaming is None or streaming.default.fit == "no":
         return
@@ -134,8 +134,9 @@ def _print_reading(streaming: "StreamingPlan | None") -> None:
 
 
 def _print_choices(plan: "MemoryPlan") -> None:
-    from mlx_llama4.memory import human_bytes
-    from mlx_llama4.planner import UNPACKED_BITS, tokens_name
+    from mlx_llama4.planning.planner import tokens_name
+    from mlx_llama4.quantization import UNPACKED_BITS
+    from mlx_llama4.units import human_bytes
 
     names = {UNPACKED_BITS: f"KV {8 * plan.usage.dtype_bytes} bits"}
     kv_bits = list(plan.chosen.largest)
@@ -202,7 +203,7 @@ def plan_json(plan: "MemoryPlan", streaming: "StreamingPlan | None") -> dict[str
 
 
 def _streamed_json(placement: "Placement") -> dict[str, Any]:
-    from mlx_llama4.offload.placement import tokens_per_second
+    from mlx_llama4.planning.placement import tokens_per_second
 
     rates = tokens_per_second(placement.bytes_per_token)
     return {
@@ -218,9 +219,9 @@ def _streamed_json(placement: "Placement") -> dict[str, Any]:
 
 def print_announced(machine: "Machine", bits: int | None, as_json: bool) -> None:
     """Of a model whose weights are not released: what can be said."""
-    from mlx_llama4.memory import human_bytes
-    from mlx_llama4.planner import DEFAULT_BITS, announced_weights
-    from mlx_llama4.releases import BEHEMOTH
+    from mlx_llama4.planning.planner import DEFAULT_BITS, announced_weights
+    from mlx_llama4.planning.releases import BEHEMOTH
+    from mlx_llama4.units import human_bytes
 
     bits = DEFAULT_BITS if bits is None else bits
     weights = announced_weights(BEHEMOTH.parameters, bits)

@@ -60,7 +60,7 @@ class _Lines:
         self.started = self.said = 0.0
 
     def update(self, what: str, done: int, total: int, before: int) -> None:
-        from mlx_llama4.memory import human_bytes
+        from mlx_llama4.units import human_bytes
 
         now = time.monotonic()
         if what != self.doing:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlx_llama4.config import Config
-    from mlx_llama4.machine import Machine
-    from mlx_llama4.offload.placement import Placement
-    from mlx_llama4.planner import Usage
+    from mlx_llama4.planning.machine import Machine
+    from mlx_llama4.planning.placement import Placement
+    from mlx_llama4.planning.planner import Usage
 
 
 def refusal(
@@ -17,7 +17,7 @@ def refusal(
     """What it takes, what there is, and each option that would help. memory: what was asked for
     streamed experts; None: nothing.
     """
-    from mlx_llama4.memory import human_bytes
+    from mlx_llama4.units import human_bytes
 
     need, usage = placement.need, placement.usage
     if placement.streaming is None:
@@ -38,9 +38,10 @@ def refusal(
 def _advice(
     config: "Config", placement: "Placement", machine: "Machine", memory: int | None
 ) -> list[str]:
-    from mlx_llama4.memory import human_bytes
-    from mlx_llama4.offload.placement import place
-    from mlx_llama4.planner import UNPACKED_BITS, kv_choices, largest_context, need_of
+    from mlx_llama4.planning.placement import place
+    from mlx_llama4.planning.planner import kv_choices, largest_context, need_of
+    from mlx_llama4.quantization import UNPACKED_BITS
+    from mlx_llama4.units import human_bytes
 
     usage, weights, streams = placement.usage, placement.need.weights, bool(placement.streaming)
     advice = []
@@ -69,9 +70,9 @@ def fitting_bits(
     config: "Config", usage: "Usage", machine: "Machine", streams: bool = False
 ) -> int | None:
     """Most bits a weight with which `usage` fits."""
-    from mlx_llama4.offload.expert_weights import experts_in_bits
-    from mlx_llama4.offload.placement import place
-    from mlx_llama4.planner import PLANNED_BITS
+    from mlx_llama4.planning.expert_weights import experts_in_bits
+    from mlx_llama4.planning.placement import place
+    from mlx_llama4.planning.planner import PLANNED_BITS
 
     for bits in reversed(PLANNED_BITS):
         experts = experts_in_bits(config, bits, usage.dtype_bytes)

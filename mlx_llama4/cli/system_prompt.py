@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from mlx_llama4.chat.personas import PERSONAS
 from mlx_llama4.cli import terminal
 from mlx_llama4.errors import InputError
-from mlx_llama4.personas import PERSONAS
 
 
 def read_system(given: str | None) -> str | None:

@@ -179,7 +179,7 @@ class Answer:
         if markdown:
             from rich.console import Console
 
-            from mlx_llama4.cli.markdown import StreamingMarkdown
+            from mlx_llama4.cli.markdown.renderer import StreamingMarkdown
 
             self._markdown = StreamingMarkdown(Console())
 

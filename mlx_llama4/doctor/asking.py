@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.convert.recipes import Recipe
-from mlx_llama4.convert.stream import convert
+from mlx_llama4.convert.run import convert
 from mlx_llama4.demo.questions import CHECKPOINT, NOTES, PICTURES, QUESTIONS
 from mlx_llama4.errors import OutputError
-from mlx_llama4.inspection import inspect_folder
+from mlx_llama4.planning.inspection import inspect_folder
 from mlx_llama4.quantization import Quantization
 
 NEW_TOKENS = 64

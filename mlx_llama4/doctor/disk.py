@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_llama4.convert.durable import forget_cached, sync_path
+from mlx_llama4.files.durable import forget_cached, sync_path
 
 FILE_BYTES = 256 * 10**6
 BLOCK_BYTES = 4 * 2**20  # as streamed experts are read; a multiple of what O_DIRECT wants

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from mlx_llama4 import __version__
 from mlx_llama4.doctor.unknown import Unknown, attempt
-from mlx_llama4.machine import Machine, this_machine
+from mlx_llama4.planning.machine import Machine, this_machine
 
 PACKAGES = ("mlx", "mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-lm", "numpy")
 COMMAND_SECONDS = 10

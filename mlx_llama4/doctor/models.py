@@ -6,11 +6,11 @@ from collections.abc import Collection
 import mlx.core as mx
 import numpy as np
 
+from mlx_llama4.checkpoint.layouts import transposed
 from mlx_llama4.config import parse_config
-from mlx_llama4.convert.layouts import transposed
 from mlx_llama4.doctor.cases import MODELS
-from mlx_llama4.load import fill
 from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.opening import fill
 from mlx_llama4.quantization import Quantization
 
 PACKING = Quantization(group_size=64, bits=4)

@@ -13,7 +13,7 @@ from mlx_llama4.doctor.goldens import Result
 from mlx_llama4.doctor.machine import MachineFacts
 from mlx_llama4.doctor.speed import EXPERTS, DecodeSpeed
 from mlx_llama4.doctor.unknown import Unknown
-from mlx_llama4.memory import human_bytes
+from mlx_llama4.units import human_bytes
 
 Lines = list[tuple[str, str]]
 

@@ -15,10 +15,10 @@ import numpy as np
 from mlx_llama4.config import Config, parse_config
 from mlx_llama4.doctor.models import PACKING, is_packed
 from mlx_llama4.generation.generate import Statistics, generate
-from mlx_llama4.load import fill
 from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.opening import fill
+from mlx_llama4.planning.releases import release_json
 from mlx_llama4.prompt.processor import Prompt
-from mlx_llama4.releases import release_json
 from mlx_llama4.tensors import TensorSpec, model_tensors, quantized_tensors
 
 ARRAY_BYTES = 512 * 10**6  # more than any processor's cache

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_llama4.errors import InputError, RunError
-from mlx_llama4.json_file import parse_json
+from mlx_llama4.files.json_file import parse_json
 from mlx_llama4.prompt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import mlx.core as mx
 import numpy as np
 
-from mlx_llama4.cache.least_recently_used import LeastRecentlyUsed
+from mlx_llama4.least_recently_used import LeastRecentlyUsed
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.image import PromptImage, RememberedImage
 from mlx_llama4.prompt.processor import PlacedImage, Prompt, place_images

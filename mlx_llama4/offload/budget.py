@@ -4,7 +4,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from mlx_llama4.errors import InputError
-from mlx_llama4.memory import human_bytes
+from mlx_llama4.units import human_bytes
 
 # MLX keeps freed buffers for reuse, up to this share of the budget and no more than so many bytes.
 BUFFER_SHARE, MOST_BUFFERS = 16, 256 * 2**20

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mlx_llama4.checkpoint.matching import stored_quantization
+from mlx_llama4.checkpoint.safetensors import Checkpoint, StoredTensor
 from mlx_llama4.config import Config
-from mlx_llama4.convert.checkpoint import Checkpoint, StoredTensor
-from mlx_llama4.convert.matching import stored_quantization
 from mlx_llama4.errors import CheckpointError, RunError
 from mlx_llama4.offload.budget import LayerExperts
 from mlx_llama4.offload.float_types import BITS, as_type

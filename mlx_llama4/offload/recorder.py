@@ -13,8 +13,8 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
-from mlx_llama4.cache.safetensors_file import check_place
 from mlx_llama4.errors import OutputError, RunError
+from mlx_llama4.files.safetensors_file import check_place
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.offload.trace import TraceHeader
 

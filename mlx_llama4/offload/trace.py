@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_llama4.errors import InputError
-from mlx_llama4.json_file import parse_json
+from mlx_llama4.files.json_file import parse_json
 
 FORMAT = "mlx-llama4 routing trace"
 VERSION = 1

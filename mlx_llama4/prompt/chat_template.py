@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_llama4.errors import CheckpointError, PromptError
-from mlx_llama4.json_file import read_json
+from mlx_llama4.files.json_file import read_json
 from mlx_llama4.prompt.checks import check_definitions
 from mlx_llama4.prompt.messages import image_parts
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mlx_llama4.errors import ConfigError, ImageError, PromptError
-from mlx_llama4.json_file import Keys, read_json
+from mlx_llama4.files.json_file import Keys, read_json
 from mlx_llama4.prompt.heic import is_heic, png_of_heic
 
 # Pillow's own limit for refusing; a 200-megapixel photograph decodes to 600 MB.

@@ -15,16 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from mlx_llama4.cache.least_recently_used import LeastRecentlyUsed
 from mlx_llama4.config import Config
 from mlx_llama4.errors import ConfigError, PromptError
-from mlx_llama4.json_file import read_json
-from mlx_llama4.prompt.chat_template import (
-    ChatTemplate,
-    GivenIds,
-    PlainText,
-    load_chat_template,
-)
+from mlx_llama4.files.json_file import read_json
+from mlx_llama4.least_recently_used import LeastRecentlyUsed
+from mlx_llama4.prompt.chat_template import ChatTemplate, GivenIds, PlainText, load_chat_template
 from mlx_llama4.prompt.checks import check_message
 from mlx_llama4.prompt.image import (
     ImageSource,

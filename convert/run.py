@@ -1,0 +1,248 @@
+"""Running a conversion: one slice at a time, in bounded memory, and taken up where it stopped.
+
+A thread reads ahead, this one decodes and packs, another writes: disk and processor are busy at
+once, with one slice in each place.
+"""
+
+import itertools
+import json
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_llama4.checkpoint.open import Source, open_source
+from mlx_llama4.convert.config_json import mlx_config
+from mlx_llama4.convert.journal import Entry
+from mlx_llama4.convert.local import LocalShards, Shards
+from mlx_llama4.convert.pack import PackedSlice, pack
+from mlx_llama4.convert.plan import Job, Plan, make_plan
+from mlx_llama4.convert.quality import Quality, conversion_json, measured_quality
+from mlx_llama4.convert.recipes import Recipe
+from mlx_llama4.convert.side_files import copy_side_files
+from mlx_llama4.convert.write import (
+    MAX_SHARD_BYTES,
+    FolderWriter,
+    check_destination,
+    resolve_destination,
+)
+from mlx_llama4.errors import RunError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to go about it, whatever the recipe.
+
+    shard_bytes: largest shard. restart: throw away what an earlier run left. verify: read the
+    result back from the disk before it gets its name.
+    """
+
+    shard_bytes: int = MAX_SHARD_BYTES
+    restart: bool = False
+    verify: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Bytes of the source done, by this run and earlier ones; `resumed` by earlier ones only."""
+
+    doing: str
+    done: int
+    total: int
+    resumed: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """peak_bytes: most memory that MLX and the slices read took together."""
+
+    source_bytes: int
+    output_bytes: int
+    resumed_bytes: int
+    seconds: float
+    peak_bytes: int
+    has_vision: bool
+    quality: Quality
+
+
+def convert(
+    folder: Path,
+    out: Path,
+    recipe: Recipe,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    settings: Settings = Settings(),
+) -> Report:
+    """Convert a checkpoint's folder to an MLX folder.
+
+    Raises InputError before anything is written, RunError after. `out` does not exist then; what
+    was done is kept beside it, in `<out>.partial`, and the same call goes on from there.
+    """
+    source = open_source(folder)
+    plan = make_plan(source, recipe)
+    return run(source, plan, out, LocalShards(), on_progress, settings)
+
+
+def run(
+    source: Source,
+    plan: Plan,
+    out: Path,
+    shards: Shards,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    settings: Settings = Settings(),
+    files: Mapping[str, str] = MappingProxyType({}),
+) -> Report:
+    """As `convert`, for a plan that is made. on_progress hears of each slice. files: name → text
+    of files to write beside those of the source.
+    """
+    start = time.perf_counter()
+    out = resolve_destination(out)
+    check_destination(out, plan.output_bytes)
+    mx.reset_peak_memory()
+    held_before = mx.get_active_memory()
+    options = {"search": plan.recipe.search, "block": max(job.nbytes for job in plan.jobs)}
+    with FolderWriter(
+        out,
+        plan.outputs,
+        shard_bytes=settings.shard_bytes,
+        restart=settings.restart,
+        options=options,
+    ) as writer:
+        # First what is small, so that what cannot be copied is known in time.
+        copy_side_files(source, writer, files)
+        text = json.dumps(mlx_config(source.raw, source.config, plan), indent=4)
+        writer.write_text("config.json", text + "\n")
+        conversion = _Conversion(source, plan, writer, shards, on_progress)
+        conversion.check_done()
+        conversion.run()
+        if settings.verify:
+            conversion.verify()
+        quality = measured_quality(plan, conversion.entries.values())
+        report = json.dumps(conversion_json(source, plan, quality), indent=2)
+        writer.write_text("conversion.json", report + "\n")
+        writer.finish()
+    return Report(
+        source_bytes=plan.source_bytes,
+        output_bytes=plan.output_bytes,
+        resumed_bytes=conversion.resumed,
+        seconds=time.perf_counter() - start,
+        peak_bytes=mx.get_peak_memory() - held_before + 2 * max(job.nbytes for job in plan.jobs),
+        has_vision=source.config.vision is not None,
+        quality=quality,
+    )
+
+
+class _Conversion:
+    """The jobs of one run. entries: what is done, by job. done, resumed: bytes of the source by all
+    runs and by earlier ones.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        plan: Plan,
+        writer: FolderWriter,
+        shards: Shards,
+        on_progress: Callable[[Progress], None],
+    ):
+        self.checkpoint = source.checkpoint
+        self.plan = plan
+        self.writer = writer
+        self.shards = shards
+        self.on_progress = on_progress
+        self.entries: dict[int, Entry] = {}
+        self.done = self.resumed = 0
+
+    def check_done(self) -> None:
+        """Of what the journal says is done, keep what still is: same source, right checksums."""
+        for index, entry in sorted(self.writer.done.items()):
+            if index >= len(self.plan.jobs):
+                continue
+            job = self.plan.jobs[index]
+            self.on_progress(Progress("Checking", self.resumed, self.plan.source_bytes))
+            if entry.stamp == self._stamp(job) and self._is_intact(job, entry):
+                self.entries[index] = entry
+                self.resumed += job.nbytes
+        self.done = self.resumed
+
+    def run(self) -> None:
+        """All jobs that are left. Leaves no thread behind, however it ends."""
+        left = [index for index in range(len(self.plan.jobs)) if index not in self.entries]
+        self.shards.expect([self.plan.jobs[index].files for index in left])
+        with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as saver:
+            try:
+                self._work(left, reader, saver)
+            except BaseException:
+                self.shards.stop()  # or the pool would wait for a shard on its way
+                raise
+        self._release(self.writer.commit())
+
+    def _work(self, left: list[int], reader: Executor, saver: Executor) -> None:
+        reading = reader.submit(self._read, left[0]) if left else None
+        saving: Future[None] | None = None
+        for index, following in itertools.pairwise([*left, None]):
+            data = reading.result()
+            reading = None if following is None else reader.submit(self._read, following)
+            packed = pack(self.plan, self.plan.jobs[index], data)
+            del data
+            if saving is not None:
+                saving.result()
+            saving = saver.submit(self._save, index, packed)
+            del packed
+        if saving is not None:
+            saving.result()
+
+    def verify(self) -> None:
+        """Raises RunError if what is on the disk is not what was written."""
+        self.writer.forget_cached()
+        done = 0
+        for index, entry in sorted(self.entries.items()):
+            job = self.plan.jobs[index]
+            if not self._is_intact(job, entry):
+                raise RunError(
+                    f"{self.writer.folder}: {job.source.targets[0]} does not read back as it was "
+                    "written; the disk may be failing; run the same command again"
+                )
+            done += job.nbytes
+            self.on_progress(Progress("Verifying", done, self.plan.source_bytes))
+
+    def _read(self, index: int) -> list[np.ndarray]:
+        job = self.plan.jobs[index]
+        for file in job.files:
+            self.shards.ensure(file)
+        dtype = self.plan.recipe.dtype
+        return job.source.read(self.checkpoint, job.start, job.stop, dtype)
+
+    def _save(self, index: int, packed: PackedSlice) -> None:
+        job = self.plan.jobs[index]
+        checksums = {}
+        for name, data in packed.parts.items():
+            self.writer.write(name, job.start, data)
+            checksums[name] = zlib.crc32(data)
+        entry = Entry(index, self._stamp(job), checksums, packed.errors)
+        self.entries[index] = entry
+        self._release(self.writer.record(entry))
+        self.done += job.nbytes
+        self.on_progress(Progress("Converting", self.done, self.plan.source_bytes, self.resumed))
+
+    def _release(self, durable: list[Entry]) -> None:
+        for entry in durable:
+            self.shards.done(self.plan.jobs[entry.job].files)
+
+    def _is_intact(self, job: Job, entry: Entry) -> bool:
+        rows = job.stop - job.start
+        return entry.checksums.keys() == set(self._outputs(job)) and all(
+            self.writer.checksum(name, job.start, rows) == checksum
+            for name, checksum in entry.checksums.items()
+        )
+
+    def _outputs(self, job: Job) -> list[str]:
+        return [part for name in job.source.targets for part in self.plan.parts[name]]
+
+    def _stamp(self, job: Job) -> str:
+        return " ".join(self.shards.stamp(file) for file in job.files)

@@ -1,0 +1,398 @@
+"""A conversation: messages, images, and the cache that carries over from turn to turn.
+
+Knows no terminal.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_llama4.cache.prefixes import PrefixStore
+from mlx_llama4.cache.prompt_cache import PromptCache
+from mlx_llama4.chat.chat_file import load_chat, save_chat
+from mlx_llama4.chat.conversation import (
+    before,
+    document_turn,
+    opening_messages,
+    with_document,
+    with_system,
+)
+from mlx_llama4.chat.dropping import fit_messages
+from mlx_llama4.chat.options import ChatOptions
+from mlx_llama4.checkpoint.identity import Identity, identify
+from mlx_llama4.config import GenerationConfig, load_generation_config
+from mlx_llama4.errors import PromptError
+from mlx_llama4.generation.generate import Statistics, Step, generate, room
+from mlx_llama4.generation.image_features import ImageFeatureCache
+from mlx_llama4.generation.prefill import ignore_progress, prefill
+from mlx_llama4.generation.wired import wired_memory
+from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.offload.budget import ExpertStreaming
+from mlx_llama4.opening import OnLoad, ignore_load, load
+from mlx_llama4.prompt.image import ImageSource, PromptImage
+from mlx_llama4.prompt.messages import (
+    Message,
+    document_parts,
+    joined_texts,
+    user_message,
+    with_text,
+)
+from mlx_llama4.prompt.processor import Processor, Prompt, check_length, place_images
+from mlx_llama4.prompt.tool_calls import PYTHON_END, PYTHON_START, Reply, parse_reply
+
+# What a turn of the family ends with, whatever generation_config.json says or leaves out.
+END_TOKENS = ("<|eot|>", "<|eom|>", "<|end_of_text|>")
+OnProgress = Callable[[int, int], None]
+
+
+class Chat:
+    """`messages` holds what was said; `statistics` tells of the last answer."""
+
+    def __init__(
+        self,
+        model: Llama4,
+        processor: Processor,
+        generation_config: GenerationConfig,
+        options: ChatOptions | None = None,
+        identity: Identity | None = None,
+    ):
+        """identity: of the model's folder; only `save` and `load` need it."""
+        self.model = model
+        self.processor = processor
+        self.options = options or ChatOptions()
+        self.identity = identity
+        special_ids = processor.tokenizer.special_ids
+        self.end_tokens = frozenset(generation_config.eos_token_ids) | {
+            special_ids[name] for name in END_TOKENS if name in special_ids
+        }
+        self.cache = PromptCache(model.make_cache(self.options.kv_quantization))
+        self.prefixes = PrefixStore(
+            model.config.text.attention_chunk_size, self.options.prefix_bytes
+        )
+        self.features = ImageFeatureCache()
+        # Parts that a user's message begins with: the next one, if none has them yet.
+        self.document: list[dict[str, Any]] = []
+        self._answering: Generator[Step, None, None] | None = None
+        self.reset()
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        options: ChatOptions | None = None,
+        streaming: ExpertStreaming | None = None,
+        on_load: OnLoad = ignore_load,
+    ) -> "Chat":
+        """With the model of an MLX folder. Raises what `load` raises."""
+        model, processor = load(folder, streaming=streaming, on_load=on_load)
+        generation_config = load_generation_config(folder)
+        return cls(model, processor, generation_config, options, identify(folder))
+
+    def reset(self) -> None:
+        """Forget the conversation; the options stay, and a document that was read."""
+        self.stop()
+        self.messages = opening_messages(self.options.system)
+        self.statistics = Statistics()
+
+    def open_image(self, source: ImageSource) -> PromptImage:
+        """Read and tile a picture. Raises ImageError or, without a vision tower, PromptError."""
+        return self.processor.tile(source)
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer that the model, and the memory for it, allow."""
+        most = self.model.config.text.max_position_embeddings
+        return most if self.options.max_context is None else min(most, self.options.max_context)
+
+    @property
+    def reply(self) -> Reply:
+        """The last answer: what it says, and the tools it calls."""
+        last = self.messages[-1] if self.messages else {}
+        if last.get("role") != "assistant":
+            raise PromptError("nothing has been answered yet")
+        return self._parse(last)
+
+    def set_system(self, system: str | None) -> None:
+        """Another system prompt, or none, for what is said from now on; all is then read anew."""
+        self.stop()
+        self.options.system = system
+        self.messages = with_system(self.messages, system)
+
+    def read(
+        self,
+        text: str,
+        images: Sequence[PromptImage] = (),
+        on_prefill: OnProgress = ignore_progress,
+    ) -> int:
+        """Take in a document, pictures before text: the next question will be about it, and after
+        a `reset` the next again. Returns the tokens that the cache then holds.
+
+        An interruption, by an exception of `on_prefill` say, keeps what was read so far in the
+        cache: reading the same again goes on from there.
+        """
+        if not text.strip() and not images:
+            raise PromptError("the document is empty")
+        self.stop()
+        parts = document_parts(text, images)
+        prompt = self.open_prompt(parts)
+        self._check_length(prompt)
+        with wired_memory(), self._feeding(prompt, len(prompt.ids)):
+            prefill(
+                self.model,
+                prompt,
+                self.cache.layers,
+                span=self.options.prefill_step,
+                features=self.features,
+                on_progress=on_prefill,
+            )
+            mx.eval(self.cache.arrays)
+        self.prefixes.keep_tail(self.cache)
+        self.document = parts
+        return len(prompt.ids)
+
+    def send(
+        self,
+        text: str,
+        images: Sequence[PromptImage] = (),
+        on_prefill: OnProgress = ignore_progress,
+        on_picture: OnProgress = ignore_progress,
+    ) -> Iterator[str]:
+        """The answer, piece by piece as it is generated; the images come before the text.
+        on_prefill is told (tokens read, tokens in all) after each span but the last, on_picture
+        (pictures encoded, pictures to encode) before each.
+
+        A caller that stops early, by closing the iterator, by an exception of its own or by
+        sending something else, keeps the part that it has got in the conversation. A prompt that
+        is refused leaves no trace.
+        """
+        if not text.strip() and not images:
+            raise PromptError("the question is empty")
+        self.stop()
+        message = user_message(text, images)
+        if self.is_document_pending:
+            message = with_document(message, self.document)
+        return self._say([*self.messages, message], on_prefill, on_picture)
+
+    def retry(
+        self,
+        text: str | None = None,
+        on_prefill: OnProgress = ignore_progress,
+        on_picture: OnProgress = ignore_progress,
+    ) -> Iterator[str]:
+        """Answer the last question anew, or `text` in its place; its pictures stay.
+
+        The former answer is gone once the new one begins.
+        """
+        self.stop()
+        history = before(self.messages, 1)
+        message = self.messages[len(history)]
+        if text is not None:
+            message = with_text(message, text)
+        return self._say([*history, message], on_prefill, on_picture)
+
+    def give_results(
+        self, results: Sequence[str], on_prefill: OnProgress = ignore_progress
+    ) -> Iterator[str]:
+        """Go on after an answer that calls tools, with what each of them returned, in order."""
+        self.stop()
+        if len(results) != (calls := len(self.reply.calls)):
+            raise PromptError(f"{len(results)} results are given for {calls} calls")
+        new = [{"role": "ipython", "content": result} for result in results]
+        return self._say([*self.messages, *new], on_prefill, ignore_progress)
+
+    def rewind(self, turns: int = 1) -> None:
+        """Forget the last questions and their answers. Raises PromptError if there are fewer."""
+        self.stop()
+        self.messages = before(self.messages, turns)
+
+    def fork(self) -> "Chat":
+        """A conversation that begins with the same and goes its own way.
+
+        Keys and values are shared until one of the two goes on, which then has its own copy.
+        """
+        self.stop()
+        forked = copy.copy(self)
+        forked.options = dataclasses.replace(self.options)
+        forked.messages = list(self.messages)
+        forked.cache = self.cache.copy()
+        forked.statistics = Statistics()
+        return forked
+
+    @property
+    def is_document_pending(self) -> bool:
+        """Does the next question begin with the document?"""
+        return bool(self.document) and document_turn(self.messages, self.document) is None
+
+    def save(self, path: Path, small: bool = False) -> int:
+        """Write conversation and cache to a file that `load` reads. Returns its bytes.
+
+        small: without what can be computed anew from less than a chunk of tokens. Raises
+        OutputError or RunError; what was there before is then untouched.
+        """
+        self.stop()
+        return save_chat(self, path, small)
+
+    def load(self, path: Path) -> None:
+        """Go on from a file that `save` wrote; its system prompt is taken over, and its packing if
+        the options have none.
+
+        Raises CheckpointError if it is damaged or belongs to another model or tokenizer, or
+        holds keys and values packed otherwise than the options say.
+        """
+        self.stop()
+        load_chat(self, path)
+
+    def open_prompt(self, document: list[dict[str, Any]]) -> Prompt:
+        """What was said, and a document that the next question will be about."""
+        message = {"role": "user", "content": document}
+        messages = joined_texts([*self.messages, message])
+        return self.processor.encode_open(messages, self.options.tools)
+
+    def _check_length(self, prompt: Prompt) -> int:
+        """Tokens that there is room for behind the prompt. Raises PromptError if none."""
+        check_length(prompt, self.model.config)
+        if len(prompt.ids) >= self.context:
+            raise PromptError(
+                f"the prompt has {len(prompt.ids):,} tokens; beside the model this machine's "
+                f"memory holds {self.context:,}, answer included; pack them with --kv-bits, "
+                "shorten it or start a new conversation; --force tries anyway"
+            )
+        return self.context - len(prompt.ids)
+
+    def stop(self) -> None:
+        """End an answer under way: two at once would write into one cache."""
+        if self._answering is not None:
+            self._answering.close()
+            self._answering = None
+
+    def _say(
+        self,
+        messages: list[Message],
+        on_prefill: OnProgress,
+        on_picture: OnProgress,
+    ) -> Iterator[str]:
+        self._answering = self._answer(messages, on_prefill, on_picture)
+        return _texts(self._answering)
+
+    def _answer(
+        self,
+        messages: list[Message],
+        on_prefill: OnProgress,
+        on_picture: OnProgress,
+    ) -> Generator[Step, None, None]:
+        asked_at = time.perf_counter()
+        said, prompt = self._fitting(messages)
+        max_tokens = min(self.options.max_tokens, self._check_length(prompt))
+        self.statistics = Statistics()
+        generated: list[int] = []
+        texts: list[str] = []
+        with self._feeding(prompt, room(prompt, max_tokens), generated, on_picture):
+            try:
+                for step in generate(
+                    self.model,
+                    prompt,
+                    token_bytes=self.processor.tokenizer.token_bytes,
+                    end_tokens=self.end_tokens,
+                    max_tokens=max_tokens,
+                    sampler=self.options.sampler,
+                    adjustments=self.options.adjustments,
+                    grammar=self.options.grammar,
+                    stop=self.options.stop,
+                    logprobs=self.options.logprobs,
+                    draft=self.options.draft,
+                    cache=self.cache.layers,
+                    features=self.features,
+                    prefill_step=self.options.prefill_step,
+                    statistics=self.statistics,
+                    on_prefill=on_prefill,
+                ):
+                    if not generated:  # with what made ids of text, and caches fit for them
+                        self.statistics.time_to_first_token = time.perf_counter() - asked_at
+                    generated.append(step.token)
+                    texts.append(step.text)
+                    yield step
+            finally:
+                if generated:
+                    self.messages = [*said, self._assistant(texts, generated)]
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """How many these messages take."""
+        if not messages:
+            return 0
+        tools = self.options.tools
+        return len(self.processor.encode(joined_texts(messages), False, tools).ids)
+
+    def _encode(self, messages: Sequence[Message]) -> Prompt:
+        return self.processor.encode(joined_texts(messages), tools=self.options.tools)
+
+    def _fitting(self, messages: list[Message]) -> tuple[list[Message], Prompt]:
+        """The messages and their prompt, the oldest questions left out if that may and must be."""
+        options = self.options
+        if options.on_dropped is None:
+            return messages, self._encode(messages)
+        fitted = fit_messages(
+            messages, self.document, self._encode, self.context, options.max_tokens
+        )
+        if fitted.dropped and len(fitted.prompt.ids) < self.context:
+            options.on_dropped(fitted.dropped)
+        return fitted.messages, fitted.prompt
+
+    @contextlib.contextmanager
+    def _feeding(
+        self,
+        prompt: Prompt,
+        tokens: int,
+        generated: Sequence[int] = (),
+        on_picture: OnProgress = ignore_progress,
+    ) -> Iterator[None]:
+        """Have the cache hold as much as is known of the prompt's beginning, with room for
+        `tokens`; then, however it ends, note how much of the prompt and what was generated it
+        has come to hold.
+        """
+        images = place_images(prompt, self.model.config)
+        held = self.prefixes.reach(self.cache, prompt.ids, images)
+        # Before the cache is cut, which might not be fed again without the pictures either.
+        needed = [image.image for image in images if image.stop > held]
+        self.features.check(needed)
+        self.features.announce(needed, on_picture)
+        self.cache.reserve(tokens)
+        self.prefixes.fit(self.cache, prompt.ids, images)
+        try:
+            yield
+        finally:
+            ids = np.concatenate([prompt.ids, np.array(generated, np.int32)])
+            self.cache.record(ids, images)
+
+    def _assistant(self, texts: list[str], generated: list[int]) -> Message:
+        """The answer with its own tokens, which its text might not be tokenised to again."""
+        ids = generated[:-1] if generated[-1] in self.end_tokens else generated
+        # A slot for an image, which a model may well emit, would ask for one in every later turn.
+        ids = [token for token in ids if token != self.model.config.image_token_id]
+        answer = {"role": "assistant", "content": "".join(texts), "token_ids": ids}
+        if calls := self._parse(answer).calls:
+            answer["tool_calls"] = [dataclasses.asdict(call) for call in calls]
+        return answer
+
+    def _parse(self, answer: Message) -> Reply:
+        if not self.options.tools:
+            return Reply(answer["content"], (), None)
+        # Without its tokens, as a foreign conversation has it, the text is all there is.
+        ids = answer.get("token_ids")
+        marks = (PYTHON_START, PYTHON_END)
+        text = self.processor.tokenizer.decode(ids, shown=marks) if ids else None
+        names = [tool["function"]["name"] for tool in self.options.tools]
+        return parse_reply(text or answer["content"], names)
+
+
+def _texts(steps: Generator[Step, None, None]) -> Iterator[str]:
+    with contextlib.closing(steps):
+        for step in steps:
+            if step.text:
+                yield step.text

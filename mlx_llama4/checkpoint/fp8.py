@@ -1,0 +1,91 @@
+"""FP8 weights with scales: e4m3 values times one scale per tensor, per row, or per block."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlx_llama4.checkpoint.arrays import BLOCK_ITEMS, as_array, check_fit, check_products, misfit
+from mlx_llama4.checkpoint.safetensors import Checkpoint, StoredTensor
+from mlx_llama4.checkpoint.sources import Shape
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+LARGEST_E4M3 = 448.0
+NAN_E4M3 = 0x7F  # below the sign; e4m3fn has no infinity
+
+
+@dataclass(frozen=True)
+class Float8:
+    """weight: F8_E4M3 [out, in]. scale: one for all, [out] or [out, 1], or one for each block of
+    `block` rows and columns.
+    """
+
+    target: str
+    weight: StoredTensor
+    scale: StoredTensor
+    block: tuple[int, int] | None = None
+    quantization = None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.target,)
+
+    @property
+    def shapes(self) -> list[Shape] | None:
+        return [self.weight.shape] if self._scale_shape is not None else None
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return (self.weight, self.scale)
+
+    @property
+    def _scale_shape(self) -> Shape | None:
+        """The scales as [1 or rows of blocks, 1 or columns of blocks]."""
+        if len(self.weight.shape) != 2:
+            return None
+        out, width = self.weight.shape
+        if self.block is not None:
+            blocks = (-(-out // self.block[0]), -(-width // self.block[1]))
+            return blocks if self.scale.shape == blocks else None
+        if self.scale.shape in ((), (1,), (1, 1)):
+            return (1, 1)
+        return (out, 1) if self.scale.shape in ((out,), (out, 1)) else None
+
+    def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
+        data = checkpoint.read(self.weight, start, stop)
+        scale = checkpoint.read(self.scale, *self._scale_rows(start, stop))
+        if has_nan(data):
+            raise misfit(self.weight, dtype)
+        check_fit(scale, self.scale, dtype)
+        check_products(scale, self.scale, LARGEST_E4M3, dtype)
+        return [data, scale]
+
+    def decode(self, data: list[np.ndarray], start: int, stop: int) -> "list[mx.array]":
+        import mlx.core as mx
+
+        codes, scale = data
+        width = self.weight.shape[1]
+        values = mx.from_fp8(mx.array(codes.reshape(stop - start, width)), mx.float32)
+        _, columns = self._scale_shape
+        scales = as_array(scale, self.scale.dtype, (-1, columns)).astype(mx.float32)
+        if self.block is not None:
+            rows, cells = self.block
+            first = start - start // rows * rows
+            scales = mx.repeat(scales, rows, axis=0)[first : first + stop - start]
+            scales = mx.repeat(scales, cells, axis=1)[:, :width]
+        return [values * scales]
+
+    def _scale_rows(self, start: int, stop: int) -> tuple[int, int]:
+        rows, _ = self._scale_shape
+        if rows == 1:
+            return (0, 1)
+        size = self.block[0] if self.block is not None else 1
+        return (start // size, -(-stop // size))
+
+
+def has_nan(codes: np.ndarray) -> bool:
+    """codes: e4m3, uint8"""
+    blocks = (codes[start : start + BLOCK_ITEMS] for start in range(0, len(codes), BLOCK_ITEMS))
+    return any(((block & NAN_E4M3) == NAN_E4M3).any() for block in blocks)

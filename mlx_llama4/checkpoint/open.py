@@ -1,0 +1,121 @@
+"""Which format a source has: told from its folder, said to the user, refused by name if unknown."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlx_llama4.checkpoint.matching import Matching, match_tensors
+from mlx_llama4.checkpoint.meta.layout import is_meta, open_meta
+from mlx_llama4.checkpoint.meta.params import json_files
+from mlx_llama4.checkpoint.safetensors import Checkpoint, open_checkpoint
+from mlx_llama4.checkpoint.sources import OneByOne
+from mlx_llama4.config import Config, parse_config, read_config
+from mlx_llama4.errors import CheckpointError, ConfigError
+from mlx_llama4.quantization import ForeignQuantization, packing_name
+from mlx_llama4.tensors import without_absent_vision
+
+# What quantization_config may say. The tensors themselves tell the rest.
+METHODS: dict[str, tuple[str | None, ...]] = {
+    "compressed-tensors": (
+        "float-quantized",
+        "naive-quantized",
+        "pack-quantized",
+        "mixed-precision",
+    ),
+    "fp8": (None,),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint to convert. raw: its config.json, in Hugging Face's spelling. config: without
+    a vision tower if the weights have none. layout: of the weights, in words. files: name → text
+    of what the model folder needs and the source says in another way.
+    """
+
+    folder: Path
+    raw: dict[str, Any]
+    config: Config
+    checkpoint: Checkpoint
+    matching: Matching
+    layout: str
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_packed(self) -> bool:
+        """Does any tensor come on a grid that can be kept?"""
+        return any(source.quantization for source in self.matching.sources.values())
+
+    @property
+    def dtype(self) -> str:
+        """The 16-bit type of most of its unpacked bytes; bfloat16 if that is of other widths.
+
+        By what is stored, since config.json may say otherwise.
+        """
+        nbytes: Counter[str] = Counter()
+        for tensor in self.checkpoint.tensors.values():
+            if tensor.dtype in ("BF16", "F16", "F32"):
+                nbytes[tensor.dtype] += tensor.nbytes
+        return "float16" if nbytes and nbytes.most_common(1)[0][0] == "F16" else "bfloat16"
+
+
+def open_source(folder: Path, checkpoint: Checkpoint | None = None) -> Source:
+    """Reads config.json and headers only. checkpoint: the headers, if they are known already.
+
+    Raises ConfigError or CheckpointError for a folder that is no checkpoint. What is wrong with
+    single tensors is in `matching`.
+    """
+    if checkpoint is None and is_meta(folder):
+        raw, checkpoint, config, matching = open_meta(folder)
+        files = {name: json.dumps(text, indent=2) for name, text in json_files(config).items()}
+        layout = describe_meta(matching, len(checkpoint.files))
+        return Source(folder, raw, config, checkpoint, matching, layout, files)
+    raw = read_config(folder)
+    try:
+        config = parse_config(raw)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from None
+    checkpoint = checkpoint or open_checkpoint(folder)
+    config = without_absent_vision(config, checkpoint.tensors)
+    matching = match_tensors(checkpoint, config)
+    return Source(folder, raw, config, checkpoint, matching, describe(config, matching))
+
+
+def check_format(folder: Path, foreign: ForeignQuantization | None) -> None:
+    if foreign is not None and foreign.format not in METHODS.get(foreign.method, ()):
+        known = "bf16, fp16, fp32, compressed-tensors float-quantized (FP8) and pack-quantized "
+        raise CheckpointError(
+            f"{folder} is quantized by {foreign}, which is not supported; known are {known}"
+            "(int4, int8), block-wise fp8, and MLX's own"
+        )
+
+
+def packing_names(matching: Matching) -> str:
+    """The packings of what is packed, each once, for people; "" if nothing is."""
+    found = dict.fromkeys(source.quantization for source in matching.sources.values())
+    return "; ".join(packing_name(one) for one in found if one is not None)
+
+
+def describe_meta(matching: Matching, files: int) -> str:
+    packed = any(t.dtype == "F8_E4M3" for s in matching.sources.values() for t in s.tensors)
+    return f"Meta's layout, {files} file{'s' * (files != 1)}{', experts in FP8' if packed else ''}"
+
+
+def describe(config: Config, matching: Matching) -> str:
+    if matching.is_mlx:
+        return ", ".join(filter(None, ["MLX layout", packing_names(matching)]))
+    sources = matching.sources.values()
+    experts = any(isinstance(source, OneByOne) for source in sources)
+    stored = Counter[str]()
+    for source in dict.fromkeys(sources):
+        stored[source.tensors[0].dtype] += sum(tensor.nbytes for tensor in source.tensors)
+    kind = f"{config.foreign_quantization}, " if config.foreign_quantization else ""
+    width = stored.most_common(1)[0][0] if stored else "empty"
+    named = {"F8_E4M3": "FP8", "I32": "packed integers"}
+    return (
+        f"Hugging Face layout, {kind}{named.get(width, width)}"
+        f"{', experts one by one' if experts else ''}"
+    )

@@ -1,0 +1,248 @@
+"""A folder of safetensors shards: what is in it, and its bytes by range.
+
+Reads headers only, then single tensors or slices of them; never a whole file. Checks on opening
+that every shard is there and as long as its header says, so that nothing fails half-way.
+"""
+
+import math
+import operator
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlx_llama4.errors import CheckpointError, RunError
+from mlx_llama4.files.json_file import parse_json, read_json
+
+INDEX_NAME = "model.safetensors.index.json"
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4,
+    "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+# A file begins with the length of its header, in so many bytes; that may be up to the maximum.
+LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000
+MAX_READ_BYTES = 2**30  # macOS refuses more than 2 GB in one call
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies. `offset` counts bytes from the start of the file."""
+
+    name: str
+    dtype: str  # as safetensors spells it: "BF16", "F32", "U32", …
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a folder, by name."""
+
+    folder: Path
+    tensors: dict[str, StoredTensor]
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted({tensor.file for tensor in self.tensors.values()})
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def read(self, tensor: StoredTensor, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Bytes of rows start … stop - 1 along the first axis, uint8 [nbytes].
+
+        Opens the file each time: macOS lets a process hold 256, fewer than some checkpoints
+        and their conversions have.
+        """
+        rows = tensor.shape[0] if tensor.shape else 1
+        row_bytes = tensor.nbytes // max(rows, 1)
+        stop = rows if stop is None else stop
+        buffer = np.empty((stop - start) * row_bytes, np.uint8)
+        try:
+            with tensor.file.open("rb", buffering=0) as file:
+                file.seek(tensor.offset + start * row_bytes)
+                view = memoryview(buffer)
+                while view:
+                    if not (count := file.readinto(view[:MAX_READ_BYTES])):
+                        raise RunError(f"{tensor.file} became shorter while it was read")
+                    view = view[count:]
+        except OSError as failure:
+            raise RunError(f"cannot read {tensor.file}: {failure.strerror or failure}") from None
+        return buffer
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Every tensor of the folder's shards.
+
+    Raises CheckpointError for missing, truncated or damaged shards, naming the file.
+    """
+    return assemble(folder, map(read_header, shard_files(folder)))
+
+
+def assemble(folder: Path, headers: Iterable[list[StoredTensor]]) -> Checkpoint:
+    """The checkpoint of these shards' headers, checked against each other and the index."""
+    tensors: dict[str, StoredTensor] = {}
+    for header in headers:
+        for tensor in header:
+            if tensor.name in tensors:
+                first = tensors[tensor.name].file.name
+                raise CheckpointError(
+                    f"{folder}: tensor {tensor.name} is in both {first} and {tensor.file.name}; "
+                    "the folder mixes two checkpoints"
+                )
+            tensors[tensor.name] = tensor
+    _check_index(folder, tensors)
+    return Checkpoint(folder, tensors)
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the checkpoint, all of them there."""
+    names = indexed_shards(folder)
+    if not names:
+        names = _complete_numbering([path.name for path in folder.glob("model*.safetensors")])
+    if not names:
+        raise CheckpointError(
+            f"{folder} holds no model*.safetensors files; download the weights too"
+        )
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} of {len(names)} shards missing ({_some(missing)}); "
+            "download them again"
+        )
+    return [folder / name for name in names]
+
+
+def indexed_shards(folder: Path) -> list[str]:
+    """Names of the files that the index lists; none without an index."""
+    index = folder / INDEX_NAME
+    return sorted(set(_weight_map(index).values())) if index.is_file() else []
+
+
+def read_header(file: Path) -> list[StoredTensor]:
+    """The tensors of one safetensors file.
+
+    Format: 8 bytes little-endian header length, a JSON header, then the tensors' bytes.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = header_length(file, size, stream.read(LENGTH_BYTES))
+            header = stream.read(length)
+    except OSError as failure:
+        raise CheckpointError(f"cannot read {file}: {failure.strerror or failure}") from None
+    return parse_header(file, size, header)
+
+
+def header_length(file: Path, size: int, start: bytes) -> int:
+    """Length of the JSON header. start: the first bytes of the file of `size` bytes."""
+    length = int.from_bytes(start[:LENGTH_BYTES], "little")
+    if size < LENGTH_BYTES or length > min(size - LENGTH_BYTES, MAX_HEADER_BYTES):
+        raise CheckpointError(
+            f"{file} is truncated or no safetensors file ({size:,} bytes); download it again"
+        )
+    return length
+
+
+def parse_header(file: Path, size: int, data: bytes) -> list[StoredTensor]:
+    """The tensors that the JSON header `data` of a file of `size` bytes describes.
+
+    The file itself need not be there.
+    """
+    try:
+        header = parse_json(data)
+    except (ValueError, RecursionError) as failure:
+        raise CheckpointError(
+            f"{file} has a damaged header ({failure}); download it again"
+        ) from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file} has a damaged header; download it again")
+    header.pop("__metadata__", None)
+    end = LENGTH_BYTES + len(data)
+    tensors = [_tensor(file, name, entry, end) for name, entry in header.items()]
+    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+        if tensor.offset < end:
+            raise CheckpointError(f"{file}: {tensor.name} overlaps another; download it again")
+        end = tensor.offset + tensor.nbytes
+    if end > size:
+        raise CheckpointError(
+            f"{file} is truncated: {size:,} of {end:,} bytes are there; download it again"
+        )
+    return tensors
+
+
+def _tensor(file: Path, name: str, entry: dict, data_start: int) -> StoredTensor:
+    try:
+        dtype, shape = str(entry["dtype"]), tuple(map(operator.index, entry["shape"]))
+        start, stop = map(operator.index, entry["data_offsets"])
+    except (TypeError, KeyError, ValueError):
+        raise CheckpointError(
+            f"{file}: the entry of {name} is damaged; download it again"
+        ) from None
+    if not name.isprintable():
+        # It would be printed, in messages of one line; no real name has any such character.
+        raise CheckpointError(f"{file} has a damaged header (name {name!r}); download it again")
+    if dtype not in ITEM_BYTES:
+        raise CheckpointError(f"{file}: {name} has data type {dtype!r}, which is unknown")
+    tensor = StoredTensor(name, dtype, shape, file, data_start + start)
+    if min((start, *shape)) < 0 or stop - start != tensor.nbytes:
+        raise CheckpointError(
+            f"{file}: {name} of shape {list(shape)} takes {tensor.nbytes:,} bytes, "
+            f"but the header gives it {stop - start:,}; download it again"
+        )
+    return tensor
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index, CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map; download it again")
+    names = weight_map.values()
+    wrong = [name for name in names if not isinstance(name, str)]
+    if not wrong:  # of thousands of tensors, but few files
+        wrong = [name for name in sorted(set(names)) if Path(name).name != name]
+    if wrong:
+        # Names come from a download: keep them inside the folder.
+        raise CheckpointError(f"{index} names a shard {wrong[0]!r} outside its folder")
+    return weight_map
+
+
+def _check_index(folder: Path, tensors: dict[str, StoredTensor]) -> None:
+    index = folder / INDEX_NAME
+    if index.is_file():
+        absent = sorted(_weight_map(index).keys() - tensors.keys())
+        if absent:
+            raise CheckpointError(
+                f"{folder}: the index lists {len(absent)} tensors that no shard holds "
+                f"({_some(absent)}); download index and shards again"
+            )
+
+
+def _complete_numbering(names: list[str]) -> list[str]:
+    """Add the names that "…-00001-of-00003" promises, so that a missing shard is noticed."""
+    promised = set(names)
+    for name in names:
+        # Five digits at most: nobody has more shards, and the names are not to be trusted.
+        if match := re.fullmatch(r"(.*-)(\d{1,5})(-of-)(\d{1,5})(\.safetensors)", name):
+            stem, number, of, total, suffix = match.groups()
+            promised |= {
+                f"{stem}{index:0{len(number)}}{of}{total}{suffix}"
+                for index in range(1, int(total) + 1)
+            }
+    return sorted(promised)
+
+
+def _some(names: Iterable[str], count: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")

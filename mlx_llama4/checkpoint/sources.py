@@ -1,0 +1,188 @@
+"""Where the rows of a model tensor come from, whatever the format of the source.
+
+A row is one entry of the first axis: an expert of a stacked tensor, else an output feature. Any
+range of rows can be read, decoded and written on its own, so that memory depends on the size of
+a slice and never on that of a tensor.
+"""
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from mlx_llama4.checkpoint.arrays import as_array, check_fit
+from mlx_llama4.checkpoint.layouts import Layout, model_shapes, transposed
+from mlx_llama4.checkpoint.safetensors import Checkpoint, StoredTensor
+from mlx_llama4.quantization import Quantization
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows on a quantization grid, packed as MLX packs them; see `quantized_tensors`."""
+
+    weight: "mx.array"
+    scales: "mx.array"
+    biases: "mx.array | None"
+    quantization: Quantization
+
+    def dense(self) -> "mx.array":
+        """The rows' values, float32: their products have more digits than 16 bits hold."""
+        import mlx.core as mx
+
+        if self.biases is None:
+            scales, biases = self.scales, None
+        else:
+            scales, biases = self.scales.astype(mx.float32), self.biases.astype(mx.float32)
+        values = mx.dequantize(
+            self.weight,
+            scales,
+            biases,
+            self.quantization.group_size,
+            self.quantization.bits,
+            mode=self.quantization.mode,
+        )
+        return values.astype(mx.float32)
+
+
+class WeightSource(Protocol):
+    """One or several model tensors, of equally many rows, that are read together.
+
+    targets: their names. shapes: theirs as the stored shapes imply, None if these make no sense.
+    tensors: what is stored. quantization: the packing that rows come in, None if dense.
+    """
+
+    @property
+    def targets(self) -> tuple[str, ...]: ...
+    @property
+    def shapes(self) -> list[Shape] | None: ...
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]: ...
+    @property
+    def quantization(self) -> Quantization | None: ...
+
+    def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
+        """What rows start … stop - 1 need of each tensor, as bytes, uint8. Runs beside `decode`
+        in a thread of its own, does there what numpy is good for, and makes no MLX arrays. Raises
+        RunError for values not finite in `dtype`.
+        """
+        ...
+
+    def decode(
+        self, data: list[np.ndarray], start: int, stop: int
+    ) -> "list[mx.array | PackedRows]":
+        """What `read` gave → rows start … stop - 1 of each target, lazily."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A stored float tensor."""
+
+    targets: tuple[str, ...]
+    tensor: StoredTensor
+    layout: Layout = "as is"
+    quantization = None
+
+    @property
+    def shapes(self) -> list[Shape] | None:
+        return model_shapes(self.layout, self.tensor.shape)
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return (self.tensor,)
+
+    def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
+        data = checkpoint.read(self.tensor, start, stop)
+        check_fit(data, self.tensor, dtype)
+        if self.layout != "as is":
+            width = np.uint32 if self.tensor.dtype == "F32" else np.uint16
+            shaped = data.view(width).reshape(stop - start, *self.tensor.shape[1:])
+            data = transposed(shaped).reshape(-1).view(np.uint8)
+        return [data]
+
+    def decode(self, data: list[np.ndarray], start: int, stop: int) -> "list[mx.array]":
+        count = len(self.targets)
+        _, *inner = self.shapes[0]
+        rows = as_array(data[0], self.tensor.dtype, (stop - start, count, *inner))
+        return [rows[:, index] for index in range(count)]
+
+
+@dataclass(frozen=True)
+class OneByOne:
+    """A stacked tensor whose rows, the experts, are stored as tensors of their own."""
+
+    experts: tuple[WeightSource, ...]
+    target: str
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.target,)
+
+    @cached_property  # as are the tensors: Maverick has 128 experts, each asked for each slice
+    def shapes(self) -> list[Shape] | None:
+        found = [expert.shapes for expert in self.experts]
+        if found[0] is None or any(shapes != found[0] for shapes in found):
+            return None
+        return [(len(self.experts), *found[0][0])]
+
+    @cached_property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return tuple(tensor for expert in self.experts for tensor in expert.tensors)
+
+    @property
+    def quantization(self) -> Quantization | None:
+        found = {expert.quantization for expert in self.experts}
+        return found.pop() if len(found) == 1 else None
+
+    def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
+        return [
+            data
+            for expert in self.experts[start:stop]
+            for data in expert.read(checkpoint, 0, num_rows(expert), dtype)
+        ]
+
+    def decode(
+        self, data: list[np.ndarray], start: int, stop: int
+    ) -> "list[mx.array | PackedRows]":
+        parts = iter(data)
+        rows = [
+            expert.decode(list(itertools.islice(parts, len(expert.tensors))), 0, num_rows(expert))[
+                0
+            ]
+            for expert in self.experts[start:stop]
+        ]
+        return [_stack(rows)]
+
+
+def num_rows(source: WeightSource) -> int:
+    return source.shapes[0][0] if source.shapes else 0
+
+
+def row_bytes(source: WeightSource) -> int:
+    """Bytes that are read for a row, rounded up."""
+    return -(-sum(tensor.nbytes for tensor in source.tensors) // max(num_rows(source), 1))
+
+
+def _stack(rows: "list[mx.array | PackedRows]") -> "mx.array | PackedRows":
+    import mlx.core as mx
+
+    first = rows[0]
+    if isinstance(first, mx.array) or any(
+        isinstance(one, mx.array) or one.quantization != first.quantization for one in rows
+    ):
+        dense = [one.dense() if isinstance(one, PackedRows) else one for one in rows]
+        return mx.stack(dense)
+    biases = None if first.biases is None else mx.stack([one.biases for one in rows])
+    return PackedRows(
+        mx.stack([one.weight for one in rows]),
+        mx.stack([one.scales for one in rows]),
+        biases,
+        first.quantization,
+    )

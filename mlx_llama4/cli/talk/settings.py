@@ -1,0 +1,71 @@
+"""/set: how answers are chosen, changed while the conversation goes on."""
+
+import difflib
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mlx_llama4.cli.drafts import Draft, drafter, drafts_with
+from mlx_llama4.errors import InputError, Llama4Error
+
+if TYPE_CHECKING:
+    from mlx_llama4.cli.talk.talk import Talk
+
+FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty")
+INTEGERS = ("top_k", "seed")
+NAMES = (*FLOATS, *INTEGERS, "max_tokens", "stop", "draft")
+
+
+def set_value(talk: "Talk", name: str, value: str) -> None:
+    """Raises InputError for an unknown name or a value out of range."""
+    options = talk.chat.options
+    if name == "stop":
+        options.stop = (value,) if value and value != "none" else ()
+    elif name == "max_tokens":
+        number = _number(name, value, int)
+        if number < 1:
+            raise InputError(f"max_tokens {number} must be 1 or more")
+        options.max_tokens = number
+    elif name == "draft":
+        if value not in list(Draft):
+            raise InputError(f"draft is {' or '.join(Draft)}, not {value!r}: /set draft VALUE")
+        options.draft = drafter(Draft(value))
+    elif name == "seed" and value == "none":
+        talk.apply(replace(talk.settings, seed=None))
+    elif name in FLOATS or name in INTEGERS:
+        number = _number(name, value, float if name in FLOATS else int)
+        talk.apply(replace(talk.settings, **{name: number}))
+    else:
+        raise _unknown(name)
+
+
+def shown_value(talk: "Talk", name: str) -> str:
+    """Raises Llama4Error for an unknown name."""
+    options = talk.chat.options
+    others = {
+        "max_tokens": options.max_tokens,
+        "stop": " ".join(options.stop),
+        "draft": drafts_with(options.draft),
+    }
+    if name not in NAMES:
+        raise _unknown(name)
+    value = others[name] if name in others else getattr(talk.settings, name)
+    return "none" if value in (None, "") else str(value)
+
+
+def shown_values(talk: "Talk") -> str:
+    width = max(map(len, NAMES))
+    return "\n".join(f"{name:{width}}  {shown_value(talk, name)}" for name in NAMES)
+
+
+def _unknown(name: str) -> Llama4Error:
+    near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.6)
+    advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}"
+    return Llama4Error(f"there is no setting {name}; {advice}")
+
+
+def _number(name: str, value: str, kind: type) -> float:
+    try:
+        return kind(value)
+    except ValueError:
+        sort = "a whole number" if kind is int else "a number"
+        raise InputError(f"{name} takes {sort}, not {value!r}: /set {name} VALUE") from None

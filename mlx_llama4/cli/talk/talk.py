@@ -1,0 +1,270 @@
+"""A conversation in a terminal: what is said, what is shown of it, what is kept of it."""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlx_llama4.cli import terminal
+from mlx_llama4.cli.talk import state_files
+from mlx_llama4.cli.talk.attachments import Attachments, facts_of, name_of
+from mlx_llama4.errors import Llama4Error
+from mlx_llama4.generation.settings import SamplingSettings
+
+if TYPE_CHECKING:
+    from mlx_llama4.chat import Chat
+    from mlx_llama4.cli.talk.tool_consent import Consent
+    from mlx_llama4.generation.generate import Statistics
+    from mlx_llama4.prompt.image import PromptImage
+    from mlx_llama4.prompt.messages import Message
+
+
+@dataclass
+class Totals:
+    """Of all answers since the chat began."""
+
+    answers: int = 0
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass
+class Look:
+    """How things are shown. preview: shows a picture in the terminal, if it can."""
+
+    markdown: bool = False
+    preview: Callable[["PromptImage"], None] | None = None
+
+
+@dataclass
+class Talk:
+    """chat: the conversation that is going on, one of `forks`."""
+
+    chat: "Chat"
+    settings: SamplingSettings
+    look: Look = field(default_factory=Look)
+    consent: "Consent | None" = None
+    keeps_session: bool = True
+    edit: Callable[[str], str | None] | None = None  # None: nothing can be edited here
+    totals: Totals = field(default_factory=Totals)
+    is_over: bool = False
+
+    def __post_init__(self) -> None:
+        self.forks = [self.chat]
+        self.attachments = Attachments(self.chat, self._show_picture)
+        self._resumed: Path | None = None
+        self.used = 0  # tokens that the conversation takes
+        self._kept: list[Message] = []
+        self.recount()
+
+    def say(self, text: str) -> None:
+        """Send a message, with the pictures that are named in it or attached; show the answer."""
+        text = self.attachments.take_from(terminal.as_typed(text))
+        spoken = list(self.chat.messages)
+        if not text.strip() and not self.attachments.pending:
+            return
+        try:
+            self._show(
+                lambda answer: self.chat.send(
+                    text, self.attachments.pending, answer.on_prefill, answer.on_picture
+                )
+            )
+        finally:
+            # Dropped questions may leave as many messages as there were.
+            if self.chat.messages != spoken:
+                self.attachments.pending.clear()
+
+    def retry(self, text: str | None = None) -> None:
+        """Raises Llama4Error if the new text names pictures: the message's own stay, no others."""
+        from mlx_llama4.cli.talk.dropped_paths import find_images
+
+        if text is not None and find_images(text).paths:
+            raise Llama4Error("a message's pictures stay as they are; /undo, and send it anew")
+        self._show(lambda answer: self.chat.retry(text, answer.on_prefill, answer.on_picture))
+
+    def _show(self, begin: Callable[[terminal.Answer], Iterator[str]]) -> None:
+        """An answer as it comes, and what follows from it: calls of tools, and answers to their
+        results.
+        """
+        # Calls are shown as they are: Markdown would take signs of theirs for its own.
+        literal = "[{<" if self.consent is not None else ""
+        while True:
+            former = self.chat.statistics
+            try:
+                with (
+                    terminal.keys_unseen(),
+                    terminal.Answer(self.look.markdown, literal) as answer,
+                ):
+                    answer.show(begin(answer))
+            finally:
+                self._count(former)
+            self._say_if_cut_short()
+            results = self._run_tools()
+            if results is None:
+                return
+
+            def begin(answer: terminal.Answer, results: list[str] = results) -> Iterator[str]:
+                return self.chat.give_results(results, answer.on_prefill)
+
+    def _run_tools(self) -> list[str] | None:
+        """What the tools that the last answer calls have returned; None if it calls none."""
+        if self.consent is None:
+            return None
+        reply = self.chat.reply
+        if reply.refused:
+            terminal.aside(
+                f"[no call that can be run: {reply.refused}]".translate(terminal.CONTROLS)
+            )
+        return self.consent.answer(reply.calls) if reply.calls else None
+
+    def _count(self, former: "Statistics") -> None:
+        """former: of the answer before, which is still the last one if none has begun."""
+        statistics, totals = self.chat.statistics, self.totals
+        if statistics is former:
+            return
+        if not statistics.generated_tokens:
+            self.recount()
+            return
+        totals.answers += 1
+        totals.generated_tokens += statistics.generated_tokens
+        totals.prompt_tokens += statistics.prompt_tokens
+        totals.cached_tokens += statistics.cached_tokens
+        self.used = statistics.prompt_tokens + statistics.generated_tokens
+
+    def recount(self) -> None:
+        """After the conversation has become another one by other means than an answer."""
+        self.used = self.chat.count_tokens(self.chat.messages)
+
+    def _say_if_cut_short(self) -> None:
+        if self.chat.statistics.finish_reason != "length":
+            return
+        if self.used >= self.chat.context:
+            terminal.aside("[stopped: the context is full]")
+        else:
+            count = self.chat.statistics.generated_tokens
+            terminal.aside(f"[stopped after {count:,} tokens; /set max_tokens allows more]")
+
+    def _show_picture(self, image: "PromptImage") -> None:
+        if self.look.preview is not None:
+            self.look.preview(image)
+        facts = facts_of(image, self.chat.processor.image_tokens(image))
+        terminal.aside(f"[{name_of(image)}: {facts}]")
+
+    def apply(self, settings: SamplingSettings) -> None:
+        """Choose tokens so from now on. Raises InputError for values out of range."""
+        options = self.chat.options
+        options.sampler, options.adjustments = settings.sampler(), settings.adjustments()
+        self.settings = settings
+
+    def turn_to(self, number: int) -> None:
+        """Go on with a fork, counted from 1."""
+        self.chat.stop()
+        self.chat = self.forks[number - 1]
+        pending = self.attachments.pending
+        self.attachments = Attachments(self.chat, self._show_picture)
+        self.attachments.pending = pending
+        self.apply(self.settings)
+        self.recount()
+
+    def status(self, typed: str = "") -> str:
+        """A line that says how the conversation stands and what goes with the message typed, as far
+        as there is room in the window.
+        """
+        from prompt_toolkit.utils import get_cwidth
+
+        from mlx_llama4.units import human_bytes
+
+        statistics = self.chat.statistics
+        name = self.chat.identity.name if self.chat.identity is not None else "model"
+        parts = [name, f"{self.used:,} of {self.chat.context:,} tokens"]
+        if len(self.forks) > 1:
+            parts.insert(1, f"fork {self.forks.index(self.chat) + 1} of {len(self.forks)}")
+        if statistics.decode_tokens_per_second is not None:
+            parts.append(f"{statistics.decode_tokens_per_second:.1f} tokens/s")
+        if statistics.time_to_first_token is not None:
+            parts.append(f"first token {statistics.time_to_first_token:.2g} s")
+            parts.append(f"{statistics.cached_tokens:,} cached")
+            parts.append(human_bytes(statistics.peak_memory_bytes))
+        experts = statistics.decode_experts
+        if experts is not None and (needed := experts.hits + experts.misses):
+            parts.append(f"experts {experts.hits / needed:.0%}")
+        if pictures := [*self.attachments.pending, *self.attachments.in_sight(typed)]:
+            tokens = sum(map(self.chat.processor.image_tokens, pictures))
+            names = ", ".join(map(name_of, pictures))
+            parts.insert(0, f"+ {names}: {tokens:,} tokens")
+        width = shutil.get_terminal_size().columns
+        while get_cwidth(line := " │ ".join(parts)) > width and len(parts) > 1:
+            parts.pop()
+        return line
+
+    def keep(self) -> Path | None:
+        """Write this session down for --resume, if there is anything new in it. Returns where."""
+        from mlx_llama4.chat.conversation import questions
+
+        model = self.chat.identity and self.chat.identity.model
+        said = self.chat.messages
+        if not self.keeps_session or not model or not questions(said) or said == self._kept:
+            return None
+        path = state_files.new_session(model)
+        if path is None:
+            return None
+        self.chat.save(path)
+        self._kept = list(said)
+        if self._resumed is not None:  # it is the beginning of this one
+            self._resumed.unlink(missing_ok=True)
+        state_files.drop_old_sessions(model)
+        return path
+
+    def load(self, path: Path) -> int:
+        """Go on from a file. Returns its tokens. Raises what `Chat.load` raises, and Llama4Error if
+        it is longer than the context.
+        """
+        from mlx_llama4.cache.prompt_file import PromptFile
+
+        tokens = PromptFile(path).tokens
+        if tokens >= self.chat.context:
+            raise Llama4Error(
+                f"{path} has {tokens:,} tokens; there is room for {self.chat.context:,} here"
+            )
+        self.chat.load(path)
+        self._resumed = None
+        self._kept = list(self.chat.messages)
+        self.recount()
+        return tokens
+
+    def reset(self) -> None:
+        """Forget the conversation, and the pictures attached; a session's file stays."""
+        self.chat.reset()
+        self.attachments.pending.clear()
+        self._resumed = None
+        self.recount()
+
+    def resume(self, session: Path) -> int:
+        """As `load`; what is said from here on takes the place of the session's file."""
+        tokens = self.load(session)
+        self._resumed = session
+        return tokens
+
+
+def say_dropped(turns: int) -> None:
+    questions = "question was" if turns == 1 else f"{turns} questions were"
+    terminal.aside(f"[the context is full: the oldest {questions} dropped]")
+
+
+@contextlib.contextmanager
+def kept_at_the_end(talk: Talk) -> Iterator[None]:
+    """However it ends, the session is kept, and the user told how to go on with it."""
+    try:
+        yield
+    finally:
+        try:
+            with terminal.no_signals():
+                path = talk.keep()
+        except Llama4Error as error:
+            terminal.note(f"error: this session could not be kept: {error}")
+        else:
+            if path is not None:
+                terminal.aside("[kept; chat --resume goes on from here]")

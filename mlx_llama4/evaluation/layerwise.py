@@ -1,0 +1,246 @@
+"""A forward pass through a model that is never in memory as a whole.
+
+Layer by layer, and in a layer expert by expert, weights are read, widened to float32, used on
+every token and dropped: the largest thing in memory is one expert, or one MLP, and not a layer.
+Any folder that `convert` reads will do, converted or not. Packed weights are unpacked, so that
+all formats go through the same arithmetic and only what they stored makes a difference.
+
+Shapes: L tokens, D hidden size, k experts per token.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+
+from mlx_llama4.checkpoint.open import Source
+from mlx_llama4.checkpoint.sources import PackedRows, WeightSource, num_rows, row_bytes
+from mlx_llama4.convert.plan import BLOCK_BYTES
+from mlx_llama4.model.block import Block
+from mlx_llama4.model.feed_forward import FeedForward
+from mlx_llama4.model.fusion import fuse
+from mlx_llama4.model.llama4 import ATTENTION_STEP, Llama4, make_layer_cache
+from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.tensors import VISION_PREFIXES
+
+# Tokens that pass through a layer at once; bounds activations, however long a window is. A
+# picture of 17 tiles is one span.
+SPAN = 2560
+EMBEDDING = "language_model.model.embed_tokens.weight"
+FINAL_NORM = "language_model.model.norm.weight"
+HEAD = "language_model.lm_head.weight"
+EXPERTS = "feed_forward.experts."
+
+# Sources, each with a range of its rows, that are read together.
+Slice = list[tuple[WeightSource, int, int]]
+
+
+@dataclass(eq=False)
+class _Span:
+    """x: hidden states [1, L, D] of some tokens. inputs [L · k, D] and experts [L · k]: what the
+    routed experts of the layer at hand are given, and which of them.
+    """
+
+    x: mx.array
+    inputs: mx.array | None = None
+    experts: np.ndarray | None = None
+
+
+class LayerwiseModel:
+    """The source's tensors are known to be complete. on_bytes is told of the bytes of each slice
+    of weights once it has been used: `nbytes` in all, when the head has been read.
+    """
+
+    def __init__(self, source: Source, on_bytes: Callable[[int], None] = lambda nbytes: None):
+        self.config = source.config
+        self._checkpoint = source.checkpoint
+        self._sources = source.matching.sources
+        self._on_bytes = on_bytes
+
+    @property
+    def nbytes(self) -> int:
+        return sum(map(_slice_bytes, self._whole(self._sources)))
+
+    def hidden_states(self, prompts: Sequence[Prompt]) -> list[mx.array]:
+        """float32 [L, D] of each prompt after the last layer and norm: what the head is given.
+
+        Raises PromptError for images that do not go with their prompt, RunError for a weight
+        that is not finite or a file that cannot be read any more.
+        """
+        embeddings = self._embed(prompts)
+        windows = [
+            [_Span(x[:, start : start + SPAN]) for start in range(0, x.shape[1], SPAN)]
+            for x in embeddings
+        ]
+        del embeddings
+        for index in range(self.config.text.num_hidden_layers):
+            self._run_layer(index, windows)
+            mx.clear_cache()
+        norm = nn.RMSNorm(self.config.text.hidden_size, self.config.text.rms_norm_eps)
+        self._load(norm, [FINAL_NORM], FINAL_NORM.removesuffix("weight"))
+        return [self._normed(norm, windows.pop(0)) for _ in prompts]
+
+    def head_blocks(self, rows: int) -> Iterator[mx.array]:
+        """The head's weights, float32 [rows, D], in the order of the vocabulary."""
+        for block in self._read(self._blocks(HEAD, rows)):
+            yield block[HEAD]
+
+    @staticmethod
+    def _normed(norm: nn.RMSNorm, spans: list[_Span]) -> mx.array:
+        hidden = norm(mx.concatenate([span.x[0] for span in spans]))
+        mx.eval(hidden)
+        return hidden
+
+    def _embed(self, prompts: Sequence[Prompt]) -> list[mx.array]:
+        """Embeddings [1, L, D] of each prompt, with its images' features in their slots."""
+        features = self._image_features(prompts)
+        ids = np.concatenate([prompt.ids for prompt in prompts])
+        rows = max(1, BLOCK_BYTES // row_bytes(self._sources[EMBEDDING]))
+        embeddings = mx.zeros((len(ids), self.config.text.hidden_size))
+        start = 0
+        for block in self._read(self._blocks(EMBEDDING, rows)):
+            stop = start + len(block[EMBEDDING])
+            places = np.flatnonzero((start <= ids) & (ids < stop))
+            if len(places):
+                embeddings[mx.array(places)] = block[EMBEDDING][mx.array(ids[places] - start)]
+                mx.eval(embeddings)
+            start = stop
+        borders = np.cumsum([len(prompt.ids) for prompt in prompts])[:-1].tolist()
+        return [
+            x[None] if found is None else fuse(x[None], prompt.ids[None], found, self._patch_id)
+            for x, prompt, found in zip(
+                mx.split(embeddings, borders), prompts, features, strict=True
+            )
+        ]
+
+    @property
+    def _patch_id(self) -> int:
+        return self.config.image_token_id
+
+    def _image_features(self, prompts: Sequence[Prompt]) -> list[mx.array | None]:
+        """[N, D] of each prompt with images. The vision tower is read whole: it is as large as a
+        few experts.
+        """
+        names = [name for name in self._sources if name.startswith(VISION_PREFIXES)]
+        if not any(prompt.images for prompt in prompts):
+            self._on_bytes(sum(map(_slice_bytes, self._whole(names))))
+            return [None] * len(prompts)
+        model = Llama4(self.config)  # MLX is lazy: what is not loaded takes no memory
+        del model["language_model"]
+        self._load(model, names)
+        features: list[mx.array | None] = []
+        for prompt in prompts:
+            found = [model.image_features(image.pixel_values()) for image in prompt.images]
+            features.append(mx.concatenate(found) if found else None)
+        mx.eval([one for one in features if one is not None])
+        return features
+
+    def _run_layer(self, index: int, windows: list[list[_Span]]) -> None:
+        """All tokens through layer `index`."""
+        text = self.config.text
+        kind = text.layers[index]
+        prefix = f"language_model.model.layers.{index}."
+        block = Block(text, kind)
+        if kind.feed_forward == "moe":
+            del block.feed_forward["experts"]  # read one by one below
+        names = [name for name in self._sources if name.startswith(prefix)]
+        self._load(block, [name for name in names if EXPERTS not in name], prefix)
+        for spans in windows:
+            cache = make_layer_cache(text, kind)
+            for span in spans:
+                if kind.feed_forward == "dense":
+                    span.x = block(span.x, cache, ATTENTION_STEP)
+                    mx.eval(span.x)
+                    continue
+                x = block.attend(span.x, cache, ATTENTION_STEP)
+                normed = block.post_attention_layernorm(x)
+                span.x = x + block.feed_forward.shared_expert(normed)
+                span.inputs, experts = block.feed_forward.route(normed)
+                mx.eval(span.x, span.inputs)
+                span.experts = np.array(experts)
+        del block
+        if kind.feed_forward == "moe":
+            spans = [span for spans in windows for span in spans]
+            self._add_experts([name for name in names if EXPERTS in name], spans)
+
+    def _add_experts(self, names: Sequence[str], spans: Sequence[_Span]) -> None:
+        """The routed experts' share of a layer's output; those that no token chose are not read."""
+        chosen = np.unique(np.concatenate([span.experts for span in spans])).tolist()
+        sources = self._distinct(names)
+        slices = [[(source, expert, expert + 1) for source in sources] for expert in chosen]
+        for expert, weights in zip(chosen, self._read(slices), strict=True):
+            self._add_expert(expert, weights, spans)
+        unread = self.config.text.num_local_experts - len(chosen)
+        self._on_bytes(_slice_bytes([(source, 0, unread) for source in sources]))
+        for span in spans:
+            span.inputs = span.experts = None
+
+    def _add_expert(
+        self, expert: int, weights: dict[str, mx.array], spans: Sequence[_Span]
+    ) -> None:
+        text = self.config.text
+        mlp = FeedForward(text.hidden_size, text.intermediate_size)
+        # Squeezed, since indexing would copy.
+        mlp.load_weights(
+            [(name.split(EXPERTS)[1], array.squeeze(0)) for name, array in weights.items()]
+        )
+        for span in spans:
+            inputs = np.flatnonzero(span.experts == expert)
+            if len(inputs):
+                tokens = mx.array(inputs // text.num_experts_per_tok)
+                span.x = span.x.at[0, tokens].add(mlp(span.inputs[mx.array(inputs)]))
+                mx.eval(span.x)
+
+    def _load(self, module: nn.Module, names: Iterable[str], prefix: str = "") -> None:
+        """Weights into a module, all that it has; `prefix` is the module's own path."""
+        weights: dict[str, mx.array] = {}
+        for arrays in self._read(self._whole(names)):
+            weights.update(arrays)
+        module.load_weights([(name.removeprefix(prefix), w) for name, w in weights.items()])
+
+    def _distinct(self, names: Iterable[str]) -> list[WeightSource]:
+        """Each source once, though gate and up may share theirs."""
+        return list(dict.fromkeys(self._sources[name] for name in names))
+
+    def _whole(self, names: Iterable[str]) -> list[Slice]:
+        return [[(source, 0, num_rows(source))] for source in self._distinct(names)]
+
+    def _blocks(self, name: str, rows: int) -> list[Slice]:
+        source = self._sources[name]
+        last = num_rows(source)
+        return [[(source, start, min(start + rows, last))] for start in range(0, last, rows)]
+
+    def _read(self, slices: Sequence[Slice]) -> Iterator[dict[str, mx.array]]:
+        """Model tensor → its rows in float32, of each slice; the next is read meanwhile."""
+        with ThreadPoolExecutor(1, "read") as reader:
+            reading = reader.submit(self._fetch, slices[0]) if slices else None
+            for slice_, following in itertools.pairwise([*slices, None]):
+                data = reading.result()
+                reading = None if following is None else reader.submit(self._fetch, following)
+                arrays: dict[str, mx.array] = {}
+                for (source, start, stop), part in zip(slice_, data, strict=True):
+                    decoded = source.decode(part, start, stop)
+                    arrays.update(zip(source.targets, map(_dense, decoded), strict=True))
+                mx.eval(arrays)
+                del data, part, decoded
+                yield arrays
+                arrays.clear()  # or they would stay until the next ones have been made
+                self._on_bytes(_slice_bytes(slice_))
+
+    def _fetch(self, slice_: Slice) -> list[list[np.ndarray]]:
+        return [
+            source.read(self._checkpoint, start, stop, "float32") for source, start, stop in slice_
+        ]
+
+
+def _slice_bytes(slice_: Slice) -> int:
+    return sum((stop - start) * row_bytes(source) for source, start, stop in slice_)
+
+
+def _dense(rows: mx.array | PackedRows) -> mx.array:
+    dense = rows.dense() if isinstance(rows, PackedRows) else rows.astype(mx.float32)
+    return mx.contiguous(dense)

@@ -1,0 +1,136 @@
+"""Arrays into one safetensors file, one after the other, whole or not at all."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_llama4.errors import OutputError, RunError
+from mlx_llama4.files.durable import sync_file, sync_path
+from mlx_llama4.units import human_bytes
+
+DTYPES = {
+    mx.uint8: "U8",
+    mx.int32: "I32",
+    mx.uint32: "U32",
+    mx.float16: "F16",
+    mx.bfloat16: "BF16",
+    mx.float32: "F32",
+}
+MAX_WRITE_BYTES = 2**30  # macOS refuses more than 2 GB in one call
+
+
+def write_safetensors(
+    path: Path, arrays: Mapping[str, mx.array], metadata: Mapping[str, str]
+) -> int:
+    """Write the file and return its bytes. Arrays are evaluated, and let go, one at a time.
+
+    A file of that name stays as it is until the new one is on the disk. Of two processes that
+    write it, one waits for the other. Raises OutputError if it cannot be written there, RunError
+    if that shows on the way.
+    """
+    header = _header(arrays, metadata)
+    nbytes = len(header) + sum(array.nbytes for array in arrays.values())
+    check_place(path, nbytes)
+    partial = _partial(path)
+    try:
+        with _claimed(partial) as file:
+            try:
+                _write(file, header)
+                for array in arrays.values():
+                    _write(file, _bytes(array))
+                sync_file(file)
+                partial.replace(path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+        sync_path(path.parent)
+    except OSError as failure:
+        raise RunError(f"cannot write {path}: {failure.strerror or failure}") from None
+    return nbytes
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[int]:
+    """The file, open, empty and ours alone; what a killed process left of it is of no use."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            with contextlib.suppress(OSError):  # some network volumes know no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if _is(path, file):
+                os.ftruncate(file, 0)
+                yield file
+                return
+        finally:
+            os.close(file)
+
+
+def _is(path: Path, file: int) -> bool:
+    """Whether that is still the open file's name: who held it before may have renamed it."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
+
+
+def check_place(path: Path, nbytes: int = 0) -> None:
+    """Raises OutputError if no file of that size can be written there."""
+    folder = path.absolute().parent
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; give the name of a file")
+        if path.exists() and not path.is_file():  # such as /dev/null, which would be replaced
+            raise OutputError(f"{path} is no ordinary file; give the name of one")
+        if not folder.is_dir():
+            raise OutputError(f"{folder} is not a folder; create it first")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(f"cannot write to {folder}; choose a folder of your own")
+        free = shutil.disk_usage(folder).free
+        if _partial(path).is_file():  # what a killed process left gives way
+            free += _partial(path).stat().st_size
+    except OSError as failure:
+        raise OutputError(f"cannot write {path}: {failure.strerror or failure}") from None
+    if free < nbytes:
+        raise OutputError(
+            f"{path} needs {human_bytes(nbytes)} but only {human_bytes(free)} are free on that disk"
+        )
+
+
+def _header(arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> bytes:
+    """Length and JSON; padded so that data begins at a multiple of 8, as the format asks."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, array in arrays.items():
+        header[name] = {
+            "dtype": DTYPES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(array: mx.array) -> memoryview:
+    array = mx.contiguous(array)
+    # numpy has no bfloat16.
+    array = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
+    return memoryview(np.asarray(array)).cast("B")
+
+
+def _write(file: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view[:MAX_WRITE_BYTES]) :]

@@ -1,0 +1,234 @@
+"""Repositories of the Hugging Face hub wherever a model folder is taken.
+
+What is downloaded lies in the hub's own cache (HF_HOME) and is found there the next time, without
+a network too. Nothing is downloaded that cannot be used: config.json and the index come first.
+"""
+
+import contextlib
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from mlx_llama4.errors import CheckpointError, ConfigError, HubError, InputError, RunError
+
+Purpose = Literal["run", "convert", "inspect"]
+
+# All but the weights, from the repository's top folder only.
+SIDE_FILES = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*", "NOTICE*", "USE_POLICY*")
+ORIGINAL_WEIGHTS = "*.pth"  # of Meta's own layout, which has no config.json
+LIBRARY = {"library_name": "mlx-llama4"}
+
+
+def find_folder(name: str | Path, revision: str | None = None, purpose: Purpose = "run") -> Path:
+    """The folder that `name` means: a path, or OWNER/NAME on the hub, then downloaded.
+
+    A path wins. "convert" takes Meta's own layout too; "inspect" leaves the weights out.
+
+    Raises InputError for a name that means nothing, for a repository that is gated, and for one
+    that cannot serve the purpose; RunError if the hub cannot be reached or the disk is full.
+    """
+    if not is_repository(name):
+        if revision is not None:
+            raise HubError(f"--revision is for repositories of the hub, and {name} is none")
+        if _exists(Path(name)):
+            return Path(name)
+        raise HubError(
+            f"{name} does not exist; give a model folder, or a repository of the hub as OWNER/NAME"
+        )
+    repository = str(name)
+    folder = download_side_files(repository, revision)
+    if purpose != "inspect":
+        _download_weights(repository, folder, purpose)
+    return folder
+
+
+def is_repository(name: str | Path) -> bool:
+    """Can only a repository of the hub be meant? So it is if no such path exists."""
+    return is_repository_name(str(name)) and not _exists(Path(name))
+
+
+def is_repository_name(name: str) -> bool:
+    """OWNER/NAME, as the hub allows them."""
+    if re.search(r"--|\.\.|[.-]/|[.-]$|\.git$", name):
+        return False
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]{0,95}", name, re.ASCII))
+
+
+def download_side_files(repository: str, revision: str | None) -> Path:
+    """A snapshot's folder in the hub's cache, its name the commit: all but the weights is there.
+
+    Without a network, what the cache has.
+    """
+    with hub_errors(repository, revision):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.utils import tqdm
+
+        class Silent(tqdm):
+            """These files are small, and the hub's bar would show where there is no terminal."""
+
+            def __init__(self, *arguments: object, **options: object):
+                super().__init__(*arguments, **(options | {"disable": True}))
+
+        folder = snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=list(SIDE_FILES),
+            ignore_patterns=["*/*"],
+            tqdm_class=Silent,
+            **LIBRARY,
+        )
+    return Path(folder)
+
+
+@contextlib.contextmanager
+def hub_errors(repository: str, revision: str | None = None) -> Iterator[None]:
+    """Turns what huggingface_hub raises into one line of ours.
+
+    The order matters: these errors derive from one another.
+    """
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/{repository}"
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise HubError(
+            f"{repository} is gated: accept its licence at {page}, then log in: hf auth login"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise HubError(
+            f"{repository}: there is no such folder, and the hub has no such repository or does "
+            "not show it to you; check the name or, if it is private, log in: hf auth login"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise HubError(
+            f"{repository} has no revision {revision!r}; {page}/commits lists them"
+        ) from None
+    except errors.LocalEntryNotFoundError as failure:
+        offline = isinstance(failure.__cause__, errors.OfflineModeIsEnabled)
+        reason = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+        raise RunError(
+            f"{repository}: there is no such folder, {reason}, and not all of the repository is in "
+            "the cache; check the name and the network"
+        ) from None
+    except errors.OfflineModeIsEnabled:
+        raise RunError(
+            f"HF_HUB_OFFLINE is set, so the hub cannot be asked about {repository}; unset it"
+        ) from None
+    except errors.HfHubHTTPError as failure:
+        raise _refusal(repository, failure.response.status_code) from None
+    except errors.HFValidationError:
+        raise HubError(f"{repository} is no name of a repository; give OWNER/NAME") from None
+    except (errors.HTTPError, errors.XetDownloadError, RuntimeError, OSError) as failure:
+        raise RunError(
+            f"the transfer of {repository} broke off: {_reason(failure)}; "
+            "the same command again goes on with it"
+        ) from None
+
+
+def _refusal(repository: str, status: int) -> InputError | RunError:
+    if status == 401:
+        return HubError("the hub does not know your token; log in again: hf auth login")
+    if status == 403:
+        return HubError(f"your token does not allow this for {repository}; see: hf auth login")
+    if status == 404:
+        return HubError(f"{repository} lacks a file that it should have; report it there")
+    return RunError(f"the hub answers with error {status} for {repository}; try again later")
+
+
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, OSError) and failure.strerror:
+        return failure.strerror
+    return (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+
+
+def _download_weights(repository: str, folder: Path, purpose: Purpose) -> None:
+    """One after another: a pool of threads would not stop at Ctrl-C before its files are whole."""
+    if (folder / "config.json").is_file():
+        _check_config(repository, folder, purpose)
+        names = shard_names(folder)
+        _check_room(repository, folder, names, purpose)
+    elif purpose == "convert" and (folder / "params.json").is_file():
+        names = _original_names(repository, folder)
+    else:
+        raise HubError(f"{repository} has no config.json, so it is no model repository")
+    from huggingface_hub import hf_hub_download
+
+    for name in names:
+        with hub_errors(repository):
+            hf_hub_download(repository, name, revision=folder.name, **LIBRARY)
+
+
+def shard_names(folder: Path) -> list[str]:
+    """The files of weights that a snapshot needs, be they there or not."""
+    from mlx_llama4.checkpoint.safetensors import indexed_shards
+
+    return indexed_shards(folder) or ["model.safetensors"]
+
+
+def _check_config(repository: str, folder: Path, purpose: Purpose) -> None:
+    """Refuses what could be downloaded but not used."""
+    from mlx_llama4.checkpoint.safetensors import INDEX_NAME
+    from mlx_llama4.config import parse_config, read_config
+
+    try:
+        config = parse_config(read_config(folder))
+    except ConfigError as error:
+        raise ConfigError(f"{repository}: {error}") from None
+    index = folder / INDEX_NAME
+    is_source = config.foreign_quantization is not None or (
+        # Stacked or single, experts of MLX's layout have a gate_proj of their own.
+        index.is_file() and "experts.gate_up_proj" in index.read_text(errors="replace")
+    )
+    if purpose == "run" and is_source:
+        raise CheckpointError(
+            f"{repository} is not converted yet; run: mlx-llama4 convert {repository} OUTPUT_FOLDER"
+        )
+
+
+def _check_room(repository: str, folder: Path, names: list[str], purpose: Purpose) -> None:
+    """The hub's own check only warns, and file by file."""
+    from mlx_llama4.checkpoint.safetensors import INDEX_NAME
+    from mlx_llama4.files.json_file import read_json
+    from mlx_llama4.units import human_bytes
+
+    if not (folder / INDEX_NAME).is_file():
+        return
+    metadata = read_json(folder / INDEX_NAME, CheckpointError).get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if not isinstance(total, int):
+        return
+    files = [folder / name for name in names if (folder / name).is_file()]
+    needed = total - sum(file.stat().st_size for file in files)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        advice = "set HF_HOME to a folder on another disk"
+        if purpose == "convert":
+            advice += ", or convert with --while-downloading"
+        raise HubError(
+            f"{repository} needs {human_bytes(needed)} but only {human_bytes(free)} are free; "
+            f"{advice}"
+        )
+
+
+def _original_names(repository: str, folder: Path) -> list[str]:
+    """Files of weights in Meta's own layout. Nothing but the hub's list of files names them."""
+    from huggingface_hub import HfApi
+
+    try:
+        with hub_errors(repository):
+            names = HfApi(**LIBRARY).list_repo_files(repository, revision=folder.name)
+    except RunError:
+        if names := [path.name for path in folder.glob(ORIGINAL_WEIGHTS)]:
+            return sorted(names)
+        raise
+    return sorted(name for name in names if Path(name).match(ORIGINAL_WEIGHTS) and "/" not in name)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long, a folder that may not be entered: the reader will say so
+        return True

@@ -1,0 +1,188 @@
+"""Model folder → model and processor."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from mlx_llama4.checkpoint.matching import match_tensors, stored_quantization
+from mlx_llama4.checkpoint.names import is_ignored
+from mlx_llama4.checkpoint.safetensors import Checkpoint, open_checkpoint
+from mlx_llama4.config import Config, load_config
+from mlx_llama4.errors import CheckpointError
+from mlx_llama4.model.layout import lay_out_for_cpu
+from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.offload.budget import ExpertStreaming
+from mlx_llama4.offload.expert_cache import ExpertCache
+from mlx_llama4.offload.expert_store import expert_tensors, is_routed_expert
+from mlx_llama4.offload.streamed_experts import StreamedExperts
+from mlx_llama4.prompt.processor import Processor
+from mlx_llama4.quantization import Quantization
+from mlx_llama4.tensors import without_absent_vision
+
+OnLoad = Callable[[int, int], None]  # bytes of weights in memory, bytes in all
+LOAD_STEP = 256 * 2**20  # bytes; the progress of a load is told so often
+
+FLOAT_NAMES = {mx.float32: "F32", mx.bfloat16: "BF16", mx.float16: "F16"}
+
+
+def ignore_load(done: int, total: int) -> None:
+    pass
+
+
+def load(
+    folder: Path,
+    dtype: mx.Dtype | None = None,
+    streaming: ExpertStreaming | None = None,
+    on_load: OnLoad = ignore_load,
+) -> tuple[Llama4, Processor]:
+    """The model of an MLX folder, its weights in memory, and what turns messages into prompts.
+
+    dtype: of activations and of all weights that are not packed. By default float32 on the CPU,
+    whose kernels for 16 bits are ten times slower, and the folder's own on a GPU. streaming: leave
+    the routed experts on the disk and read them as tokens need them.
+
+    Raises CheckpointError or ConfigError if the folder is incomplete or not what it says, and
+    InputError if `streaming` has not memory enough for one expert.
+    """
+    checkpoint, config = _open(folder)
+    processor = Processor.load(folder, config)
+    return _loaded(checkpoint, config, dtype, streaming, on_load), processor
+
+
+def open_folder(folder: Path) -> tuple[Config, Processor]:
+    """All of a model folder but its weights, of which the headers are checked."""
+    _, config = _open(folder)
+    return config, Processor.load(folder, config)
+
+
+def load_model(
+    folder: Path,
+    dtype: mx.Dtype | None = None,
+    streaming: ExpertStreaming | None = None,
+    on_load: OnLoad = ignore_load,
+) -> Llama4:
+    """As `load`, for a folder that need have no tokenizer."""
+    return _loaded(*_open(folder), dtype, streaming, on_load)
+
+
+def _open(folder: Path) -> tuple[Checkpoint, Config]:
+    """The tensors, and the config less a vision tower that the folder does not have."""
+    config = load_config(folder)
+    checkpoint = open_checkpoint(folder)
+    config = without_absent_vision(config, checkpoint.tensors)
+    matching = match_tensors(checkpoint, config)
+    if config.foreign_quantization or not matching.is_mlx:
+        raise CheckpointError(
+            f"{folder} is not converted yet; run: mlx-llama4 convert {folder} OUTPUT_FOLDER"
+        )
+    matching.check(folder)
+    return checkpoint, config
+
+
+def _loaded(
+    checkpoint: Checkpoint,
+    config: Config,
+    dtype: mx.Dtype | None,
+    streaming: ExpertStreaming | None,
+    on_load: OnLoad,
+) -> Llama4:
+    model = _load_weights(checkpoint, config, dtype, streaming)
+    _read_in([array for _, array in tree_flatten(model.parameters())], on_load)
+    return model
+
+
+def _load_weights(
+    checkpoint: Checkpoint,
+    config: Config,
+    dtype: mx.Dtype | None,
+    streaming: ExpertStreaming | None,
+) -> Llama4:
+    """The model with the weights of a folder whose tensors are known to match its config; they are
+    not read yet.
+    """
+    dtype = dtype or _default_dtype(config)
+    model = Llama4(config)
+    if streaming is not None:
+        _stream_experts(model, checkpoint, dtype, streaming)
+
+    def packing_of(path: str) -> Quantization | None:
+        if f"{path}.scales" not in checkpoint.tensors:
+            return None
+        return stored_quantization(checkpoint, config, path)
+
+    weights: list[tuple[str, mx.array]] = []
+    for file in checkpoint.files:
+        for name, array in mx.load(str(file), format="safetensors").items():
+            if not is_ignored(name) and not (streaming and is_routed_expert(name)):
+                is_float = mx.issubdtype(array.dtype, mx.floating)
+                weights.append((name, array.astype(dtype) if is_float else array))
+    fill(model, weights, packing_of if config.quantization is not None else None)
+    return model
+
+
+def fill(
+    model: Llama4,
+    weights: list[tuple[str, mx.array]],
+    packing_of: Callable[[str], Quantization | None] | None = None,
+) -> None:
+    """Give a model all its weights, lazily, laid out as the device that computes likes them.
+
+    weights: by their names in an MLX folder, of one dtype where they are not packed; the list is
+    emptied, or what is laid out anew would be in memory twice. packing_of: a module's path → how
+    its weight is packed. None: nothing is.
+    """
+
+    def predicate(path: str, module: nn.Module) -> bool | dict[str, int | str]:
+        packing = packing_of(path)
+        if packing is None:
+            return False
+        return {"group_size": packing.group_size, "bits": packing.bits, "mode": packing.mode}
+
+    if packing_of is not None:
+        nn.quantize(model, class_predicate=predicate)
+    model.load_weights(weights)
+    weights.clear()
+    for layer in model.language_model.model.layers:
+        layer.self_attn.join_projections()
+    if mx.default_device() == mx.cpu:
+        lay_out_for_cpu(model)
+    model.eval()
+
+
+def _read_in(arrays: list[mx.array], on_load: OnLoad) -> None:
+    """Until here weights are names and places in files. Some at a time: on the way somebody may
+    see how far it is, or stop it.
+    """
+    total, done, waiting = sum(array.nbytes for array in arrays), 0, 0
+    on_load(0, total)
+    start = 0
+    for index, array in enumerate(arrays, start=1):
+        waiting += array.nbytes
+        if waiting >= LOAD_STEP or index == len(arrays):
+            mx.eval(arrays[start:index])
+            done, waiting, start = done + waiting, 0, index
+            on_load(done, total)
+
+
+def _stream_experts(
+    model: Llama4, checkpoint: Checkpoint, dtype: mx.Dtype, streaming: ExpertStreaming
+) -> None:
+    """Put what reads experts from the shards in their place."""
+    text = model.config.text
+    tensors = expert_tensors(checkpoint, model.config, FLOAT_NAMES[dtype])
+    if not tensors:
+        return
+    model.expert_cache = ExpertCache(tensors, streaming)
+    for index, layer in model.expert_cache.layers.items():
+        moe = model.language_model.model.layers[index].feed_forward
+        moe.experts = StreamedExperts(layer, text.num_experts_per_tok)
+
+
+def _default_dtype(config: Config) -> mx.Dtype:
+    if mx.default_device() == mx.cpu:
+        return mx.float32
+    named = {"float16": mx.float16, "float32": mx.float32}
+    return named.get(config.dtype or "", mx.bfloat16)

@@ -1,0 +1,130 @@
+"""What a model's routed experts weigh, layer by layer, and what the rest of it does.
+
+From headers, or from a config and a packing. Needs no MLX.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlx_llama4.config import Config
+from mlx_llama4.memory import tensor_bytes
+from mlx_llama4.offload.budget import BUFFER_SHARE, MOST_BUFFERS, LayerExperts, least_memory
+from mlx_llama4.planning.planner import loaded_bytes
+from mlx_llama4.quantization import UNPACKED_BITS, Quantization, packing
+from mlx_llama4.tensors import TensorSpec, layer_number, model_tensors
+
+if TYPE_CHECKING:
+    from mlx_llama4.checkpoint.matching import Matching
+
+STORED_ITEM_BYTES = 2  # of scales, and of what is not packed: `convert` writes 16 bits
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """others: bytes in memory of all weights that are no routed expert's. per_token: experts that a
+    token takes in each of the MoE `layers`. stored: bytes on the disk of one expert of each.
+    """
+
+    others: int
+    per_token: int
+    layers: tuple[LayerExperts, ...]
+    stored: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return sum(layer.count for layer in self.layers)
+
+    @property
+    def all(self) -> int:
+        """Bytes in memory of all routed experts."""
+        return sum(layer.count * layer.expert_bytes for layer in self.layers)
+
+    @property
+    def stored_all(self) -> int:
+        """And on the disk."""
+        pairs = zip(self.layers, self.stored, strict=True)
+        return sum(layer.count * nbytes for layer, nbytes in pairs)
+
+    @property
+    def least_memory(self) -> int:
+        return least_memory(self.layers)
+
+    @property
+    def most_memory(self) -> int:
+        """What gives each expert a slot; more would be of no use."""
+        slots = self.all + 2 * self.least_memory  # a lane to read into, another to compute with
+        return slots + min(slots // (BUFFER_SHARE - 1) + 1, MOST_BUFFERS)
+
+    def kept(self, slots: tuple[int, ...]) -> float:
+        """Share of the experts that so many slots of each layer hold."""
+        return sum(slots) / max(self.count, 1)
+
+    def read_bytes(self, slots: tuple[int, ...]) -> float:
+        """Expected to be read for a token by so many slots, if all experts are equally likely."""
+        rows = zip(self.layers, self.stored, slots, strict=True)
+        missing = (nbytes * (1 - held / layer.count) for layer, nbytes, held in rows)
+        return self.per_token * sum(missing)
+
+
+def folder_experts(folder: Path, config: Config, dtype_bytes: int) -> ExpertWeights:
+    """Of a model folder that is known to be complete. Reads headers."""
+    from mlx_llama4.checkpoint.matching import match_tensors
+    from mlx_llama4.checkpoint.safetensors import open_checkpoint
+
+    return stored_experts(match_tensors(open_checkpoint(folder), config), config, dtype_bytes)
+
+
+def stored_experts(matching: "Matching", config: Config, dtype_bytes: int) -> ExpertWeights:
+    """Of a folder that can run as it is; `dtype_bytes` an element of what is not packed takes."""
+    layers: dict[int, list[str]] = defaultdict(list)
+    others = 0
+    for name, spec in matching.specs.items():
+        if spec.part == "routed experts":
+            layers[layer_number(name)].append(name)
+        else:
+            others += loaded_bytes(matching.sources[name].tensors, dtype_bytes)
+    made, stored = [], []
+    for names in layers.values():
+        count = matching.specs[names[0]].shape[0]
+        tensors = [tensor for name in names for tensor in matching.sources[name].tensors]
+        packing = tuple((tensor.dtype, tensor.shape) for tensor in tensors)
+        made.append(LayerExperts(count, loaded_bytes(tensors, dtype_bytes) // count, packing))
+        stored.append(sum(tensor.nbytes for tensor in tensors) // count)
+    return ExpertWeights(others, config.text.num_experts_per_tok, tuple(made), tuple(stored))
+
+
+def experts_in_bits(config: Config, bits: int, dtype_bytes: int) -> ExpertWeights:
+    """As `convert --bits` would pack them. Raises InputError."""
+    from mlx_llama4.convert.recipes import Recipe
+
+    recipe = Recipe("bfloat16", None if bits == UNPACKED_BITS else packing(bits, None, None))
+    return packed_experts(config, recipe.of, dtype_bytes)
+
+
+def packed_experts(
+    config: Config,
+    quantization_of: Callable[[str, TensorSpec], Quantization | None],
+    dtype_bytes: int,
+) -> ExpertWeights:
+    """As `quantization_of` packs them; `dtype_bytes` an element of what is not packed takes."""
+    layers: dict[int, dict[str, TensorSpec]] = defaultdict(dict)
+    others = 0
+    for name, spec in model_tensors(config).items():
+        if spec.part == "routed experts":
+            layers[layer_number(name)][name] = spec
+        else:
+            others += tensor_bytes(name, spec, quantization_of(name, spec), dtype_bytes)
+    count = config.text.num_local_experts
+    made, stored = [], []
+    for tensors in layers.values():
+        packings = {name: quantization_of(name, spec) for name, spec in tensors.items()}
+        in_memory, on_disk = (
+            sum(tensor_bytes(name, tensors[name], packings[name], width) for name in tensors)
+            for width in (dtype_bytes, STORED_ITEM_BYTES)
+        )
+        made.append(LayerExperts(count, in_memory // count, tuple(packings.values())))
+        stored.append(on_disk // count)
+    return ExpertWeights(others, config.text.num_experts_per_tok, tuple(made), tuple(stored))

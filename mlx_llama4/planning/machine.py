@@ -1,0 +1,95 @@
+"""How much memory a machine has for a model: a Mac of some size, or the one that this runs on."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_llama4.units import parse_bytes
+
+GIB = 2**30
+MIB = 2**20
+# What a Mac's system and its other programs keep, whatever the GPU may wire: a sixteenth, within
+# these. A plan that leaves them less swaps, and beyond that the machine stops.
+SYSTEM_SHARE, LEAST_SYSTEM, MOST_SYSTEM = 16, 2 * GIB, 8 * GIB
+
+
+@dataclass(frozen=True)
+class Machine:
+    """memory: bytes in all. usable: what a model may take at most. wired: what the GPU may hold
+    as macOS is set; None for a machine that computes on its CPU.
+    """
+
+    memory: int
+    usable: int
+    wired: int | None
+
+    @property
+    def has_gpu(self) -> bool:
+        return self.wired is not None
+
+
+def mac(memory: int, wired: int | None = None) -> Machine:
+    """A Mac of so many bytes; without `wired`, as macOS sets itself.
+
+    By default the GPU may wire two thirds of the memory, from 36 GB on three quarters (what Metal
+    reports as recommendedMaxWorkingSetSize; recent versions of macOS allow large Macs more).
+    """
+    system = min(max(memory // SYSTEM_SHARE, LEAST_SYSTEM), MOST_SYSTEM)
+    default = memory * 2 // 3 if memory < 36 * GIB else memory * 3 // 4
+    usable = max(memory - system, 0)
+    return Machine(memory, usable, min(default if wired is None else wired, memory))
+
+
+def parse_memory(text: str) -> int:
+    """ "128GB" → bytes. Memory is sold in powers of two: its GB are GiB. Raises InputError."""
+    parse_bytes(text)  # names what cannot be read as the user wrote it
+    text = text.strip().upper()
+    unit = text.rstrip("B")
+    return parse_bytes(unit if unit.endswith("I") or unit[-1].isdigit() else f"{unit}iB")
+
+
+def this_machine() -> Machine:
+    """What Metal says of a Mac; elsewhere the memory, or what this process's cgroup may have."""
+    if sys.platform == "darwin":
+        import mlx.core as mx
+
+        info = mx.device_info(mx.gpu)
+        return mac(int(info["memory_size"]), int(info["max_recommended_working_set_size"]))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = cgroup_limit(Path("/"))
+    usable = memory if limit is None else min(memory, limit)
+    return Machine(usable, usable, None)
+
+
+def cgroup_limit(root: Path) -> int | None:
+    """Bytes that this process's cgroup and those above it allow, v1 or v2; None if any amount.
+
+    root: of the file system.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    limits = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            base, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = base / path.lstrip("/")
+        places = [place for place in (group, *group.parents) if place.is_relative_to(base)]
+        limits += [_number(place / name) for place in places]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _number(file: Path) -> int | None:
+    """v2 writes "max" for no limit; v1 a number larger than any memory."""
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
