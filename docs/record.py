@@ -1,18 +1,16 @@
-"""The pictures of terminals in the documentation, made by running what they show.
+"""The README's picture: a chat with the demo model, and beside it the pictures that it is about.
 
-    python -m docs.record [NAME …]      from the repository's root; NAME: demo, ask, chat …
+    python -m docs.record      from the repository's root
 
-Each scene runs on a terminal of its own (tests/screen.py), on the demo model, in an empty home, and
-what is then on the screen becomes docs/recordings/NAME.svg. Only the figures of speed differ from
-one run to the next. The demo model writes no Markdown: the answer of that scene is given.
+The chat runs on a terminal of its own (tests/screen.py), in an empty home. What is then on the
+screen becomes docs/recordings/chat.svg; the answers are the model's. Only the figures of speed
+differ from one run to the next.
 """
 
 import io
+import re
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -25,13 +23,14 @@ from rich.text import Text
 
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.run import convert
+from mlx_llama4.demo import render
 from mlx_llama4.demo.questions import CHECKPOINT, PICTURES
 from mlx_llama4.quantization import Quantization
-from tests.screen import MLX_LLAMA4, Terminal
-from tests.scripted_chat import command
+from tests.screen import Terminal
 
-ROOT = Path(__file__).parents[1]
-RECORDINGS = ROOT / "docs" / "recordings"
+RECORDING = Path(__file__).parent / "recordings" / "chat.svg"
+COLUMNS, ROWS = 84, 20
+ASKED_ABOUT = ("three.png", "two.png")
 
 # pyte's names where rich has others.
 COLOURS = {"brown": "yellow", "brightbrown": "bright_yellow"}
@@ -43,12 +42,13 @@ THEME = TerminalTheme(
      (130, 182, 245), (208, 160, 234), (115, 205, 215), (245, 246, 248)],
 )  # fmt: skip
 
+FONT = 'ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace'
 # rich's own names a font to be fetched from the web; a picture in a repository must not.
 SVG = """\
 <svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
 .{unique_id}-matrix {{
-  font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  font-family: FONT;
   font-size: {char_height}px; line-height: {line_height}px;
 }}
 .{unique_id}-title {{ font-size: 18px; font-weight: bold; font-family: sans-serif; }}
@@ -68,109 +68,40 @@ SVG = """\
 </g>
 </g>
 </svg>
-"""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """arguments: as a shell takes them. act: what the user then does; None: waits for the end."""
-
-    arguments: tuple[str, ...]
-    act: Callable[[Terminal], None] | None = None
-    answers: tuple[str, ...] = ()  # in place of the model's own
-    columns: int = 96
-    rows: int = 24
-
-
-CHAT = ("chat", "--model", "demo-8bit")
-
-MARKDOWN = """\
-## Areas of the shapes
-
-A *square* is the simplest of them, a **circle** needs `math.pi`:
-
-```python
-import math
-
-def area(shape: str, size: float) -> float:
-    \"\"\"Of a square's side, or a circle's radius.\"\"\"
-    return {"square": 1.0, "circle": math.pi}[shape] * size**2
-```
-
-| shape | size | area |
-|-------|-----:|-----:|
-| square | 3 | 9.00 |
-| circle | 3 | 28.27 |
-
-1. measure it twice;
-2. then mind the units.
-"""
+""".replace("FONT", FONT)
+PANEL, CARD, GAP = 260, 230, 24  # pixels: the pictures' column, a picture in it, what is between
 
 
 def talk(chat: Terminal) -> None:
     chat.until_asked()
-    chat.paste("'my pictures/three shapes.png' ")
+    chat.paste("'my pictures/three.png' ")
     chat.enter("Describe the image.")
-    chat.enter("What is on the right?")
-    chat.enter("/stats")
-    chat.enter("/stast")
-    chat.type("What is on the left? two.png")
+    chat.enter("Describe the second image. two.png")
+    chat.enter("Which image has a star?")
     chat.settle(0.5)
 
 
-def ask_for_code(chat: Terminal) -> None:
-    chat.until_asked()
-    chat.enter("How large are they?")
-
-
-SCENES = {
-    "demo": Scene(("demo",)),
-    "ask": Scene(("ask", "Which image has a triangle?", "-m", "demo-8bit", "-i", "first.png",
-                  "-i", "second.png")),
-    "chat": Scene(CHAT, talk, rows=22),
-    "markdown": Scene(CHAT, ask_for_code, (MARKDOWN,), columns=80, rows=29),
-}  # fmt: skip
-
-
-def record(name: str, home: Path) -> Path:
-    scene = SCENES[name]
-    program = command(home, *scene.answers) if scene.answers else MLX_LLAMA4
-    with Terminal(
-        *scene.arguments, home=home, columns=scene.columns, rows=scene.rows, command=program
-    ) as terminal:
-        if scene.act is not None:
-            scene.act(terminal)
-        elif terminal.until_done() != 0:
-            raise SystemExit(f"{name}: {terminal.text()}")
+def record(home: Path) -> str:
+    """The terminal after the talk, as an SVG."""
+    arguments = ("chat", "--model", "demo-8bit")
+    with Terminal(*arguments, home=home, columns=COLUMNS, rows=ROWS) as terminal:
+        talk(terminal)
         lines = terminal.lines()
-    text = Text("\n").join([Text(f"$ {command_line(scene.arguments)}"), *map(styled, lines)])
+    text = Text("\n").join([Text(f"$ mlx-llama4 {' '.join(arguments)}"), *map(styled, lines)])
     console = Console(
-        record=True, width=scene.columns, file=io.StringIO(), color_system="truecolor",
+        record=True, width=COLUMNS, file=io.StringIO(), color_system="truecolor",
         force_terminal=True, legacy_windows=False,
     )  # fmt: skip
     console.print(text, overflow="fold")
-    path = RECORDINGS / f"{name}.svg"
-    console.save_svg(
-        str(path), title=f"mlx-llama4 {scene.arguments[0]}", theme=THEME, code_format=SVG,
-        unique_id=f"terminal-{name}",
-    )  # fmt: skip
-    return path
-
-
-def command_line(arguments: tuple[str, ...]) -> str:
-    words = (f'"{word}"' if " " in word else word for word in arguments)
-    return " ".join(("mlx-llama4", *words))
+    return console.export_svg(
+        title="mlx-llama4 chat", theme=THEME, code_format=SVG, unique_id="terminal"
+    )
 
 
 def styled(line: list[Char]) -> Text:
-    """With the repository's folder named as a user's would be."""
     text = Text()
     for style, cells in groupby(line, style_of):
         text.append("".join(cell.data for cell in cells), style)
-    place = text.plain.find(str(ROOT))
-    if place >= 0:
-        end = place + len(str(ROOT))
-        text = Text.assemble(text[:place], "~/mlx-llama4", text[end:])
     return text
 
 
@@ -190,19 +121,56 @@ def colour(name: str) -> Color | None:
     return Color.parse(name.replace("bright", "bright_") if "bright_" not in name else name)
 
 
-def main(names: list[str]) -> None:
-    RECORDINGS.mkdir(exist_ok=True)
+def with_pictures(terminal: str) -> str:
+    """The terminal, and to its right the pictures, drawn from what their files were drawn from."""
+    width, height = (
+        float(side) for side in re.search(r'viewBox="0 0 (\S+) (\S+)"', terminal).groups()
+    )
+    cards, top = [], GAP
+    for name in ASKED_ABOUT:
+        picture = render.PICTURES[name]
+        scale = CARD / picture.width
+        cards.append(
+            f'<g transform="translate({width + GAP}, {top}) scale({scale:.4f})">'
+            f"{drawn(picture)}</g>"
+            f'<text x="{width + GAP}" y="{top + picture.height * scale + 22}" fill="#808080" '
+            f"font-size=\"16\" font-family='{FONT}'>{name}</text>"
+        )  # fmt: skip
+        top += round(picture.height * scale) + 22 + GAP
+    inner = terminal.replace("<svg ", f'<svg width="{width}" height="{height}" ', 1)
+    outer = f'<svg viewBox="0 0 {width + PANEL} {height}" xmlns="http://www.w3.org/2000/svg">'
+    return "\n".join([outer, inner, *cards, "</svg>\n"])
+
+
+def drawn(picture: render.Picture) -> str:
+    """As SVG, in the picture's own pixels."""
+    width, height = picture.width, picture.height
+    parts = [
+        f'<rect width="{width}" height="{height}" fill="rgb{picture.background}" '
+        'stroke="#808080" stroke-width="0.5"/>'
+    ]
+    for shape in picture.shapes:
+        x, y, radius = shape.x * width, shape.y * height, shape.radius * min(width, height)
+        fill = f'fill="rgb{render.COLOURS[shape.colour]}"'
+        if shape.kind == "circle":
+            parts.append(f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" {fill}/>')
+        else:
+            corners = (f"{cx:.2f},{cy:.2f}" for cx, cy in render.outline(shape, x, y, radius))
+            parts.append(f'<polygon points="{" ".join(corners)}" {fill}/>')
+    return "".join(parts)
+
+
+def main() -> None:
+    RECORDING.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mlx-llama4-record-") as temporary:
         home = Path(temporary)
         convert(CHECKPOINT, home / "demo-8bit", Recipe("bfloat16", Quantization(64, 8)))
-        for picture in PICTURES.glob("*.png"):
-            shutil.copy(picture, home)
         (home / "my pictures").mkdir()
-        shutil.copy(PICTURES / "three.png", home / "my pictures" / "three shapes.png")
-        for name in names or SCENES:
-            path = record(name, home)
-            print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
+        shutil.copy(PICTURES / "three.png", home / "my pictures")
+        shutil.copy(PICTURES / "two.png", home)
+        RECORDING.write_text(with_pictures(record(home)), "utf-8")
+    print(f"{RECORDING.name}: {RECORDING.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
