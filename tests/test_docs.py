@@ -1,9 +1,16 @@
-"""The links of the documentation lead somewhere."""
+"""The links of the documentation lead somewhere, and its computed figures are computed."""
 
 import re
 from pathlib import Path
 
 import pytest
+
+from benchmarks.harness import macs
+from mlx_llama4.planning.expert_weights import experts_in_bits
+from mlx_llama4.planning.machine import GIB, mac
+from mlx_llama4.planning.placement import place, tokens_per_second
+from mlx_llama4.planning.planner import Usage, largest_context, packed_weights, tokens_name
+from mlx_llama4.planning.releases import release_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -57,3 +64,41 @@ def test_a_broken_link_is_found() -> None:
     page = ROOT / "docs" / "using.md"
     text = "[a](missing.md) [b](#no-such-heading) [c](using.md#ask) [d](https://example.com/x.md)"
     assert broken_links(page, text) == ["missing.md", "#no-such-heading"]
+
+
+def readme_row(memory: int) -> str:
+    text = (ROOT / "README.md").read_text("utf-8")
+    return re.search(rf"^\| {memory} GB \|.*$", text, re.MULTILINE)[0]
+
+
+@pytest.mark.parametrize(
+    ("page", "table"),
+    [("streaming", macs.streaming_table), ("performance", macs.memory_table)],
+    ids=("streaming", "memory"),
+)
+def test_the_tables_of_macs_are_as_the_benchmark_prints_them(page: str, table) -> None:
+    assert table() in (ROOT / "docs" / f"{page}.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("memory", "bits"), [(16, 4), (32, 3), (48, 3)])
+def test_the_readme_streams_at_the_planner_s_rates(memory: int, bits: int) -> None:
+    config = release_config("scout")
+    experts = experts_in_bits(config, bits, 2)
+    found = place(config, experts, Usage(macs.CONTEXT), mac(memory * GIB), prompt=macs.CONTEXT)
+    rates = [f"{rate:.1f}" for rate in tokens_per_second(found.bytes_per_token).values()]
+    row = readme_row(memory)
+    assert f"Scout in {bits} bits" in row
+    assert f"| {rates[0]} to {rates[-1]} |" in row
+    if "%" in row:
+        assert f"{found.kept:.0%} of the experts" in row
+
+
+@pytest.mark.parametrize(("memory", "bits"), [(64, 3), (96, 4), (128, 6)])
+def test_the_readme_holds_the_planner_s_contexts(memory: int, bits: int) -> None:
+    config = release_config("scout")
+    weights = sum(packed_weights(config, bits, 2).values())
+    usage = Usage(macs.CONTEXT, tiles=(17,))
+    context = largest_context(config, weights, usage, mac(memory * GIB).usable)
+    row = readme_row(memory)
+    assert f"Scout in {bits} bits, up to {tokens_name(context)} tokens" in row
+    assert f" {400e9 / macs.decoded_bytes('scout', bits):.0f}" in row.rpartition("|")[0]

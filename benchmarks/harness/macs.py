@@ -7,13 +7,17 @@ import typer
 from mlx_llama4.planning.expert_weights import experts_in_bits
 from mlx_llama4.planning.machine import GIB, mac
 from mlx_llama4.planning.placement import DISKS, Placement, place, tokens_per_second
-from mlx_llama4.planning.planner import Usage
+from mlx_llama4.planning.planner import Usage, packed_weights
 from mlx_llama4.planning.releases import RELEASES, release_config
 from mlx_llama4.units import human_bytes
 
 MEMORIES = (16, 32, 48, 64, 128)  # GiB
 BITS = {2: "2.5", 3: "3.5", 4: "4.5"}  # bits → bits a weight, with scales of groups of 64
 CONTEXT = 8192
+# GB/s of memory that Apple states: M4, M4 Pro, M1 and M2 Max, M4 Max, M3 Ultra.
+MEMORY_SPEEDS = (120, 273, 400, 546, 819)
+SPEED_BITS = (2, 3, 4, 6, 8)
+NOT_READ = ("embedding", "vision tower", "projector")  # by a decoded token, but for one row
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,47 @@ def expectations() -> list[Row]:
     return rows
 
 
-def macs() -> None:
-    """Print the table of docs/streaming.md. Nothing is measured."""
+def decoded_bytes(model: str, bits: int) -> int:
+    """Bytes of weights that a decoded token reads, packed in `bits` bits: one routed expert in each
+    MoE layer, and what all tokens share. Keys and values come on top.
+    """
+    config = release_config(model)
+    parts = packed_weights(config, bits, 2)
+    chosen = parts["routed experts"] * config.text.num_experts_per_tok
+    shared = sum(
+        count for part, count in parts.items() if part not in (*NOT_READ, "routed experts")
+    )
+    return shared + chosen // config.text.num_local_experts
+
+
+def ceilings() -> list[list[str]]:
+    """For each packing the bytes that a token reads, Scout's (Maverick's are 24 MB more), and
+    the tokens a second that each speed of memory allows.
+    """
+    rows = []
+    for bits in SPEED_BITS:
+        nbytes = decoded_bytes("scout", bits)
+        rates = [f"{speed * 1e9 / nbytes:.0f}" for speed in MEMORY_SPEEDS]
+        rows.append([f"{bits} bits", f"{nbytes / 1e9:.1f} GB", *rates])
+    return rows
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def streaming_table() -> str:
     disks = [f"tokens/s at {disk:g} GB/s" for disk in DISKS]
     head = ["model", "bits a weight", "Mac", "experts", "budget", "in memory", "read a token"]
-    lines = [[*head, *disks], ["---"] * (len(head) + len(disks))]
-    for cells in [*lines, *(row.cells() for row in expectations())]:
-        typer.echo(f"| {' | '.join(cells)} |")
+    return table([*head, *disks], [row.cells() for row in expectations()])
+
+
+def memory_table() -> str:
+    speeds = [f"at {speed} GB/s" for speed in MEMORY_SPEEDS]
+    return table(["weights in", "a token reads", *speeds], ceilings())
+
+
+def macs() -> None:
+    """Print the tables of docs/streaming.md and docs/performance.md. Nothing is measured."""
+    typer.echo(f"{streaming_table()}\n\n{memory_table()}")
