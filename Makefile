@@ -13,11 +13,12 @@ CHECK := import platform, sys; \
   print('is Python %d.%d' % v if not (3, 11) <= v <= (3, 13) else \
         'is an x86 build' if apple and platform.machine() != 'arm64' else '')
 
-.PHONY: help demo test test-slow bench lint format clean
+.PHONY: help demo test test-slow prove bench lint format clean
 
 help:
 	@echo "make demo    set up, convert the built-in tiny model, ask it about pictures"
 	@echo "make test    set up, run the tests (a few minutes)"
+	@echo "make prove   list the long proofs; make prove SUBJECT runs one"
 	@echo "make bench   set up, measure beside mlx-lm (under 10 minutes; see docs/performance.md)"
 	@echo "make lint    ruff: format and lint"
 	@echo "make clean   remove $(VENV)"
@@ -31,6 +32,22 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	@$(BIN)/python -m pytest -m slow
+
+# `make prove kills` is `make prove SUBJECT=kills`: its second goal names no file to be made.
+ifeq ($(firstword $(MAKECMDGOALS)),prove)
+SUBJECT ?= $(word 2,$(MAKECMDGOALS))
+ifneq ($(word 2,$(MAKECMDGOALS)),)
+.PHONY: $(word 2,$(MAKECMDGOALS))
+$(word 2,$(MAKECMDGOALS)): prove ; @:
+endif
+endif
+
+prove: $(STAMP)
+ifeq ($(SUBJECT),)
+	@$(BIN)/python -m tests.proofs
+else
+	@$(BIN)/python -m pytest -s --prove "$(SUBJECT)"
+endif
 
 # A few rounds of each; BENCH has options for all, as --python mlx-vlm=other/bin/python.
 bench: $(STAMP)

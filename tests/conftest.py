@@ -28,13 +28,14 @@ from mlx_llama4.generation.settings import SamplingSettings
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.opening import load_model
 from mlx_llama4.quantization import Quantization
-from tests import tiny
+from tests import proofs, tiny
 from tests.golden.cases import MODELS
 from tests.hub_server import hub  # noqa: F401  (a fixture)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.addoption("--prove", choices=tuple(proofs.SUBJECTS), help="run a long proof alone")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,6 +44,16 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XDG_CACHE_HOME"] = caches.name
     atexit.register(caches.cleanup)  # after what commands have registered
     mx.set_default_device(mx.gpu if config.getoption("--device") == "gpu" else mx.cpu)
+    proofs.is_proving = config.getoption("--prove") is not None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --prove, only the tests of that subject."""
+    if (subject := config.getoption("--prove")) is None:
+        return
+    chosen = [item for item in items if (subject,) in (m.args for m in item.iter_markers("prove"))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
 
 
 @pytest.fixture(scope="session")

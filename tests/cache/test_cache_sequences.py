@@ -39,6 +39,7 @@ from mlx_llama4.prompt.processor import Prompt, place_images
 from mlx_llama4.quantization import KVQuantization
 from tests import tiny
 from tests.generation.test_generation import FixedImage
+from tests.proofs import scaled
 from tests.tolerance import tolerance
 
 CHUNK = 8
@@ -270,5 +271,8 @@ def test_sequences() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.prove("sequences")
 def test_many_sequences() -> None:
-    run(examples=1000, steps=10)
+    examples = scaled(1000, long=10_000)
+    run(examples, steps=10)
+    print(f"\n{examples} sequences of up to 10 steps")

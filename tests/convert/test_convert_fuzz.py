@@ -24,9 +24,10 @@ from mlx_llama4.quantization import Quantization
 from tests import tiny
 from tests.checkpoint.test_source_formats import one_by_one
 from tests.convert.test_convert import arrays
+from tests.proofs import scaled
 from tests.raw_safetensors import Raw, bfloat16, float32, read_raw, write_raw
 
-CASES = 1000  # a format
+CASES = scaled(1000, long=10_000)  # a format
 KEPT = Recipe("bfloat16", None, keeps=True)
 SIZES = {
     "num_hidden_layers": 1,
@@ -223,6 +224,7 @@ def touched_modules(source: Path, damaged: Path) -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.prove("damage")
 @pytest.mark.parametrize("make", SOURCES, ids=lambda make: make.__name__)
 def test_damage_is_noticed_or_no_more_than_itself(
     tmp_path: Path, make: Callable[[Path], Path]
@@ -244,6 +246,7 @@ def test_damage_is_noticed_or_no_more_than_itself(
             shutil.rmtree(out)
         shutil.rmtree(damaged)
         shutil.rmtree(tmp_path / "out.partial", ignore_errors=True)
+    print(f"\n{CASES} damaged checkpoints: {refusals} refused")
     assert 0.3 * CASES < refusals < CASES  # else the damage would be none, or always fatal
 
 

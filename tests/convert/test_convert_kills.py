@@ -1,6 +1,7 @@
 """Conversions killed at random moments, and disks that fill up or may only be read."""
 
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from mlx_llama4.errors import OutputError, RunError
 from tests import tiny
 from tests.convert.test_convert import FOUR_BITS
 from tests.convert.test_convert_failures import files
+from tests.proofs import scaled
 
 DRIVER = """
 import sys
@@ -48,8 +50,10 @@ def start(source: Path, out: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
+@pytest.mark.prove("kills")
 def test_killed_at_random_moments(larger: Path, tmp_path: Path) -> None:
     """SIGKILL at 20 moments, spread over the time that the work takes."""
+    attempts = scaled(20, long=300)
     whole = start(larger, tmp_path / "undisturbed")
     assert whole.stdout.readline() == "started\n"
     working = time.monotonic()
@@ -60,7 +64,7 @@ def test_killed_at_random_moments(larger: Path, tmp_path: Path) -> None:
 
     moments = random.Random(20)
     resumed, killed = [], 0
-    for attempt in range(20):
+    for attempt in range(attempts):
         out = tmp_path / f"out{attempt}"
         process = start(larger, out)
         assert process.stdout.readline() == "started\n"
@@ -75,8 +79,11 @@ def test_killed_at_random_moments(larger: Path, tmp_path: Path) -> None:
             assert again.returncode == 0, errors
             resumed.append(int(output.split()[-1]))
         assert files(out) == expected
-    assert killed >= 15
-    assert sum(count > 0 for count in resumed) >= 8  # most moments were in the middle of it
+        shutil.rmtree(out)
+    in_the_middle = sum(done > 0 for done in resumed)
+    print(f"\n{attempts} conversions: {killed} killed, {in_the_middle} with something done by then")
+    assert killed >= 0.75 * attempts
+    assert in_the_middle >= 0.4 * attempts  # most moments were in the middle of it
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from mlx_llama4.quantization import KVQuantization
 from tests.cache.test_cache_sequences import CHUNK, DENSE, Text, model_of, picture, words
 from tests.generation.test_generation import letters
 from tests.golden import cases
+from tests.proofs import scaled
 from tests.streamed import ONE, SOME, folder, load_streamed
 from tests.tolerance import tolerance
 
@@ -191,8 +192,11 @@ def test_any_rows() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.prove("rows")
 def test_many_rows() -> None:
-    check(examples=60)
+    examples = scaled(60, long=1000)
+    check(examples)
+    print(f"\n{examples} batches of up to 6 rows")
 
 
 def test_goldens_together(golden_model: Callable[[str], Llama4]) -> None:

@@ -11,9 +11,12 @@ from mlx_llama4.config import TextConfig, parse_config
 from mlx_llama4.model.attention import Attention
 from mlx_llama4.model.llama4 import make_layer_cache
 from tests import tiny
+from tests.proofs import scaled
 
 CHUNK = 8192
-OFFSETS = (0, 131_072, 1_048_576, 9_994_240)  # multiples of it
+# Multiples of it; the releases go up to 10,485,760.
+OFFSETS = (0, 131_072, 1_048_576, 9_994_240)
+OFFSETS += tuple(range(CHUNK, 10_485_760, CHUNK))[: scaled(0, long=1279)]
 TOKENS = 48
 WITHIN = 1e-5  # relative to the largest output
 
@@ -48,6 +51,13 @@ def drift(at: Callable[[int], np.ndarray]) -> dict[int, float]:
     return {offset: np.abs(at(offset) - first).max() / np.abs(first).max() for offset in OFFSETS}
 
 
+def assert_same_everywhere(at: Callable[[int], np.ndarray]) -> None:
+    largest = max(drift(at).values())
+    print(f"\n{len(OFFSETS)} offsets: relative difference {largest:.1e} at most")
+    assert largest <= WITHIN
+
+
+@pytest.mark.prove("positions")
 @pytest.mark.parametrize("splits", [(), (40,), (1, 17)])
 @pytest.mark.parametrize("preset", ["scout", "maverick"])
 def test_chunked_attention_is_the_same_at_any_chunk(preset: str, splits: tuple[int, ...]) -> None:
@@ -60,9 +70,10 @@ def test_chunked_attention_is_the_same_at_any_chunk(preset: str, splits: tuple[i
         cache.offset = offset
         return outputs(attention, cache, splits)
 
-    assert max(drift(at).values()) <= WITHIN
+    assert_same_everywhere(at)
 
 
+@pytest.mark.prove("positions")
 @pytest.mark.parametrize("preset", ["scout", "maverick"])
 def test_a_chunk_that_fills_and_the_next_are_the_same_at_any_chunk(preset: str) -> None:
     """Content over a border: its second half starts the next chunk."""
@@ -77,7 +88,7 @@ def test_a_chunk_that_fills_and_the_next_are_the_same_at_any_chunk(preset: str) 
         cache.buffers["keys"].array, cache.buffers["values"].array = kept, mx.array(kept)
         return outputs(attention, cache, ())
 
-    assert max(drift(at).values()) <= WITHIN
+    assert_same_everywhere(at)
 
 
 @pytest.mark.parametrize("preset", ["scout", "maverick"])

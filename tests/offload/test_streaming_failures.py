@@ -25,6 +25,7 @@ from mlx_llama4.opening import load_model
 from mlx_llama4.quantization import Quantization
 from tests import streamed
 from tests.golden.cases import text_ids
+from tests.proofs import scaled
 from tests.streamed import ONE, ONE_A_LAYER, SOME, load_streamed
 
 PROMPT = text_ids(90)
@@ -209,8 +210,11 @@ def models(kept_folder: Path) -> Iterator[Callable[[str], Llama4]]:
 
 
 @pytest.mark.slow
+@pytest.mark.prove("streaming")
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=scaled(25, long=500),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     size=st.sampled_from([ONE, ONE_A_LAYER, SOME]),
