@@ -4,13 +4,13 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 BENCHMARK = echo && $(BIN)/python -m benchmarks
-PYTHONS := python3.12 python3.13 python3.11 python3
+PYTHONS := python3.12 python3.13 python3.14 python3.11 python3
 
 # Prints why a Python will not do; nothing if it will.
 CHECK := import platform, sys; \
   v = sys.version_info[:2]; \
   apple = sys.platform == 'darwin'; \
-  print('is Python %d.%d' % v if not (3, 11) <= v <= (3, 13) else \
+  print('is Python %d.%d' % v if not (3, 11) <= v <= (3, 14) else \
         'is an x86 build' if apple and platform.machine() != 'arm64' else '')
 
 .PHONY: help demo test test-slow prove bench lint format clean
@@ -87,7 +87,7 @@ $(STAMP): pyproject.toml
 	  reasons="$$reasons ($$python $$reason)"; \
 	done; \
 	if [ -z "$$made" ]; then \
-	  echo "No usable Python$$reasons. Install Python 3.12 with its venv module (an arm64 build on a Mac), then try again." >&2; \
+	  echo "No usable Python$$reasons. Install Python 3.11, 3.12, 3.13 or 3.14 with its venv module (an arm64 build on a Mac), then try again." >&2; \
 	  exit 1; \
 	fi
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
