@@ -1,8 +1,7 @@
 """Folders go both ways between us, mlx-lm and mlx-vlm, and mean the same model.
 
-mlx-lm is there wherever we are; mlx-vlm only with the `peers` extra, so that a folder it
-converted is kept in golden/mlx_vlm_4bit (see golden/README.md) and the other direction is run
-by hand.
+mlx-lm is there wherever we are; mlx-vlm only with the `peers` extra, so a folder that it converted
+is kept in golden/mlx_vlm_4bit (see golden/README.md), and .ci/peers.py runs the other direction.
 """
 
 import warnings
@@ -117,6 +116,7 @@ def test_we_read_what_mlx_vlm_wrote() -> None:
     assert_same_logits(np.array(logits), expected["image"], "images")
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("name", ["scout", "maverick"])
 def test_mlx_vlm_reads_what_we_wrote(

@@ -270,6 +270,7 @@ def test_outputs_are_refused_before_the_work(
         Outputs(None, tmp_path / "a.png")
 
 
+@pytest.mark.peers
 def test_chart_is_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the peers extra")
     chart.write_chart(report({OURS: [1, 2], "mlx-lm": [3, 4]}), tmp_path / "a.png")

@@ -163,6 +163,7 @@ def test_limit_is_named_only_where_it_was_lifted(capsys: pytest.CaptureFixture[s
     assert "limit" not in capsys.readouterr().out
 
 
+@pytest.mark.peers
 def test_heat_map_is_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the peers extra")
     write_heat_map(heat_map(recall()), tmp_path / "a.png")

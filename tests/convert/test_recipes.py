@@ -109,6 +109,7 @@ def test_mlx_lm_reads_all_of_them(
     check_peers(tmp_path / "out", mlx_lm)
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", RECIPES)
 def test_mlx_vlm_reads_it(source: Path, tmp_path: Path, right_epsilon: None, name: str) -> None:
     mlx_vlm = pytest.importorskip("mlx_vlm.utils", reason="needs the peers extra")

@@ -2,8 +2,8 @@
 
     python -m tests.golden.make_goldens [logits|images|templates …]
 
-in an environment with the `peers` extra and torchvision (see tests/golden/README.md). Logits come
-from transformers in float32 with eager attention, ids and pixels from its Llama4Processor.
+in an environment with the `reference` extra and torchvision (see tests/golden/README.md). Logits
+come from transformers in float32 with eager attention, ids and pixels from its Llama4Processor.
 """
 
 import json

@@ -2,7 +2,7 @@
 
     python -m tests.golden.make_quantized
 
-in an environment with the `peers` extra and compressed-tensors 0.20.0 (see README.md). The
+in an environment with the `reference` extra and compressed-tensors 0.20.0 (see README.md). The
 compressors of compressed-tensors write the modules, block-wise FP8 the formula of transformers'
 `fine-grained fp8`, which has no writer of its own. logits.npz: transformers' in float32, of the
 weights that the stored values stand for.

@@ -1,0 +1,85 @@
+"""Run the tests that need mlx-vlm and matplotlib, in an environment of their own.
+
+.venv/bin/python .ci/peers.py
+
+The environment takes 1.2 GB and is made once for each Python, list of requirements and pins in
+peers.txt; it is kept in ~/.cache/mlx-llama4 and serves every clone. Where it cannot be made, one
+line says how many tests were not run, and that alone is no failure.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PINS = Path(__file__).with_name("peers.txt")
+MARKED = ["-m", "pytest", "-m", "peers"]
+PROBE = "import matplotlib, mlx_vlm.utils"
+
+
+def main() -> int:
+    folder = environment_folder(requirements())
+    if not folder.exists():
+        failure = make_environment(folder, requirements())
+        if failure:
+            print(f"peers: {count_tests()} tests not run: no environment for them ({failure})")
+            return 0
+    os.utime(folder)
+    # The environment holds everything but this clone, so that all clones can use it.
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([folder / "bin/python", *MARKED], cwd=ROOT, env=environment).returncode
+
+
+def requirements() -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    return [*project["dependencies"], *extras["dev"], *extras["peers"]]
+
+
+def environment_folder(wanted: list[str]) -> Path:
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    key = "\n".join([sys.version, platform.platform(), *wanted, PINS.read_text()])
+    return caches / "mlx-llama4" / f"peers-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def make_environment(folder: Path, wanted: list[str]) -> str | None:
+    """Make it under another name, then rename it, so that a half-made one is never used.
+
+    Returns why it could not be made.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    print(f"peers: making {folder}; this takes a few minutes", flush=True)
+    python = made / "bin/python"
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    try:
+        for command in (
+            [sys.executable, "-m", "venv", made],
+            [*pip, "--retries", "1", "--constraint", PINS, *wanted],
+            [python, "-c", PROBE],
+        ):
+            run = subprocess.run(command, capture_output=True, text=True)
+            if run.returncode:
+                lines = run.stderr.strip().splitlines() or run.stdout.strip().splitlines()
+                return lines[-1] if lines else f"exit code {run.returncode}"
+        made.rename(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return None
+
+
+def count_tests() -> int:
+    listed = subprocess.run(
+        [sys.executable, *MARKED, "--collect-only", "-q"], cwd=ROOT, capture_output=True, text=True
+    )
+    return sum("::" in line for line in listed.stdout.splitlines())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
