@@ -33,6 +33,7 @@ from mlx_llama4.convert.write import (
     resolve_destination,
 )
 from mlx_llama4.errors import RunError
+from mlx_llama4.hub.repository import find_folder
 
 
 @dataclass(frozen=True)
@@ -72,20 +73,21 @@ class Report:
 
 
 def convert(
-    folder: Path,
-    out: Path,
+    folder: str | Path,
+    out: str | Path,
     recipe: Recipe,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     settings: Settings = Settings(),
 ) -> Report:
-    """Convert a checkpoint's folder to an MLX folder.
+    """Convert a checkpoint to the MLX folder `out`.
 
+    folder: a path, or OWNER/NAME on the Hugging Face hub, which is downloaded first.
     Raises InputError before anything is written, RunError after. `out` does not exist then; what
     was done is kept beside it, in `<out>.partial`, and the same call goes on from there.
     """
-    source = open_source(folder)
+    source = open_source(find_folder(folder, purpose="convert"))
     plan = make_plan(source, recipe)
-    return run(source, plan, out, LocalShards(), on_progress, settings)
+    return run(source, plan, Path(out), LocalShards(), on_progress, settings)
 
 
 def run(

@@ -113,8 +113,9 @@ class GenerationConfig:
     top_k: int = 0  # 0: off
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: str | Path) -> dict[str, Any]:
     """The raw config.json of a model folder; one clear error for each way it can be absent."""
+    folder = Path(folder)
     try:
         if not folder.exists():
             raise CheckpointError(f"{folder} does not exist; give the path of a model folder")
@@ -136,7 +137,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json")
 
 
-def load_config(folder: Path) -> Config:
+def load_config(folder: str | Path) -> Config:
     """Config of a model folder.
 
     Raises CheckpointError where there is no such folder, ConfigError for anything else.
@@ -148,9 +149,9 @@ def load_config(folder: Path) -> Config:
         raise ConfigError(f"{folder}: {error}") from None
 
 
-def load_generation_config(folder: Path) -> GenerationConfig:
+def load_generation_config(folder: str | Path) -> GenerationConfig:
     """Sampling defaults and end tokens, from generation_config.json and config.json."""
-    path = folder / "generation_config.json"
+    path = Path(folder) / "generation_config.json"
     raw = read_json(path) if path.is_file() else {}
     eos = raw.get("eos_token_id")
     if eos is None:

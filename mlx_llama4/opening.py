@@ -12,6 +12,7 @@ from mlx_llama4.checkpoint.names import is_ignored
 from mlx_llama4.checkpoint.safetensors import Checkpoint, open_checkpoint
 from mlx_llama4.config import Config, load_config
 from mlx_llama4.errors import CheckpointError
+from mlx_llama4.hub.repository import find_folder
 from mlx_llama4.model.layout import lay_out_for_cpu
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.offload.budget import ExpertStreaming
@@ -33,39 +34,42 @@ def ignore_load(done: int, total: int) -> None:
 
 
 def load(
-    folder: Path,
+    folder: str | Path,
     dtype: mx.Dtype | None = None,
     streaming: ExpertStreaming | None = None,
     on_load: OnLoad = ignore_load,
 ) -> tuple[Llama4, Processor]:
     """The model of an MLX folder, its weights in memory, and what turns messages into prompts.
 
+    folder: a path, or OWNER/NAME on the Hugging Face hub, which is downloaded.
     dtype: of activations and of all weights that are not packed. By default float32 on the CPU,
     whose kernels for 16 bits are ten times slower, and the folder's own on a GPU. streaming: leave
     the routed experts on the disk and read them as tokens need them.
 
     Raises CheckpointError or ConfigError if the folder is incomplete or not what it says, and
-    InputError if `streaming` has not memory enough for one expert.
+    InputError if there is no such folder or `streaming` has not memory enough for one expert.
     """
+    folder = find_folder(folder)
     checkpoint, config = _open(folder)
     processor = Processor.load(folder, config)
     return _loaded(checkpoint, config, dtype, streaming, on_load), processor
 
 
-def open_folder(folder: Path) -> tuple[Config, Processor]:
+def open_folder(folder: str | Path) -> tuple[Config, Processor]:
     """All of a model folder but its weights, of which the headers are checked."""
+    folder = find_folder(folder)
     _, config = _open(folder)
     return config, Processor.load(folder, config)
 
 
 def load_model(
-    folder: Path,
+    folder: str | Path,
     dtype: mx.Dtype | None = None,
     streaming: ExpertStreaming | None = None,
     on_load: OnLoad = ignore_load,
 ) -> Llama4:
     """As `load`, for a folder that need have no tokenizer."""
-    return _loaded(*_open(folder), dtype, streaming, on_load)
+    return _loaded(*_open(find_folder(folder)), dtype, streaming, on_load)
 
 
 def _open(folder: Path) -> tuple[Checkpoint, Config]:

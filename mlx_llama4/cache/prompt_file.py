@@ -131,8 +131,8 @@ class PromptFile:
     Raises CheckpointError if it is no such file, or not whole.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: str | Path):
+        path = self.path = Path(path)
         self._tensors = {tensor.name: tensor for tensor in self._header()}
         try:
             metadata = self._metadata()

@@ -33,6 +33,7 @@ from mlx_llama4.generation.generate import Statistics, Step, generate, room
 from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.generation.prefill import ignore_progress, prefill
 from mlx_llama4.generation.wired import wired_memory
+from mlx_llama4.hub.repository import find_folder
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.offload.budget import ExpertStreaming
 from mlx_llama4.opening import OnLoad, ignore_load, load
@@ -85,12 +86,16 @@ class Chat:
     @classmethod
     def open(
         cls,
-        folder: Path,
+        folder: str | Path,
         options: ChatOptions | None = None,
         streaming: ExpertStreaming | None = None,
         on_load: OnLoad = ignore_load,
     ) -> "Chat":
-        """With the model of an MLX folder. Raises what `load` raises."""
+        """With the model of an MLX folder: a path, or OWNER/NAME on the Hugging Face hub.
+
+        Raises what `load` raises.
+        """
+        folder = find_folder(folder)
         model, processor = load(folder, streaming=streaming, on_load=on_load)
         generation_config = load_generation_config(folder)
         return cls(model, processor, generation_config, options, identify(folder))
@@ -230,16 +235,16 @@ class Chat:
         """Does the next question begin with the document?"""
         return bool(self.document) and document_turn(self.messages, self.document) is None
 
-    def save(self, path: Path, small: bool = False) -> int:
+    def save(self, path: str | Path, small: bool = False) -> int:
         """Write conversation and cache to a file that `load` reads. Returns its bytes.
 
         small: without what can be computed anew from less than a chunk of tokens. Raises
         OutputError or RunError; what was there before is then untouched.
         """
         self.stop()
-        return save_chat(self, path, small)
+        return save_chat(self, Path(path), small)
 
-    def load(self, path: Path) -> None:
+    def load(self, path: str | Path) -> None:
         """Go on from a file that `save` wrote; its system prompt is taken over, and its packing if
         the options have none.
 
@@ -247,7 +252,7 @@ class Chat:
         holds keys and values packed otherwise than the options say.
         """
         self.stop()
-        load_chat(self, path)
+        load_chat(self, Path(path))
 
     def open_prompt(self, document: list[dict[str, Any]]) -> Prompt:
         """What was said, and a document that the next question will be about."""

@@ -22,13 +22,14 @@ class Identity:
     tokenizer: str
 
 
-def identify(folder: Path) -> Identity:
+def identify(folder: str | Path) -> Identity:
     """The identity of an MLX folder.
 
     Of the model: config, and of each tensor its type, shape and a few bytes, spread over it. A
     fine-tune differs from its base in nearly all of them; the same weights in other shards do
     not differ. Of the tokenizer: its file, and the chat template.
     """
+    folder = Path(folder)
     config = load_config(folder)
     model = hashlib.sha256(repr((config.text, config.vision, config.image_token_id)).encode())
     tensors = open_checkpoint(folder).tensors

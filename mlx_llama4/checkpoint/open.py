@@ -62,12 +62,13 @@ class Source:
         return "float16" if nbytes and nbytes.most_common(1)[0][0] == "F16" else "bfloat16"
 
 
-def open_source(folder: Path, checkpoint: Checkpoint | None = None) -> Source:
+def open_source(folder: str | Path, checkpoint: Checkpoint | None = None) -> Source:
     """Reads config.json and headers only. checkpoint: the headers, if they are known already.
 
     Raises ConfigError or CheckpointError for a folder that is no checkpoint. What is wrong with
     single tensors is in `matching`.
     """
+    folder = Path(folder)
     if checkpoint is None and is_meta(folder):
         raw, checkpoint, config, matching = open_meta(folder)
         files = {name: json.dumps(text, indent=2) for name, text in json_files(config).items()}

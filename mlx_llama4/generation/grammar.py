@@ -23,12 +23,12 @@ WHITE_SPACE = r"\n {0,16}| "
 BITS = 32  # of a word of a mask
 
 
-def read_schema(path: Path) -> Any:
+def read_schema(path: str | Path) -> Any:
     """The JSON schema in a file. Raises InputError for what is no JSON or no schema, or for a
     schema that asks for something which cannot be kept to.
     """
     try:
-        schema = parse_json(path.read_bytes())
+        schema = parse_json(Path(path).read_bytes())
     except OSError as failure:
         raise InputError(
             f"cannot read {path}: {failure.strerror or failure}; "

@@ -36,7 +36,7 @@ def check_upload(repository: str, source: Path) -> None:
         raise HubError("your token can only read; log in with one that can write: hf auth login")
 
 
-def upload(folder: Path, repository: str) -> str:
+def upload(folder: str | Path, repository: str) -> str:
     """Upload all files of a folder; returns the address.
 
     A repository that does not exist is created, for your eyes only: what is private can be made

@@ -67,7 +67,7 @@ class Inspection:
         return asdict(self) | totals
 
 
-def inspect_folder(folder: Path) -> Inspection:
+def inspect_folder(folder: str | Path) -> Inspection:
     """Raises CheckpointError or ConfigError if the folder cannot be made out at all."""
     return _inspect(str(folder), open_source(folder))
 

@@ -31,10 +31,11 @@ class ToolFile:
     digest: str  # of what was read then; a file that has changed since is not run
 
     @classmethod
-    def open(cls, path: Path, timeout_seconds: float = OPEN_SECONDS) -> "ToolFile":
+    def open(cls, path: str | Path, timeout_seconds: float = OPEN_SECONDS) -> "ToolFile":
         """Raises InputError if the file cannot be read, fails, or has a function that is no tool
         for want of types or a docstring.
         """
+        path = Path(path)
         if not path.is_file():
             kind = "is no file" if path.exists() else "does not exist"
             raise InputError(f"{path} {kind}; --tools takes a Python file")
