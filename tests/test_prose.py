@@ -21,11 +21,11 @@ PAGES = sorted(
 
 INSTEAD = {
     r"be it that": "even if",
-    r"of which": "a sentence of its own",
+    r"of which\b(?! (experts|documents)\b)": "a sentence of its own",
     r"what of (that|it|this) fits": "how much of it fits",
     r"(to be )?gone on with": "continued",
     r"goes? on all the same": "continues anyway",
-    r"is no (safetensors|model|picture|terminal|MLX|folder)\b": "is not a …",
+    r"(?<!there )is no (safetensors|model|picture|terminal|MLX|folder)\b": "is not a …",
     r"no safetensors file": "not a safetensors file",
     r"nothing is to be done": "you don't have to do anything",
     r"who lives or has": "if you live, or your company is based, in …",
