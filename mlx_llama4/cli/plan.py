@@ -1,6 +1,7 @@
-"""`mlx-llama4 plan`: what a model takes in memory, and what of that fits a machine."""
+"""`mlx-llama4 plan`: which model suits a machine, and what it takes in memory."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,9 @@ from mlx_llama4.errors import InputError
 if TYPE_CHECKING:
     from mlx_llama4.checkpoint.matching import Matching
     from mlx_llama4.planning.machine import Machine
-    from mlx_llama4.planning.planner import Subject
+    from mlx_llama4.planning.placement import StreamingPlan
+    from mlx_llama4.planning.planner import MemoryPlan, Subject
+    from mlx_llama4.quantization import KVQuantization
 
 BEHEMOTH = "behemoth"
 DEFAULT_CONTEXT = 131_072
@@ -24,20 +27,21 @@ LEAST_MEMORY = 2**30
 @terminal.reports_errors
 def plan(
     model: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="[MODEL|scout|maverick|behemoth]",
             help="A checkpoint, converted or not: its folder, or OWNER/NAME on the Hugging Face "
-            "hub, of which only headers are read. Or a release, by its published sizes.",
+            "hub (only headers are read). Or a release, by its published sizes. Default: the best "
+            "release for this memory.",
             show_default=False,
         ),
-    ] = "scout",
+    ] = None,
     revision: options.Revision = None,
     memory: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Plan for a Mac with so much, such as 128GB. Default: this machine.",
+            help="Plan for a Mac with this much memory, such as 128GB. Default: this machine.",
             show_default=False,
         ),
     ] = None,
@@ -54,7 +58,8 @@ def plan(
         int | None,
         typer.Option(
             metavar="N",
-            help="Of the weights: 2, 3, 4, 5, 6, 8 or 16. Default: as they are stored, or 4.",
+            help="Of the weights: 2, 3, 4, 5, 6, 8 or 16. Default: as they are stored, else 4, or "
+            "3 where only that fits.",
             show_default=False,
         ),
     ] = None,
@@ -72,53 +77,85 @@ def plan(
     ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a model takes in memory, and what of that fits a Mac.
+    """Say which model suits this Mac, and what it takes in memory.
+
+    The first line is the verdict, with the command to type next. The numbers are below it.
 
     \b
     Examples:
+      mlx-llama4 plan
       mlx-llama4 plan scout --memory 128GB --context 1M --bits 4 --kv-bits 8
       mlx-llama4 plan scout-4bit
     """
-    from mlx_llama4.checkpoint.meta.params import MAX_TILES
-    from mlx_llama4.planning.expert_weights import experts_in_bits, stored_experts
     from mlx_llama4.planning.machine import mac, parse_memory, this_machine
-    from mlx_llama4.planning.placement import plan_streaming
-    from mlx_llama4.planning.planner import Usage, make_plan, parse_tokens
+    from mlx_llama4.planning.planner import parse_tokens
+    from mlx_llama4.planning.verdict import best_release, judge
     from mlx_llama4.quantization import UNPACKED_BITS, KVQuantization
 
     if not 0 <= images <= MOST_IMAGES:
         raise InputError(f"--images {images}: from 0 to {MOST_IMAGES:,} pictures can be planned")
     machine = this_machine() if memory is None else mac(_sensible(parse_memory(memory), memory))
     packed = KVQuantization(8 if kv_bits == UNPACKED_BITS else kv_bits, kv_group_size)
-    kv = None if kv_bits == UNPACKED_BITS else packed
-    tokens = None if context is None else parse_tokens(context)
+    asked = _Asked(
+        None if context is None else parse_tokens(context),
+        bits,
+        None if kv_bits == UNPACKED_BITS else packed,
+        kv_group_size,
+        images,
+    )
     if model == BEHEMOTH and not Path(model).exists():
         print_announced(machine, bits, as_json)
         return
+    if model is None:
+        model = best_release(lambda name: _plan(_release(name, machine), machine, asked))
     subject, matching = _open(model, revision, machine)
-    config, width = subject.config, subject.dtype_bytes
-    made = make_plan(
-        subject,
-        machine,
-        Usage(
-            context=tokens or min(DEFAULT_CONTEXT, config.text.max_position_embeddings),
-            dtype_bytes=width,
-            kv=kv,
-            tiles=(MAX_TILES + 1,) * images if config.vision else (),
-            fused=machine.has_gpu,
-        ),
-        bits,
-        kv_group_size,
-    )
-    if made.chosen.bits is None:
-        experts = stored_experts(matching, config, width)
-    else:
-        experts = experts_in_bits(config, made.chosen.bits, width)
-    streaming = plan_streaming(config, experts, made.usage, machine)
+    made = _plan(subject, machine, asked)
+    streaming = _streaming(made, matching)
+    verdict = judge(model, made, bits, streaming)
     if as_json:
-        terminal.line(json.dumps(plan_json(made, streaming), indent=2))
+        terminal.line(json.dumps(plan_json(made, streaming, verdict), indent=2))
     else:
-        print_plan(made, streaming, is_this_machine=memory is None)
+        print_plan(made, streaming, verdict, is_this_machine=memory is None)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was typed. context, bits: None if not given."""
+
+    context: int | None
+    bits: int | None
+    kv: "KVQuantization | None"
+    kv_group_size: int
+    images: int
+
+
+def _plan(subject: "Subject", machine: "Machine", asked: _Asked) -> "MemoryPlan":
+    from mlx_llama4.checkpoint.meta.params import MAX_TILES
+    from mlx_llama4.planning.planner import Usage, make_plan
+    from mlx_llama4.planning.verdict import settled
+
+    config = subject.config
+    usage = Usage(
+        context=asked.context or min(DEFAULT_CONTEXT, config.text.max_position_embeddings),
+        dtype_bytes=subject.dtype_bytes,
+        kv=asked.kv,
+        tiles=(MAX_TILES + 1,) * asked.images if config.vision else (),
+        fused=machine.has_gpu,
+    )
+    made = make_plan(subject, machine, usage, asked.bits, asked.kv_group_size)
+    return settled(made, asked.bits)
+
+
+def _streaming(made: "MemoryPlan", matching: "Matching | None") -> "StreamingPlan | None":
+    from mlx_llama4.planning.expert_weights import experts_in_bits, stored_experts
+    from mlx_llama4.planning.placement import plan_streaming
+
+    subject = made.subject
+    if made.chosen.bits is None and matching is not None:
+        experts = stored_experts(matching, subject.config, subject.dtype_bytes)
+    else:
+        experts = experts_in_bits(subject.config, made.chosen.bits, subject.dtype_bytes)
+    return plan_streaming(subject.config, experts, made.usage, made.machine)
 
 
 def _sensible(memory: int, typed: str) -> int:
@@ -128,17 +165,23 @@ def _sensible(memory: int, typed: str) -> int:
     return memory
 
 
+def _release(name: str, machine: "Machine") -> "Subject":
+    from mlx_llama4.planning.planner import Subject, dtype_bytes
+    from mlx_llama4.planning.releases import release_config
+
+    return Subject(f"Llama 4 {name.title()}", release_config(name), dtype_bytes(None, machine))
+
+
 def _open(
     model: str, revision: str | None, machine: "Machine"
 ) -> tuple["Subject", "Matching | None"]:
     """And its stored tensors, if there are files."""
     from mlx_llama4.hub.repository import find_folder, is_repository
     from mlx_llama4.planning.planner import Subject, dtype_bytes, stored_weights
-    from mlx_llama4.planning.releases import RELEASES, release_config
+    from mlx_llama4.planning.releases import RELEASES
 
     if model in RELEASES and revision is None and not Path(model).exists():
-        name, width = f"Llama 4 {model.title()}", dtype_bytes(None, machine)
-        return Subject(name, release_config(model), width), None
+        return _release(model, machine), None
     from mlx_llama4.checkpoint.open import open_source
     from mlx_llama4.hub.remote import open_remote
 

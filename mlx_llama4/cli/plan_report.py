@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from mlx_llama4.planning.machine import Machine
     from mlx_llama4.planning.placement import Placement, StreamingPlan
     from mlx_llama4.planning.planner import MemoryPlan
+    from mlx_llama4.planning.verdict import Verdict
 
+COLUMNS = 80  # of a terminal as it first opens
 # Parts of the model that are said together.
 GROUPS = {
     "routed experts": ("routed experts",),
@@ -23,24 +25,33 @@ GROUPS = {
 
 
 def print_plan(
-    plan: "MemoryPlan", streaming: "StreamingPlan | None", is_this_machine: bool
+    plan: "MemoryPlan",
+    streaming: "StreamingPlan | None",
+    verdict: "Verdict",
+    is_this_machine: bool,
 ) -> None:
     bits = "as stored" if plan.chosen.bits is None else f"{plan.chosen.bits} bits"
     kv_bits = plan.usage.kv.bits if plan.usage.kv else 8 * plan.usage.dtype_bytes
     context = f"{plan.usage.context:,} tokens"
+    terminal.line(_first_line(verdict))
     terminal.line(f"{plan.subject.name}, {bits}; {context}, keys and values in {kv_bits} bits")
     terminal.line(_machine(plan.machine, is_this_machine))
-    terminal.line()
     terminal.table(_bytes_rows(plan), right=(1,))
     terminal.line()
     terminal.table(_fit_rows(plan, streaming), right=(1,))
     _print_reading(streaming)
     terminal.line()
     _print_choices(plan)
+    terminal.line(f"Next: {verdict.command}")
     if plan.wired_limit_command is not None:
-        terminal.line()
         terminal.line("More than the GPU may hold by default. After each start of the Mac, first:")
         terminal.line(f"  {plan.wired_limit_command}")
+
+
+def _first_line(verdict: "Verdict") -> str:
+    """The verdict, with the next command where a terminal of 80 columns holds both."""
+    both = f"{verdict.line}; next: {verdict.command}"
+    return both if len(both) <= COLUMNS else verdict.line
 
 
 def _machine(machine: "Machine", is_this_machine: bool) -> str:
@@ -95,7 +106,6 @@ def _fit_rows(plan: "MemoryPlan", streaming: "StreamingPlan | None") -> list[tup
     from mlx_llama4.units import human_bytes
 
     verdict = {"yes": "fits", "raised": "fits if the limit is raised", "no": "does not fit"}
-    kind = "such Macs" if plan.machine.has_gpu else "such machines"
     rows = [("all in memory", human_bytes(plan.chosen.need.total), verdict[plan.chosen.fit])]
     if streaming is not None:
         least, default = streaming.least, streaming.default
@@ -104,15 +114,7 @@ def _fit_rows(plan: "MemoryPlan", streaming: "StreamingPlan | None") -> list[tup
         if default.fit != "no":
             fits = f"{verdict[default.fit]}, {default.kept:.0%} of the experts in memory"
             rows.append(("experts streamed", human_bytes(default.need.total), fits))
-    return [*rows, (f"on several {kind}", *_machines(plan.machines))]
-
-
-def _machines(count: int | None) -> tuple[str, str]:
-    if count is None:
-        return "none", "what a step has in flight fits none of them"
-    if count == 1:
-        return "1", "one will do"
-    return str(count), "at least (planned, not in this version)"
+    return rows
 
 
 def _print_reading(streaming: "StreamingPlan | None") -> None:
@@ -159,10 +161,19 @@ def _print_choices(plan: "MemoryPlan") -> None:
         terminal.line("  raised: if the GPU may hold more than by default, by iogpu.wired_limit_mb")
 
 
-def plan_json(plan: "MemoryPlan", streaming: "StreamingPlan | None") -> dict[str, Any]:
+def plan_json(
+    plan: "MemoryPlan", streaming: "StreamingPlan | None", verdict: "Verdict"
+) -> dict[str, Any]:
     need, kv = plan.chosen.need, plan.usage.kv
     return {
         "model": plan.subject.name,
+        "verdict": {
+            "how": verdict.how,
+            "bits": verdict.bits,
+            "context": verdict.context,
+            "line": verdict.line,
+            "next": verdict.command,
+        },
         "released": True,
         "context": plan.usage.context,
         "context_limit": plan.subject.config.text.max_position_embeddings,

@@ -71,7 +71,8 @@ def test_json() -> None:
     options = ("--memory", "128GB", "--context", "1M", "--bits", 4, "--kv-bits", 8)
     plan = planned("scout", *options)
     assert set(plan) == {
-        "model", "released", "context", "context_limit", "kv_bits", "kv_group_size", "tiles",
+        "model", "verdict", "released", "context", "context_limit", "kv_bits", "kv_group_size",
+        "tiles",
         "machine", "bits", "weights", "weight_bytes", "cache", "cache_bytes_per_token",
         "activation_bytes", "dequantized_bytes", "growing_bytes", "vision_bytes", "feature_bytes",
         "total_bytes", "fits", "wired_limit_command", "streamed_experts", "machines", "choices",
@@ -99,6 +100,10 @@ def test_json() -> None:
     assert contexts == sorted(contexts) and contexts[0] >= 2**20
 
 
+CHAT_SCOUT = "mlx-llama4 chat --model scout"
+THREE_BITS = "mlx-llama4 convert scout scout-3bit --bits 3"
+
+
 @pytest.mark.parametrize("name", ["scout", "maverick", "behemoth"])
 @pytest.mark.parametrize("memory", ["64GB", "512GB"])
 def test_pages_fit_a_terminal(name: str, memory: str) -> None:
@@ -107,6 +112,56 @@ def test_pages_fit_a_terminal(name: str, memory: str) -> None:
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert len(lines) <= 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line", "command"),
+    [
+        (("--memory", "8GB"), "8 GB: too little for Scout in 4 bits", "mlx-llama4 demo"),
+        (("--memory", "32GB"), "32 GB: Scout in 4 bits, streamed from the SSD", CHAT_SCOUT),
+        (("--memory", "64GB"), "64 GB: Scout in 3 bits, up to 253K tokens", THREE_BITS),
+        (("--memory", "96GB"), "96 GB: Scout in 4 bits, up to 597K tokens", CHAT_SCOUT),
+        (
+            ("--memory", "512GB"),
+            "512 GB: Maverick in 4 bits, up to 1M tokens",
+            "mlx-llama4 chat --model maverick",
+        ),
+        (("scout", "--memory", "512GB"), "512 GB: Scout in 4 bits, up to 8.5M tokens", CHAT_SCOUT),
+        (
+            ("scout", "--memory", "64GB", "--context", "4K"),
+            "64 GB: Scout in 4 bits, up to 7K tokens",
+            CHAT_SCOUT,
+        ),
+        (
+            ("scout", "--memory", "64GB", "--context", "10M"),
+            "64 GB: Scout in 3 bits, but only up to 253K tokens",
+            THREE_BITS,
+        ),
+        (
+            ("scout", "--memory", "96GB", "--bits", 5),
+            "96 GB: Scout in 5 bits, up to 349K tokens",
+            "mlx-llama4 convert scout scout-5bit --bits 5",
+        ),
+    ],
+)
+def test_the_first_line_is_the_verdict_and_the_last_the_next_command(
+    arguments: tuple[object, ...], line: str, command: str
+) -> None:
+    """Without a model it is about the best of the family."""
+    lines = run("plan", *arguments).stdout.splitlines()
+    assert lines[0].startswith(line)
+    assert f"Next: {command}" in lines[-3:]
+    verdict = planned(*arguments)["verdict"]
+    assert verdict["line"] == lines[0].partition("; next: ")[0]
+    assert verdict["next"] == command
+
+
+def test_verdicts_of_folders(demo_folder: Path, tmp_path: Path) -> None:
+    lines = run("plan", demo_folder, "--memory", "16GB").stdout.splitlines()
+    assert lines[0].startswith(f"16 GB: {demo_folder}, up to 32K tokens")
+    assert lines[-1] == f"Next: mlx-llama4 chat --model {demo_folder}"
+    lines = run("plan", CHECKPOINT, "--memory", "16GB").stdout.splitlines()
+    assert lines[-1] == f"Next: mlx-llama4 convert {CHECKPOINT} checkpoint-4bit"
 
 
 def test_speeds_of_small_models_are_plain_numbers(capsys: pytest.CaptureFixture) -> None:

@@ -1,0 +1,45 @@
+"""The short names of the family's releases: `scout` and `maverick`.
+
+A name leads to Meta's own repository where weights are to be converted, and to a ready-made 4-bit
+conversion where a model is to run. A path of that name wins over both.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Purpose = Literal["run", "convert", "inspect"]
+READY_MADE_BITS = 4
+
+
+@dataclass(frozen=True)
+class Release:
+    """Repositories of one model, the tuned ("Instruct") one."""
+
+    original: str  # bfloat16, by Meta, behind its licence
+    ready_made: str  # READY_MADE_BITS bits, in MLX's layout, free to download
+
+
+RELEASES = {
+    "scout": Release(
+        "meta-llama/Llama-4-Scout-17B-16E-Instruct",
+        "mlx-community/Llama-4-Scout-17B-16E-Instruct-4bit",
+    ),
+    "maverick": Release(
+        "meta-llama/Llama-4-Maverick-17B-128E-Instruct",
+        "mlx-community/Llama-4-Maverick-17B-128E-Instruct-4bit",
+    ),
+}
+
+
+def is_release(name: str | Path) -> bool:
+    """Does `name` mean a release, rather than a file or folder that is called so?"""
+    return str(name) in RELEASES and not Path(name).exists()
+
+
+def full_name(name: str, purpose: Purpose = "run") -> str:
+    """The repository that a short name leads to; any other name as it is."""
+    if not is_release(name):
+        return name
+    release = RELEASES[name]
+    return release.original if purpose == "convert" else release.ready_made
