@@ -24,6 +24,7 @@ from mlx_llama4.quantization import Quantization
 from mlx_llama4.tensors import without_absent_vision
 
 OnLoad = Callable[[int, int], None]  # bytes of weights in memory, bytes in all
+Prepare = Callable[[Llama4], None]
 LOAD_STEP = 256 * 2**20  # bytes; the progress of a load is told so often
 
 FLOAT_NAMES = {mx.float32: "F32", mx.bfloat16: "BF16", mx.float16: "F16"}
@@ -38,6 +39,9 @@ def load(
     dtype: mx.Dtype | None = None,
     streaming: ExpertStreaming | None = None,
     on_load: OnLoad = ignore_load,
+    *,
+    arrange: bool = True,
+    prepare: Prepare | None = None,
 ) -> tuple[Llama4, Processor]:
     """The model of an MLX folder, its weights in memory, and what turns messages into prompts.
 
@@ -46,13 +50,22 @@ def load(
     whose kernels for 16 bits are ten times slower, and the folder's own on a GPU. streaming: leave
     the routed experts on the disk and read them as tokens need them.
 
+    arrange: join queries, keys and values into one projection, and store weights as the device
+    multiplies them fastest. False keeps the folder's tensors, name for name, as training and
+    adapters need them; the logits differ by rounding only. prepare: is called with the model before
+    any weight is read or arranged, and may replace parameters, for example with one rank's part. A
+    parameter that it replaces is never read. One that it cuts is read whole, and the whole stays in
+    memory unless mx.contiguous copies the part. Wrap modules after the load, not in `prepare`.
+
     Raises CheckpointError or ConfigError if the folder is incomplete or not what it says, and
     InputError if there is no such folder or `streaming` has not memory enough for one expert.
     """
     folder = find_folder(folder)
     checkpoint, config = _open(folder)
     processor = Processor.load(folder, config)
-    return _loaded(checkpoint, config, dtype, streaming, on_load), processor
+    model = _load_weights(checkpoint, config, dtype, streaming, arrange, prepare)
+    _read_in(model, on_load)
+    return model, processor
 
 
 def open_folder(folder: str | Path) -> tuple[Config, Processor]:
@@ -67,9 +80,14 @@ def load_model(
     dtype: mx.Dtype | None = None,
     streaming: ExpertStreaming | None = None,
     on_load: OnLoad = ignore_load,
+    *,
+    arrange: bool = True,
+    prepare: Prepare | None = None,
 ) -> Llama4:
     """As `load`, for a folder that need have no tokenizer."""
-    return _loaded(*_open(find_folder(folder)), dtype, streaming, on_load)
+    model = _load_weights(*_open(find_folder(folder)), dtype, streaming, arrange, prepare)
+    _read_in(model, on_load)
+    return model
 
 
 def _open(folder: Path) -> tuple[Checkpoint, Config]:
@@ -86,23 +104,13 @@ def _open(folder: Path) -> tuple[Checkpoint, Config]:
     return checkpoint, config
 
 
-def _loaded(
-    checkpoint: Checkpoint,
-    config: Config,
-    dtype: mx.Dtype | None,
-    streaming: ExpertStreaming | None,
-    on_load: OnLoad,
-) -> Llama4:
-    model = _load_weights(checkpoint, config, dtype, streaming)
-    _read_in([array for _, array in tree_flatten(model.parameters())], on_load)
-    return model
-
-
 def _load_weights(
     checkpoint: Checkpoint,
     config: Config,
     dtype: mx.Dtype | None,
     streaming: ExpertStreaming | None,
+    arrange: bool,
+    prepare: Prepare | None,
 ) -> Llama4:
     """The model with the weights of a folder whose tensors are known to match its config; they are
     not read yet.
@@ -123,7 +131,11 @@ def _load_weights(
             if not is_ignored(name) and not (streaming and is_routed_expert(name)):
                 is_float = mx.issubdtype(array.dtype, mx.floating)
                 weights.append((name, array.astype(dtype) if is_float else array))
-    fill(model, weights, packing_of if config.quantization is not None else None)
+    _place(model, weights, packing_of if config.quantization is not None else None)
+    if prepare is not None:
+        prepare(model)
+    if arrange:
+        _arrange(model)
     return model
 
 
@@ -138,6 +150,16 @@ def fill(
     emptied, or what is laid out anew would be in memory twice. packing_of: a module's path → how
     its weight is packed. None: nothing is.
     """
+    _place(model, weights, packing_of)
+    _arrange(model)
+
+
+def _place(
+    model: Llama4,
+    weights: list[tuple[str, mx.array]],
+    packing_of: Callable[[str], Quantization | None] | None,
+) -> None:
+    """Give a model all its weights, lazily, as they are; arguments as for `fill`."""
 
     def predicate(path: str, module: nn.Module) -> bool | dict[str, int | str]:
         packing = packing_of(path)
@@ -149,17 +171,22 @@ def fill(
         nn.quantize(model, class_predicate=predicate)
     model.load_weights(weights)
     weights.clear()
+    model.eval()
+
+
+def _arrange(model: Llama4) -> None:
+    """Join projections, and store weights as the device multiplies them fastest; lazily."""
     for layer in model.language_model.model.layers:
         layer.self_attn.join_projections()
     if mx.default_device() == mx.cpu:
         lay_out_for_cpu(model)
-    model.eval()
 
 
-def _read_in(arrays: list[mx.array], on_load: OnLoad) -> None:
+def _read_in(model: Llama4, on_load: OnLoad) -> None:
     """Until here weights are names and places in files. Some at a time: on the way somebody may
     see how far it is, or stop it.
     """
+    arrays = [array for _, array in tree_flatten(model.parameters())]
     total, done, waiting = sum(array.nbytes for array in arrays), 0, 0
     on_load(0, total)
     start = 0
