@@ -46,6 +46,8 @@ class QuantizedExpertLinear(nn.Module):
     weight: uint32 [experts, out, in · bits / 32]; scales and, in affine mode, biases:
     [experts, out, in / group_size]. Their dtype must be that of the input, or every call would
     cast the scales of every expert; load.py sees to it.
+
+    Frozen, as nn.QuantizedLinear is: packed codes have no gradient. Its input has one.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class QuantizedExpertLinear(nn.Module):
         self.weight = weight
         self.scales = scales
         self.biases = biases
+        self.freeze()
 
     def __call__(self, x: mx.array, experts: mx.array, is_sorted: bool) -> mx.array:
         return mx.gather_qmm(

@@ -20,6 +20,7 @@ def joined(layers: Sequence[nn.Linear | nn.QuantizedLinear]) -> nn.Module | None
             result[part] = mx.concatenate([layer[part] for layer in layers])
     if isinstance(first, nn.QuantizedLinear):
         result.group_size, result.bits, result.mode = first.group_size, first.bits, first.mode
+        result.freeze()  # as nn.QuantizedLinear does when it is made
     return result
 
 

@@ -46,5 +46,7 @@ class MixtureOfExperts(nn.Module):
             experts = mx.argmax(logits, axis=-1, keepdims=True)
         else:
             experts = mx.argpartition(-logits, kth=k - 1, axis=-1)[..., :k]
+        # The numbers of the experts have no gradient; MLX would look for one and raise.
+        experts = mx.stop_gradient(experts)
         chosen = mx.take_along_axis(logits, experts, axis=-1)
         return mx.sigmoid(chosen.astype(mx.float32)).astype(logits.dtype), experts

@@ -62,6 +62,33 @@ MODELS = {
     ),
 }
 
+# Models whose gradients the goldens hold. They are smaller than the others, because a gradient is
+# as large as its model. GRADIENT_TOKENS cross two chunk borders.
+NARROW = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "intermediate_size_mlp": 80,
+}
+GRADIENTS = {
+    "scout": Model("scout", NARROW, images={"1x2": [(1, 2)]}),
+    "maverick": Model("maverick", NARROW),
+    "two_experts": Model(
+        "scout",
+        NARROW | {"num_hidden_layers": 2, "no_rope_layers": [1, 0], "num_experts_per_tok": 2},
+    ),
+}
+GRADIENT_TOKENS, GRADIENT_SEEDS = 80, (2, 3)
+
+
+def gradient_ids() -> np.ndarray:
+    """Ids [2, GRADIENT_TOKENS] that use every expert. No token's choice of an expert is nearly
+    even, since a gradient jumps where the choice changes. make_gradients.py checks both.
+    """
+    return np.concatenate([tiny.text_ids(GRADIENT_TOKENS, seed) for seed in GRADIENT_SEEDS])
+
+
 PREFILLED = 100  # of the 150 tokens, in the case that then goes one by one
 GREEDY_PROMPT, GREEDY_TOKENS = 45, 24
 
