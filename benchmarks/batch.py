@@ -22,7 +22,7 @@ from benchmarks.harness.ratios import ratio_of_medians
 from benchmarks.harness.report import Metric, Report, show_bytes, show_ratio
 from benchmarks.harness.rounds import Figures, Runs, run_rounds
 from benchmarks.prefill import IDS
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.errors import RunError
 
 # Tokens of prompt and answer: `tiny` has chunks of 256, one row goes over a border while it is

@@ -19,7 +19,7 @@ from benchmarks.harness.process_memory import HOW_MEASURED
 from benchmarks.harness.report import Metric, Report, show_bytes, show_seconds
 from benchmarks.harness.rounds import Figures, run_rounds
 from benchmarks.harness.source import SIZES, Preset, check_room, describe, write_source
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.errors import CheckpointError, InputError
 from mlx_llama4.units import human_bytes
 

@@ -21,7 +21,7 @@ from benchmarks.harness.report import Metric, Report, show_bytes, show_milliseco
 from benchmarks.harness.resident import Resident
 from benchmarks.harness.rounds import Figures, Runs, run_rounds
 from benchmarks.limits import Limits, decode_bytes, measure_limits
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.config import load_config
 from mlx_llama4.units import human_bytes
 

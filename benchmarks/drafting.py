@@ -22,7 +22,7 @@ from benchmarks.harness.machine import this_machine
 from benchmarks.harness.presets import Preset, preset_folder
 from benchmarks.harness.ratios import ratio_of_medians
 from benchmarks.harness.report import show_ratio, write_whole
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 
 if TYPE_CHECKING:
     from mlx_llama4.generation.sampler import RandomSampler

@@ -17,7 +17,7 @@ from benchmarks.harness import options
 from benchmarks.harness.report import write_whole
 from benchmarks.harness.shares import Share, total
 from benchmarks.policies import Bank, LeastFrequentlyUsed, LeastRecentlyUsed, Optimum, Pinned
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.errors import InputError
 from mlx_llama4.offload.heat import HALF_LIFE
 from mlx_llama4.offload.trace import RoutingTrace, TraceHeader, read_trace

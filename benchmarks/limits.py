@@ -27,7 +27,7 @@ from benchmarks.harness.presets import (
     preset_folder,
     unpacked_dtype,
 )
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.config import LayerKind, TextConfig, VisionConfig, load_config
 from mlx_llama4.tensors import model_tensors
 from mlx_llama4.units import human_bytes

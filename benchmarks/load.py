@@ -19,7 +19,7 @@ from benchmarks.harness.process import PeakMemory
 from benchmarks.harness.report import Metric, Report, show_bytes, show_milliseconds, show_share
 from benchmarks.harness.resident import Resident
 from benchmarks.harness.rounds import Figures, run_rounds
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.units import human_bytes
 
 # Each engine's own way from a folder to weights that are in memory; imports come before.

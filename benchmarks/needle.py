@@ -17,7 +17,8 @@ from benchmarks.harness.report import write_whole
 from benchmarks.haystack import KEYS, Haystack, Needle, draw_haystack, spread
 from benchmarks.heat_map import write_heat_map
 from benchmarks.recall import Asked, Reading, Recall, as_json, heat_map, print_recall
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
+from mlx_llama4.cli.markdown.answer import Answer
 from mlx_llama4.cli.memory_check import Task, check_memory
 from mlx_llama4.cli.options import Caching, KVBits, KVGroupSize, load_chat
 from mlx_llama4.errors import InputError
@@ -181,7 +182,7 @@ def _read(chat: "Chat", length: int, seed: int, haystack: Haystack, exact: bool)
     chat.reset()
     for one in haystack.needles:
         chat.messages.clear()
-        with terminal.Answer() as progress:
+        with Answer() as progress:
             pieces = chat.send(haystack.text + one.question, on_prefill=progress.on_prefill)
             answer = "".join(pieces).strip()
         took = chat.statistics

@@ -18,7 +18,7 @@ from benchmarks.harness.machine import this_machine
 from benchmarks.harness.process import run_measured
 from benchmarks.harness.report import describe_engine, write_whole
 from benchmarks.harness.source import Size, config
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.errors import InputError, RunError
 
 OFFSETS = (0, 131_072, 1_048_576, 9_994_240)  # multiples of 8,192

@@ -18,7 +18,7 @@ from benchmarks.harness.resident import Resident
 from benchmarks.harness.rounds import Figures, run_rounds
 from benchmarks.harness.source import Size, check_room, write_checkpoint
 from benchmarks.limits import measure_matmul, prefill_flops, show_rate
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.config import TextConfig, load_config
 from mlx_llama4.errors import InputError
 from mlx_llama4.memory import PREFILL_SPAN

@@ -13,7 +13,7 @@ from benchmarks.demo_tasks import Task, draw_tasks
 from benchmarks.harness import options
 from benchmarks.harness.machine import this_machine
 from benchmarks.harness.report import write_whole
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.units import human_bytes
 
 if TYPE_CHECKING:

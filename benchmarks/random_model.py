@@ -24,7 +24,7 @@ from benchmarks.harness.random_tokenizer import (
     patch_id,
     random_tokenizer_files,
 )
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.config import Config, parse_config
 from mlx_llama4.errors import InputError
 from mlx_llama4.planning.releases import RELEASES, release_json

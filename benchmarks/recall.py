@@ -10,7 +10,7 @@ from benchmarks.harness.machine import Machine
 from benchmarks.harness.shares import Share, total
 from benchmarks.haystack import Needle
 from benchmarks.heat_map import HeatMap
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from benchmarks.harness.machine import this_machine
 from benchmarks.harness.report import write_whole
 from benchmarks.harness.source import Size
 from benchmarks.prefill import IDS, LAYERS, scaled_down, write_model
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 
 if TYPE_CHECKING:
     from mlx_llama4.cache.prefixes import PrefixStore

@@ -15,7 +15,7 @@ from benchmarks.harness.presets import Preset, preset_config, preset_folder
 from benchmarks.harness.process import ENVIRONMENT, run_measured
 from benchmarks.harness.report import Metric, Report, show_bytes, show_seconds
 from benchmarks.harness.rounds import Figures, run_rounds
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 
 MODULES = {OURS: "mlx_llama4", "mlx-lm": "mlx_lm", "mlx-vlm": "mlx_vlm"}
 IMPORTS = {OURS: "mlx_llama4.chat.chat", "mlx-lm": "mlx_lm.chat", "mlx-vlm": "mlx_vlm.chat"}

@@ -35,7 +35,7 @@ from benchmarks.random_model import packing_of, recipe_of, scaled_release, write
 from benchmarks.reader import read_with_store
 from benchmarks.streaming_report import Found, as_json, derive, print_found
 from benchmarks.streaming_ways import IMPORTS, MEASURE, REPACK, WAYS
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.errors import InputError
 from mlx_llama4.offload.budget import BUFFER_SHARE
 from mlx_llama4.offload.expert_store import PIECE_BYTES, READERS

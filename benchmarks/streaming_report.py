@@ -11,7 +11,7 @@ from benchmarks.harness.machine import Machine
 from benchmarks.harness.ratios import ratio_of_medians
 from benchmarks.harness.report import Metric, show_bytes, show_ratio, show_seconds
 from benchmarks.harness.rounds import Runs
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 
 NOTHING = "–"
 

@@ -23,7 +23,7 @@ from benchmarks.harness.report import Metric, Report, show_milliseconds
 from benchmarks.harness.rounds import Figures, run_rounds
 from benchmarks.harness.source import Size
 from benchmarks.prefill import IDS, LAYERS, scaled_down, write_model
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.errors import InputError
 
 if TYPE_CHECKING:

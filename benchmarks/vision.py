@@ -22,7 +22,7 @@ from benchmarks.harness.resident import Resident
 from benchmarks.harness.rounds import Figures, run_rounds
 from benchmarks.limits import measure_matmul, show_rate
 from benchmarks.random_model import recipe_of, scaled_release, write_random_model
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.config import VisionConfig, load_config
 from mlx_llama4.errors import InputError, RunError
 

@@ -20,12 +20,12 @@ import numpy as np
 from mlx_llama4.checkpoint.open import Source, open_source
 from mlx_llama4.convert.config_json import mlx_config
 from mlx_llama4.convert.journal import Entry
-from mlx_llama4.convert.local import LocalShards, Shards
 from mlx_llama4.convert.pack import PackedSlice, pack
 from mlx_llama4.convert.plan import Job, Plan, make_plan
 from mlx_llama4.convert.quality import Quality, conversion_json, measured_quality
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.side_files import copy_side_files
+from mlx_llama4.convert.source_files import LocalShards, Shards
 from mlx_llama4.convert.write import (
     MAX_SHARD_BYTES,
     FolderWriter,

@@ -13,7 +13,7 @@ from mlx_llama4.checkpoint.safetensors import Checkpoint, open_checkpoint
 from mlx_llama4.config import Config, load_config
 from mlx_llama4.errors import CheckpointError
 from mlx_llama4.hub.repository import find_folder
-from mlx_llama4.model.layout import lay_out_for_cpu
+from mlx_llama4.model.cpu_layout import lay_out_for_cpu
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.offload.budget import ExpertStreaming
 from mlx_llama4.offload.expert_cache import ExpertCache

@@ -15,7 +15,7 @@ from mlx_llama4.checkpoint.safetensors import open_checkpoint
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.run import convert
 from mlx_llama4.errors import CheckpointError
-from mlx_llama4.model.layout import UnpackingLinear
+from mlx_llama4.model.cpu_layout import UnpackingLinear
 from mlx_llama4.model.llama4 import ATTENTION_STEP, Llama4
 from mlx_llama4.opening import load, load_model
 from mlx_llama4.quantization import Quantization

@@ -11,7 +11,7 @@ from benchmarks.harness.chart import check_chart, write_chart
 from benchmarks.harness.engines import OURS, Engine, Idle, measure_idle
 from benchmarks.harness.presets import Preset
 from benchmarks.harness.report import Report, print_report, write_json
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.errors import OutputError, RunError
 
 PresetName = Annotated[

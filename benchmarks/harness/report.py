@@ -12,7 +12,7 @@ from benchmarks.harness.engines import DISTRIBUTIONS, OURS, Idle
 from benchmarks.harness.machine import Machine
 from benchmarks.harness.ratios import Ratio, ratio_of_medians
 from benchmarks.harness.rounds import Runs
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.units import human_bytes
 
 

@@ -96,7 +96,7 @@ class KVCache:
 
     def split(self, *arrays: mx.array) -> Iterator[tuple["KVCache | mx.array", ...]]:
         """Caches, and of each array the rows whose keys and values are theirs: here this one and
-        all of them. Rows that each have a cache of their own are in cache/batch.py.
+        all of them. Rows that each have a cache of their own are in cache/row_caches.py.
         """
         yield self, *arrays
 

@@ -24,7 +24,7 @@ from mlx_llama4.chat.conversation import (
     with_document,
     with_system,
 )
-from mlx_llama4.chat.dropping import fit_messages
+from mlx_llama4.chat.fitting import fit_messages
 from mlx_llama4.chat.options import ChatOptions
 from mlx_llama4.checkpoint.identity import Identity, identify
 from mlx_llama4.config import GenerationConfig, load_generation_config
@@ -46,7 +46,7 @@ from mlx_llama4.prompt.messages import (
     with_text,
 )
 from mlx_llama4.prompt.processor import Processor, Prompt, check_length, place_images
-from mlx_llama4.prompt.tool_calls import PYTHON_END, PYTHON_START, Reply, parse_reply
+from mlx_llama4.prompt.replies import PYTHON_END, PYTHON_START, Reply, parse_reply
 
 # What a turn of the family ends with, whatever generation_config.json says or leaves out.
 END_TOKENS = ("<|eot|>", "<|eom|>", "<|end_of_text|>")

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlx_llama4.cli import options, terminal
-from mlx_llama4.cli.drafts import Draft, Drafts, drafter
+from mlx_llama4.cli import options
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.memory_check import Task, check_memory
+from mlx_llama4.cli.talk.draft_setting import Draft, Drafts, drafter
 from mlx_llama4.errors import InputError, PromptError
 
 if TYPE_CHECKING:

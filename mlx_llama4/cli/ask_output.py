@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
+from mlx_llama4.cli.markdown.answer import Answer
 
 if TYPE_CHECKING:
     from mlx_llama4.chat import Chat
@@ -60,7 +61,7 @@ def answer_all(
 def _print_text(
     chat: "Chat", text: str, images: list["PromptImage"], number: int, whole: bool
 ) -> None:
-    with terminal.Answer() as answer:
+    with Answer() as answer:
         if number:
             answer.show(chat.retry(None, answer.on_prefill, answer.on_picture))
         else:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli import options
+from mlx_llama4.cli.console import terminal
+from mlx_llama4.cli.markdown.answer import Answer
 from mlx_llama4.cli.memory_check import Task, check_memory
 from mlx_llama4.errors import CheckpointError, InputError, Llama4Error, PromptError
 
@@ -88,7 +90,7 @@ def cache(
     for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed, say
         signal.signal(number, signal.default_int_handler)  # which stops as Ctrl-C does
     try:
-        with terminal.Answer() as answer:
+        with Answer() as answer:
             chat.read(text, images, answer.on_prefill)
         with terminal.status(f"Writing {out}"):
             nbytes = chat.save(out, small)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlx_llama4.cli import options, terminal
-from mlx_llama4.cli.drafts import Draft, Drafts, drafter
+from mlx_llama4.cli import options
+from mlx_llama4.cli.console import terminal
+from mlx_llama4.cli.markdown.answer import Answer
 from mlx_llama4.cli.memory_check import Task, check_memory, limit_to_memory
+from mlx_llama4.cli.talk.draft_setting import Draft, Drafts, drafter
 from mlx_llama4.errors import CheckpointError, InputError, Llama4Error
 
 if TYPE_CHECKING:
@@ -223,7 +225,7 @@ def _take_up(talk: "Talk", path: Path, resume: bool) -> None:
     content = talk.chat.messages[asked[-1]]["content"]
     text = content if isinstance(content, str) else content[-1].get("text", "")
     terminal.aside(f"> {text}".translate(terminal.CONTROLS))
-    with terminal.Answer(talk.look.markdown) as answer:
+    with Answer(talk.look.markdown) as answer:
         answer.write(talk.chat.messages[-1]["content"])
 
 

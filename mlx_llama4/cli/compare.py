@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlx_llama4.cli import options, terminal
-from mlx_llama4.cli.progress import byte_progress
+from mlx_llama4.cli import options
+from mlx_llama4.cli.console import terminal
+from mlx_llama4.cli.console.progress import byte_progress
 from mlx_llama4.errors import InputError
 
 if TYPE_CHECKING:

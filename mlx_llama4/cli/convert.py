@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli import options
+from mlx_llama4.cli.console import terminal
+from mlx_llama4.cli.console.progress import byte_progress
 from mlx_llama4.cli.convert_report import print_plan, print_report
 from mlx_llama4.cli.memory_check import check_conversion
-from mlx_llama4.cli.progress import byte_progress
 from mlx_llama4.errors import InputError
 
 if TYPE_CHECKING:
@@ -261,8 +262,8 @@ def _run(
     settings: "Settings",
     files: dict[str, str],
 ) -> None:
-    from mlx_llama4.convert.local import LocalShards
     from mlx_llama4.convert.run import run
+    from mlx_llama4.convert.source_files import LocalShards
     from mlx_llama4.convert.write import check_destination, partial_folder
 
     check_destination(out, plan.output_bytes + _shard_bytes(plan, shards))

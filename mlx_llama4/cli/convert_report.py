@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 
 if TYPE_CHECKING:
     from mlx_llama4.convert.plan import Plan

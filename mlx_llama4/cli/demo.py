@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli import options
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.memory_check import Task, check_memory
 
 if TYPE_CHECKING:

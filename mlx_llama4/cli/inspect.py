@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli import options
+from mlx_llama4.cli.console import terminal
 
 if TYPE_CHECKING:
     from mlx_llama4.planning.inspection import Inspection

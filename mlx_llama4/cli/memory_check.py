@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli import options
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.refusal import fitting_bits, refusal
 from mlx_llama4.errors import InputError
 

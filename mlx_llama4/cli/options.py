@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.sampling import sampling_settings
-from mlx_llama4.cli.system_prompt import read_system
+from mlx_llama4.cli.talk.system_prompt import read_system
 from mlx_llama4.errors import InputError
 from mlx_llama4.quantization import KVQuantization
 
@@ -331,7 +331,7 @@ def load_chat(folder: Path, options: "ChatOptions", placement: "Placement | None
     """
     with terminal.status(f"Loading {folder}"):
         from mlx_llama4.chat import Chat
-    from mlx_llama4.cli.progress import byte_progress
+    from mlx_llama4.cli.console.progress import byte_progress
 
     disable_compile_on_cpu()
     if placement is not None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlx_llama4.cli import options, terminal
+from mlx_llama4.cli import options
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.plan_report import plan_json, print_announced, print_plan
 from mlx_llama4.errors import InputError
 

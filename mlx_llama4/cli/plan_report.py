@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 
 if TYPE_CHECKING:
     from mlx_llama4.planning.machine import Machine

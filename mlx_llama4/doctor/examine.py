@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from mlx_llama4.doctor import disk, goldens, models, speed
 from mlx_llama4.doctor.asking import DemoAnswers, ModelSpeed, ask_demo
-from mlx_llama4.doctor.machine import MachineFacts, look
+from mlx_llama4.doctor.machine_facts import MachineFacts, look
 from mlx_llama4.doctor.unknown import Unknown, attempt
 
 # Shows what is being done until it is done.

@@ -10,7 +10,7 @@ from mlx_llama4.doctor.asking import DemoAnswers, ModelSpeed
 from mlx_llama4.doctor.disk import READERS, DiskSpeed
 from mlx_llama4.doctor.examine import Report
 from mlx_llama4.doctor.goldens import Result
-from mlx_llama4.doctor.machine import MachineFacts
+from mlx_llama4.doctor.machine_facts import MachineFacts
 from mlx_llama4.doctor.speed import EXPERTS, DecodeSpeed
 from mlx_llama4.doctor.unknown import Unknown
 from mlx_llama4.units import human_bytes

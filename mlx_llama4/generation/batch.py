@@ -2,7 +2,7 @@
 
 A decode step reads the weights once, for as many rows as take part: so several answers together
 come faster than one after another. Each row is what `generate` would have made of it alone, in
-caches of its own (cache/batch.py), with chunk borders of its own.
+caches of its own (cache/row_caches.py), with chunk borders of its own.
 """
 
 import time
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from mlx_llama4.cache.batch import decoded_together
 from mlx_llama4.cache.kv import KVCache
+from mlx_llama4.cache.row_caches import decoded_together
 from mlx_llama4.errors import InputError, Llama4Error
 from mlx_llama4.generation.adjustments import Adjustment
 from mlx_llama4.generation.choice import Choice, Chooser, wait_for

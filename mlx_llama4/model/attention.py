@@ -12,8 +12,8 @@ from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.cache.quantized import PackedArray, packed_attention
 from mlx_llama4.config import LayerKind, TextConfig
 from mlx_llama4.memory import queries_at_once
+from mlx_llama4.model.cpu_layout import column_major
 from mlx_llama4.model.joined import joined
-from mlx_llama4.model.layout import column_major
 from mlx_llama4.model.rope import TextRope
 
 

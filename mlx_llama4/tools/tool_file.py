@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_llama4.errors import InputError
-from mlx_llama4.prompt.tool_calls import ToolCall
+from mlx_llama4.prompt.replies import ToolCall
 from mlx_llama4.tools.schemas import mismatch
 from mlx_llama4.tools.worker import shortened
 from mlx_llama4.tools.worker_process import Outcome, ask_worker

@@ -16,7 +16,7 @@ from mlx_llama4.chat.conversation import (
     with_system,
     without_oldest,
 )
-from mlx_llama4.chat.dropping import LEAST_ROOM, ROOM_AFTER, fit_messages
+from mlx_llama4.chat.fitting import LEAST_ROOM, ROOM_AFTER, fit_messages
 from mlx_llama4.errors import PromptError
 from mlx_llama4.prompt.processor import Prompt
 

@@ -148,7 +148,7 @@ def interrupted(command: list[object], at: str) -> subprocess.CompletedProcess:
     """`command`, with Ctrl-C where `at` is true of the tokens read so far, `done`."""
     code = (
         "import signal, sys\n"
-        "import mlx_llama4.cli.progress as progress\n"
+        "import mlx_llama4.cli.console.progress as progress\n"
         "def update(self, done, total):\n"
         "    print(done, file=sys.stderr)\n"
         f"    if {at}: raise KeyboardInterrupt\n"

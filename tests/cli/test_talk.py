@@ -13,7 +13,7 @@ import pytest
 from mlx_llama4.chat.conversation import questions
 from mlx_llama4.chat.personas import PERSONAS
 from mlx_llama4.cli.chat import _converse as converse
-from mlx_llama4.cli.progress import ReadingProgress
+from mlx_llama4.cli.console.progress import ReadingProgress
 from mlx_llama4.cli.talk.commands import COMMANDS, ELSEWHERE, completions, is_command, run_command
 from mlx_llama4.cli.talk.line_editor import PlainLines
 from mlx_llama4.cli.talk.talk import Talk

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_llama4.cli import progress, terminal
+from mlx_llama4.cli.console import progress
+from mlx_llama4.cli.markdown.answer import Answer
 from mlx_llama4.demo.questions import PICTURES
 from tests.commands import ENVIRONMENT, run
 
@@ -161,7 +162,7 @@ def test_answers_cannot_drive_the_terminal(monkeypatch: pytest.MonkeyPatch) -> N
         (io.StringIO(), "a\x1b]0;title\x07\x1b[2J\tb\r\nc\n"),
     ):
         monkeypatch.setattr(sys, "stdout", stream)
-        with terminal.Answer() as answer:
+        with Answer() as answer:
             answer.write("a\x1b]0;title\x07\x1b[2J\tb\r\nc")
         assert stream.getvalue() == expected
 
@@ -177,7 +178,7 @@ def test_calls_are_shown_as_they_are(
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "dumb")
-    with terminal.Answer(markdown=True, literal=literal) as answer:
+    with Answer(markdown=True, literal=literal) as answer:
         for piece in ("", " [__im", "port__('os')]"):
             answer.write(piece)
     assert screen.getvalue().strip() == shown
@@ -187,7 +188,7 @@ def test_progress_of_a_long_prompt_is_wiped_away(monkeypatch: pytest.MonkeyPatch
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(sys, "stdout", io.StringIO())
-    with terminal.Answer() as answer:
+    with Answer() as answer:
         answer.on_prefill(2048, 9000)
         assert "2,048 of 9,000 tokens" in screen.getvalue()
         answer.write("Hi")

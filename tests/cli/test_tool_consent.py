@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlx_llama4.cli.talk.tool_consent import DECLINED, QUESTION, Consent, shown_call, shown_result
-from mlx_llama4.prompt.tool_calls import ToolCall, parse_reply
+from mlx_llama4.prompt.replies import ToolCall, parse_reply
 from mlx_llama4.tools.tool_file import ToolFile
 
 F, G = ToolCall("f", {"a": 1}), ToolCall("g", {})

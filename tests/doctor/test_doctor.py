@@ -15,7 +15,17 @@ import typer
 
 from mlx_llama4.chat import Chat
 from mlx_llama4.cli.doctor import doctor
-from mlx_llama4.doctor import asking, cases, disk, examine, goldens, machine, report, speed, tiny
+from mlx_llama4.doctor import (
+    asking,
+    cases,
+    disk,
+    examine,
+    goldens,
+    machine_facts,
+    report,
+    speed,
+    tiny,
+)
 from mlx_llama4.doctor.unknown import Unknown, attempt, reason
 from mlx_llama4.errors import ConfigError, OutputError
 from tests.commands import refused
@@ -166,7 +176,11 @@ def test_what_goes_wrong_is_told_without_names(private: Path, monkeypatch) -> No
     def fail_otherwise(*arguments: object) -> None:
         raise RuntimeError(f"[load] Failed to open file {private}/geheim one.safetensors")
 
-    for module, name in ((examine, "ask_demo"), (disk, "measure_folder"), (machine, "_linux")):
+    for module, name in (
+        (examine, "ask_demo"),
+        (disk, "measure_folder"),
+        (machine_facts, "_linux"),
+    ):
         monkeypatch.setattr(module, name, fail)
     monkeypatch.setattr(speed, "measure_decode", fail_otherwise)
     monkeypatch.setattr(speed, "measure_bandwidth", fail_otherwise)
@@ -229,10 +243,12 @@ def test_the_facts_of_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ValueError(f"{command[0]} does not say")
         return MAC[command]
 
-    monkeypatch.setattr(machine, "_output", output)
+    monkeypatch.setattr(machine_facts, "_output", output)
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(machine, "this_machine", lambda: machine.Machine(2**36, 60 * 2**30, 2**35))
-    found = machine.look()
+    monkeypatch.setattr(
+        machine_facts, "this_machine", lambda: machine_facts.Machine(2**36, 60 * 2**30, 2**35)
+    )
+    found = machine_facts.look()
     monkeypatch.undo()
     lines = dict(report.machine_lines(found))
     assert lines["processor"] == "Apple M2 Max, 12 cores (8 performance, 4 efficiency)"
@@ -273,7 +289,7 @@ def test_layers_of_scouts_shapes() -> None:
 def finished(passed: bool) -> examine.Report:
     why = Unknown("not asked")
     result = goldens.Result("a check", "GPU", "float32", 0.5 - 0.5 * passed, 1e-3, True)
-    return examine.Report(machine.look(), why, why, why, why, None, [result])
+    return examine.Report(machine_facts.look(), why, why, why, why, None, [result])
 
 
 def test_a_failure_is_one_line_and_exit_code_1(monkeypatch, capsys) -> None:

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_llama4.cache.batch import RowCaches, decoded_together
 from mlx_llama4.cache.kv import KVCache
+from mlx_llama4.cache.row_caches import RowCaches, decoded_together
 from mlx_llama4.errors import Llama4Error
 from mlx_llama4.generation.adjustments import logit_bias, repetition_penalty
 from mlx_llama4.generation.batch import Request, generate_batch

@@ -9,8 +9,8 @@ from mlx import nn
 
 from mlx_llama4.convert.recipes import Recipe, parse_rule
 from mlx_llama4.convert.run import convert
+from mlx_llama4.model.cpu_layout import BLOCK_BYTES, UNPACK_FROM, UnpackingLinear, column_major
 from mlx_llama4.model.joined import joined
-from mlx_llama4.model.layout import BLOCK_BYTES, UNPACK_FROM, UnpackingLinear, column_major
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.opening import load_model
 from mlx_llama4.quantization import Quantization
@@ -63,7 +63,9 @@ def test_many_rows_through_an_unpacked_weight(
 ) -> None:
     layer = _packed(96, bias, packing)
     x = mx.random.normal((*shape, 128), key=mx.random.key(9))
-    monkeypatch.setattr("mlx_llama4.model.layout.BLOCK_BYTES", 128 * 4 * 40)  # 40, 40, 16 outputs
+    monkeypatch.setattr(
+        "mlx_llama4.model.cpu_layout.BLOCK_BYTES", 128 * 4 * 40
+    )  # 40, 40, 16 outputs
     found, expected = UnpackingLinear(layer)(x), layer(x)
     assert found.shape == expected.shape and found.dtype == expected.dtype
     np.testing.assert_allclose(np.array(found), np.array(expected), rtol=0, atol=2e-5)

@@ -7,7 +7,7 @@ from mlx import nn
 
 from mlx_llama4.config import VisionConfig, parse_config
 from mlx_llama4.model import vision as vision_tower
-from mlx_llama4.model.layout import UnpackingLinear, lay_out_for_cpu
+from mlx_llama4.model.cpu_layout import UnpackingLinear, lay_out_for_cpu
 from mlx_llama4.model.linear import SLICE_ROWS, Linear
 from mlx_llama4.model.rope import VisionRope
 from mlx_llama4.model.vision import VisionAttention, VisionMLP, fused_head_dim

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from mlx_llama4.prompt.tool_calls import MAX_CALLS, MAX_LENGTH, Reply, ToolCall, parse_reply
+from mlx_llama4.prompt.replies import MAX_CALLS, MAX_LENGTH, Reply, ToolCall, parse_reply
 
 NAMES = ("get_weather", "get_user_info", "trending_songs", "f", "g", "größe", "maps.find-place")
 OSLO = (ToolCall("get_weather", {"city": "Oslo"}),)

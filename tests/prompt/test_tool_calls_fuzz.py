@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mlx_llama4.prompt.tool_calls import ToolCall, parse_reply
+from mlx_llama4.prompt.replies import ToolCall, parse_reply
 from tests.proofs import scaled
 
 NAMES = ("get_weather", "get_user_info", "f", "g", "größe", "maps.find-place")

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mlx_llama4.errors import PromptError
 from mlx_llama4.prompt.processor import Processor
-from mlx_llama4.prompt.tool_calls import ToolCall, parse_reply
+from mlx_llama4.prompt.replies import ToolCall, parse_reply
 from tests.golden import pictures
 from tests.prompt.test_prompt import (
     FOLDER,

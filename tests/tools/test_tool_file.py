@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 
 from mlx_llama4.errors import InputError
-from mlx_llama4.prompt.tool_calls import ToolCall
+from mlx_llama4.prompt.replies import ToolCall
 from mlx_llama4.tools import worker_process
 from mlx_llama4.tools.tool_file import ToolFile
 

@@ -10,11 +10,11 @@ import re
 from rich.console import Console
 from rich.text import Text
 
+from mlx_llama4.cli.console.terminal import CONTROLS
 from mlx_llama4.cli.markdown import blocks
 from mlx_llama4.cli.markdown.blocks import FAINT, Container, Leaf, ListOf
 from mlx_llama4.cli.markdown.code import TAB, Highlighter, table_rows
 from mlx_llama4.cli.markdown.row import Row
-from mlx_llama4.cli.terminal import CONTROLS
 
 # Decisions are made where a word ends, or after so many characters without a space, and nowhere
 # else: the same answer looks the same however it was cut into pieces.

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlx_llama4.cli.console.terminal import CONTROLS
 from mlx_llama4.cli.talk import state_files
-from mlx_llama4.cli.terminal import CONTROLS
 from mlx_llama4.errors import Llama4Error
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_llama4.chat.personas import PERSONAS
-from mlx_llama4.cli import terminal
-from mlx_llama4.cli.system_prompt import read_system
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.talk import facts as chat_facts
 from mlx_llama4.cli.talk.attachments import facts_of, name_of
 from mlx_llama4.cli.talk.settings import NAMES, set_value, shown_value, shown_values
+from mlx_llama4.cli.talk.system_prompt import read_system
 from mlx_llama4.cli.talk.talk import Talk
 from mlx_llama4.errors import Llama4Error
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mlx_llama4.chat.conversation import questions
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.errors import Llama4Error
 
 if TYPE_CHECKING:

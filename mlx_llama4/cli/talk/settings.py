@@ -4,7 +4,7 @@ import difflib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mlx_llama4.cli.drafts import Draft, drafter, drafts_with
+from mlx_llama4.cli.talk.draft_setting import Draft, drafter, drafts_with
 from mlx_llama4.errors import InputError, Llama4Error
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
+from mlx_llama4.cli.markdown.answer import Answer
 from mlx_llama4.cli.talk import state_files
 from mlx_llama4.cli.talk.attachments import Attachments, facts_of, name_of
 from mlx_llama4.errors import Llama4Error
@@ -85,7 +86,7 @@ class Talk:
             raise Llama4Error("a message's pictures stay as they are; /undo, and send it anew")
         self._show(lambda answer: self.chat.retry(text, answer.on_prefill, answer.on_picture))
 
-    def _show(self, begin: Callable[[terminal.Answer], Iterator[str]]) -> None:
+    def _show(self, begin: Callable[[Answer], Iterator[str]]) -> None:
         """An answer as it comes, and what follows from it: calls of tools, and answers to their
         results.
         """
@@ -96,7 +97,7 @@ class Talk:
             try:
                 with (
                     terminal.keys_unseen(),
-                    terminal.Answer(self.look.markdown, literal) as answer,
+                    Answer(self.look.markdown, literal) as answer,
                 ):
                     answer.show(begin(answer))
             finally:
@@ -106,7 +107,7 @@ class Talk:
             if results is None:
                 return
 
-            def begin(answer: terminal.Answer, results: list[str] = results) -> Iterator[str]:
+            def begin(answer: Answer, results: list[str] = results) -> Iterator[str]:
                 return self.chat.give_results(results, answer.on_prefill)
 
     def _run_tools(self) -> list[str] | None:

@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from mlx_llama4.cli.terminal import CONTROLS
-from mlx_llama4.prompt.tool_calls import ToolCall
+from mlx_llama4.cli.console.terminal import CONTROLS
+from mlx_llama4.prompt.replies import ToolCall
 
 QUESTION = "Run it? y/N/always "
 DECLINED = "The user declined this call; it was not run."

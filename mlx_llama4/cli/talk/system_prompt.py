@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mlx_llama4.chat.personas import PERSONAS
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.errors import InputError
 
 

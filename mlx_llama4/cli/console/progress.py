@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from mlx_llama4.cli import terminal
+from mlx_llama4.cli.console import terminal
 
 SECONDS_BETWEEN_LINES = 10.0
 
