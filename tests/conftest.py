@@ -42,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # What commands remember for the next run is not for the user who runs the tests.
     caches = tempfile.TemporaryDirectory(prefix="mlx-llama4-tests-")
     os.environ["XDG_CACHE_HOME"] = caches.name
+    os.environ["XDG_STATE_HOME"] = f"{caches.name}/state"
     atexit.register(caches.cleanup)  # after what commands have registered
     mx.set_default_device(mx.gpu if config.getoption("--device") == "gpu" else mx.cpu)
     proofs.is_proving = config.getoption("--prove") is not None

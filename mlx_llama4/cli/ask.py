@@ -9,6 +9,7 @@ import typer
 from mlx_llama4.cli import options
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.memory_check import Task, check_memory
+from mlx_llama4.cli.model_name import model_folder
 from mlx_llama4.cli.talk.draft_setting import Draft, Drafts, drafter
 from mlx_llama4.errors import InputError, PromptError
 
@@ -31,7 +32,7 @@ def ask(
         ),
     ] = None,
     *,
-    model: options.Model,
+    model: options.Model = None,
     revision: options.Revision = None,
     image: options.Images = None,
     as_json: Annotated[
@@ -97,7 +98,6 @@ def ask(
     """
     from mlx_llama4.cli.ask_input import find_pictures, read_question
     from mlx_llama4.cli.ask_output import Form, answer_all
-    from mlx_llama4.hub.repository import find_folder
 
     _refuse_contradictions(
         (
@@ -132,7 +132,7 @@ def ask(
     )
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     placing = options.expert_options(experts, expert_memory, page_cache)
-    folder = find_folder(model, revision)
+    folder = model_folder(model, revision)
     settings = _settings(folder, sampling, n)
     chat_options = options.chat_options(folder, system, max_tokens, sampling, caching)
     chat_options.prefix_bytes = 0  # nothing comes after it

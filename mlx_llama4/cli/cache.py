@@ -13,6 +13,7 @@ from mlx_llama4.cli import options
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.markdown.answer import Answer
 from mlx_llama4.cli.memory_check import Task, check_memory
+from mlx_llama4.cli.model_name import model_folder
 from mlx_llama4.errors import CheckpointError, InputError, Llama4Error, PromptError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def cache(
         Path,
         typer.Option("--out", "-o", metavar="FILE", help="The file to write.", show_default=False),
     ],
-    model: options.Model,
+    model: options.Model = None,
     revision: options.Revision = None,
     image: options.Images = None,
     small: Annotated[
@@ -67,7 +68,6 @@ def cache(
       mlx-llama4 ask "Who did it?" --model scout-4bit --cache book.safetensors
     """
     from mlx_llama4.cache.prompt_file import check_prompt_place
-    from mlx_llama4.hub.repository import find_folder
 
     terminal.import_mlx()
     text = _read_text(prompt_file)
@@ -78,7 +78,7 @@ def cache(
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     sampling = options.Sampling(None, None, None, None)
     placing = options.expert_options(experts, expert_memory, page_cache)
-    folder = find_folder(model, revision)
+    folder = model_folder(model, revision)
     chat_options = options.chat_options(folder, system, 1, sampling, caching)
     chat_options.prefix_bytes = 0  # nothing comes after it
     images, task = _check(folder, text, image or [], chat_options, out, small)

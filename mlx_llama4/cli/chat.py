@@ -14,6 +14,7 @@ from mlx_llama4.cli import options
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.markdown.answer import Answer
 from mlx_llama4.cli.memory_check import Task, check_memory, limit_to_memory
+from mlx_llama4.cli.model_name import model_folder
 from mlx_llama4.cli.talk.draft_setting import Draft, Drafts, drafter
 from mlx_llama4.errors import CheckpointError, InputError, Llama4Error
 
@@ -52,7 +53,7 @@ Tools = Annotated[
 
 @terminal.reports_errors
 def chat(
-    model: options.Model,
+    model: options.Model = None,
     revision: options.Revision = None,
     system: options.System = None,
     resume: Resume = False,
@@ -90,7 +91,6 @@ def chat(
     """
     terminal.import_mlx()
     from mlx_llama4.cli.talk.talk import Talk, kept_at_the_end, say_dropped
-    from mlx_llama4.hub.repository import find_folder
 
     sampling = options.Sampling(
         temperature,
@@ -104,7 +104,7 @@ def chat(
     )
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     placing = options.expert_options(experts, expert_memory, page_cache)
-    folder = find_folder(model, revision)
+    folder = model_folder(model, revision, keep=not private)
     tool_file = _open_tools(tools)
     chat_options = options.chat_options(folder, system, max_tokens, sampling, caching)
     chat_options.draft = drafter(draft)

@@ -11,6 +11,7 @@ from mlx_llama4.cli import options
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.console.progress import byte_progress
 from mlx_llama4.cli.convert_report import print_plan, print_report
+from mlx_llama4.cli.known_models import remember
 from mlx_llama4.cli.memory_check import check_conversion
 from mlx_llama4.errors import InputError
 
@@ -141,16 +142,17 @@ def convert(
 
     \b
     Examples:
+      mlx-llama4 convert scout scout-4bit --while-downloading
       mlx-llama4 convert Llama-4-Scout-17B-16E-Instruct scout-4bit
       mlx-llama4 convert scout scout-mixed --recipe mixed-3-6
       mlx-llama4 convert scout scout-60 --target-size 60GB --dry-run
-      mlx-llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct scout-4bit --while-downloading
     """
     terminal.import_mlx()
     from mlx_llama4.convert.plan import make_plan
     from mlx_llama4.convert.recipes import choose_recipe, parse_rule
     from mlx_llama4.convert.run import Settings
     from mlx_llama4.convert.write import check_destination, resolve_destination
+    from mlx_llama4.hub.released import full_name
     from mlx_llama4.units import parse_bytes
 
     if keep_source and not while_downloading:
@@ -171,7 +173,7 @@ def convert(
         rules=rules,
         search=search,
     )
-    out = resolve_destination(out)
+    out, model = resolve_destination(out), str(full_name(model, "convert"))
     # What is refused whatever the source is, is refused before that is downloaded.
     wanted(source_dtype="bfloat16", source_is_packed=False)
     check_destination(out, 0)
@@ -198,6 +200,7 @@ def convert(
         print_plan(plan, out, _shard_bytes(plan, shards))
         return
     _run(model, source, plan, out, shards, settings, files | _card(model, plan, out, upload))
+    remember(out)
     if upload is not None:
         _upload(out, upload)
 

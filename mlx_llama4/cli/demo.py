@@ -12,6 +12,7 @@ import typer
 
 from mlx_llama4.cli import options
 from mlx_llama4.cli.console import terminal
+from mlx_llama4.cli.known_models import remember
 from mlx_llama4.cli.memory_check import Task, check_memory
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from mlx_llama4.demo.questions import Question
 
 NEXT_STEPS = """\
-Next, with real weights (Llama 4 Scout: 217 GB to download, 62 GB in 4 bits):
-  mlx-llama4 convert meta-llama/Llama-4-Scout-17B-16E-Instruct scout-4bit --while-downloading
-  mlx-llama4 chat --model scout-4bit"""
+Next, with real weights (Llama 4 Scout in 4 bits: 61 GB to download):
+  mlx-llama4 plan
+  mlx-llama4 chat --model scout"""
 
 
 @terminal.reports_errors
@@ -77,7 +78,9 @@ def demo(
         raise typer.Exit(1)
     terminal.line(f"All {len(QUESTIONS)} answers are right.")
     terminal.line("To talk with it, of drawn shapes, names and small sums:")
-    if output is None:
+    if output is not None:
+        remember(output)
+    else:
         terminal.line("  mlx-llama4 demo -o demo-8bit")
     terminal.line(f"  mlx-llama4 chat --model {shlex.quote(str(output or 'demo-8bit'))}")
     terminal.line(NEXT_STEPS)

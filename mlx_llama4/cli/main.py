@@ -16,26 +16,26 @@ from mlx_llama4.cli.convert import convert
 from mlx_llama4.cli.demo import demo
 from mlx_llama4.cli.doctor import doctor
 from mlx_llama4.cli.inspect import inspect
+from mlx_llama4.cli.models import models
 from mlx_llama4.cli.plan import plan
 
-EXAMPLES = """\b
-Examples:
-  mlx-llama4 demo
-  mlx-llama4 convert scout scout-4bit
-  mlx-llama4 ask "What is this?" --model scout-4bit --image photo.jpg
-  mlx-llama4 chat --model scout-4bit
+START_HERE = """\b
+Start here:
+  mlx-llama4 plan                     which model suits this Mac
+  mlx-llama4 chat --model scout       download it ready-made, and talk with it
+  mlx-llama4 demo -o demo-8bit        or try a tiny one, without a download
+  mlx-llama4 chat --model demo-8bit
 """
 
 app = typer.Typer(
     name="mlx-llama4",
-    epilog=EXAMPLES,
+    epilog=START_HERE,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (convert, ask, chat, cache, plan, inspect, compare, demo, doctor):
+for command in (chat, ask, convert, models, plan, inspect, cache, compare, demo, doctor):
     # What is too much for `ask` it explains itself.
     app.command(context_settings={"allow_extra_args": command is ask})(command)
 

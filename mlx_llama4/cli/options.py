@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from mlx_llama4.planning.placement import Placement
 
 Model = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--model",
         "-m",
         metavar="MODEL",
         envvar="MLX_LLAMA4_MODEL",
-        help="A converted model: its folder, or OWNER/NAME on the Hugging Face hub.",
+        help="A converted model: its folder, OWNER/NAME on the Hugging Face hub, scout or "
+        "maverick. Default: what mlx-llama4 models --default has set.",
         show_default=False,
     ),
 ]
@@ -66,6 +67,8 @@ MaxTokens = Annotated[
 Temperature = Annotated[
     float | None,
     typer.Option(
+        "--temperature",
+        "--temp",
         metavar="T",
         help="0 takes the likeliest token. Default: the model's.",
         show_default=False,

@@ -1,7 +1,6 @@
 """`mlx-llama4 plan`: which model suits a machine, and what it takes in memory."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,12 +14,9 @@ from mlx_llama4.errors import InputError
 if TYPE_CHECKING:
     from mlx_llama4.checkpoint.matching import Matching
     from mlx_llama4.planning.machine import Machine
-    from mlx_llama4.planning.placement import StreamingPlan
-    from mlx_llama4.planning.planner import MemoryPlan, Subject
-    from mlx_llama4.quantization import KVQuantization
+    from mlx_llama4.planning.planner import Subject
 
 BEHEMOTH = "behemoth"
-DEFAULT_CONTEXT = 131_072
 MOST_IMAGES = 10_000
 LEAST_MEMORY = 2**30
 
@@ -89,6 +85,12 @@ def plan(
       mlx-llama4 plan scout-4bit
     """
     from mlx_llama4.planning.machine import mac, parse_memory, this_machine
+    from mlx_llama4.planning.plan_request import (
+        PlanRequest,
+        plan_for,
+        release_subject,
+        streaming_of,
+    )
     from mlx_llama4.planning.planner import parse_tokens
     from mlx_llama4.planning.verdict import best_release, judge
     from mlx_llama4.quantization import UNPACKED_BITS, KVQuantization
@@ -97,7 +99,7 @@ def plan(
         raise InputError(f"--images {images}: from 0 to {MOST_IMAGES:,} pictures can be planned")
     machine = this_machine() if memory is None else mac(_sensible(parse_memory(memory), memory))
     packed = KVQuantization(8 if kv_bits == UNPACKED_BITS else kv_bits, kv_group_size)
-    asked = _Asked(
+    asked = PlanRequest(
         None if context is None else parse_tokens(context),
         bits,
         None if kv_bits == UNPACKED_BITS else packed,
@@ -108,55 +110,15 @@ def plan(
         print_announced(machine, bits, as_json)
         return
     if model is None:
-        model = best_release(lambda name: _plan(_release(name, machine), machine, asked))
+        model = best_release(lambda name: plan_for(release_subject(name, machine), machine, asked))
     subject, matching = _open(model, revision, machine)
-    made = _plan(subject, machine, asked)
-    streaming = _streaming(made, matching)
+    made = plan_for(subject, machine, asked)
+    streaming = streaming_of(made, matching)
     verdict = judge(model, made, bits, streaming)
     if as_json:
         terminal.line(json.dumps(plan_json(made, streaming, verdict), indent=2))
     else:
         print_plan(made, streaming, verdict, is_this_machine=memory is None)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What was typed. context, bits: None if not given."""
-
-    context: int | None
-    bits: int | None
-    kv: "KVQuantization | None"
-    kv_group_size: int
-    images: int
-
-
-def _plan(subject: "Subject", machine: "Machine", asked: _Asked) -> "MemoryPlan":
-    from mlx_llama4.checkpoint.meta.params import MAX_TILES
-    from mlx_llama4.planning.planner import Usage, make_plan
-    from mlx_llama4.planning.verdict import settled
-
-    config = subject.config
-    usage = Usage(
-        context=asked.context or min(DEFAULT_CONTEXT, config.text.max_position_embeddings),
-        dtype_bytes=subject.dtype_bytes,
-        kv=asked.kv,
-        tiles=(MAX_TILES + 1,) * asked.images if config.vision else (),
-        fused=machine.has_gpu,
-    )
-    made = make_plan(subject, machine, usage, asked.bits, asked.kv_group_size)
-    return settled(made, asked.bits)
-
-
-def _streaming(made: "MemoryPlan", matching: "Matching | None") -> "StreamingPlan | None":
-    from mlx_llama4.planning.expert_weights import experts_in_bits, stored_experts
-    from mlx_llama4.planning.placement import plan_streaming
-
-    subject = made.subject
-    if made.chosen.bits is None and matching is not None:
-        experts = stored_experts(matching, subject.config, subject.dtype_bytes)
-    else:
-        experts = experts_in_bits(subject.config, made.chosen.bits, subject.dtype_bytes)
-    return plan_streaming(subject.config, experts, made.usage, made.machine)
 
 
 def _sensible(memory: int, typed: str) -> int:
@@ -166,23 +128,17 @@ def _sensible(memory: int, typed: str) -> int:
     return memory
 
 
-def _release(name: str, machine: "Machine") -> "Subject":
-    from mlx_llama4.planning.planner import Subject, dtype_bytes
-    from mlx_llama4.planning.releases import release_config
-
-    return Subject(f"Llama 4 {name.title()}", release_config(name), dtype_bytes(None, machine))
-
-
 def _open(
     model: str, revision: str | None, machine: "Machine"
 ) -> tuple["Subject", "Matching | None"]:
     """And its stored tensors, if there are files."""
     from mlx_llama4.hub.repository import find_folder, is_repository
+    from mlx_llama4.planning.plan_request import release_subject
     from mlx_llama4.planning.planner import Subject, dtype_bytes, stored_weights
     from mlx_llama4.planning.releases import RELEASES
 
     if model in RELEASES and revision is None and not Path(model).exists():
-        return _release(model, machine), None
+        return release_subject(model, machine), None
     from mlx_llama4.checkpoint.open import open_source
     from mlx_llama4.hub.remote import open_remote
 

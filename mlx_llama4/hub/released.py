@@ -37,9 +37,9 @@ def is_release(name: str | Path) -> bool:
     return str(name) in RELEASES and not Path(name).exists()
 
 
-def full_name(name: str, purpose: Purpose = "run") -> str:
+def full_name(name: str | Path, purpose: Purpose = "run") -> str | Path:
     """The repository that a short name leads to; any other name as it is."""
     if not is_release(name):
         return name
-    release = RELEASES[name]
+    release = RELEASES[str(name)]
     return release.original if purpose == "convert" else release.ready_made

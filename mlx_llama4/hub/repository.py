@@ -9,11 +9,9 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 from mlx_llama4.errors import CheckpointError, ConfigError, HubError, InputError, RunError
-
-Purpose = Literal["run", "convert", "inspect"]
+from mlx_llama4.hub.released import Purpose, full_name
 
 # All but the weights, from the repository's top folder only.
 SIDE_FILES = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -22,13 +20,15 @@ LIBRARY = {"library_name": "mlx-llama4"}
 
 
 def find_folder(name: str | Path, revision: str | None = None, purpose: Purpose = "run") -> Path:
-    """The folder that `name` means: a path, or OWNER/NAME on the hub, then downloaded.
+    """The folder that `name` means: a path, or OWNER/NAME on the hub, then downloaded; "scout" and
+    "maverick" are short for repositories (hub/released.py).
 
     A path wins. "convert" takes Meta's own layout too; "inspect" leaves the weights out.
 
     Raises InputError for a name that means nothing, for a repository that is gated, and for one
     that cannot serve the purpose; RunError if the hub cannot be reached or the disk is full.
     """
+    name = full_name(name, purpose)
     if not is_repository(name):
         if revision is not None:
             raise HubError(f"--revision is for repositories of the hub, and {name} is none")

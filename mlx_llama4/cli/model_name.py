@@ -1,0 +1,57 @@
+"""The model that a command is to take: named, the default, or a release by its short name."""
+
+from pathlib import Path
+
+from mlx_llama4.cli.console import terminal
+from mlx_llama4.cli.known_models import default_model, remember
+from mlx_llama4.errors import InputError
+
+NO_MODEL = (
+    "no model is named; give one with --model, or set one for good: mlx-llama4 models --default "
+    "MODEL; mlx-llama4 models lists what is here, mlx-llama4 plan says what fits this machine, "
+    "mlx-llama4 demo -o demo-8bit makes a tiny one to try"
+)
+
+
+def model_folder(typed: str | None, revision: str | None, *, keep: bool = True) -> Path:
+    """The folder of `named_model`, downloaded if it is on the hub. keep: note it for `models`.
+
+    Raises what `find_folder` raises too.
+    """
+    from mlx_llama4.hub.repository import find_folder
+
+    model = named_model(typed)
+    folder = find_folder(model, revision)
+    if keep and Path(model).exists():  # the hub's cache is looked through anyway
+        remember(folder)
+    return folder
+
+
+def named_model(typed: str | None) -> str:
+    """typed: as --model or its environment variable says; None: neither does.
+
+    A release's short name becomes that of the ready-made conversion, which the hub's cache keeps.
+    Raises InputError, with what to type instead, for no model at all, and for a release whose
+    ready-made conversion suits this machine less than one of its own.
+    """
+    from mlx_llama4.hub.released import is_release
+
+    model = typed or default_model()
+    if model is None:
+        raise InputError(NO_MODEL)
+    return _ready_made(model) if is_release(model) else model
+
+
+def _ready_made(release: str) -> str:
+    from mlx_llama4.hub.released import READY_MADE_BITS, full_name
+    from mlx_llama4.planning.machine import this_machine
+    from mlx_llama4.planning.plan_request import release_verdict
+
+    verdict = release_verdict(release, this_machine())
+    if verdict.how == "no":
+        raise InputError(f"{verdict.line}; mlx-llama4 plan says what fits, --model takes a folder")
+    if verdict.bits != READY_MADE_BITS:
+        raise InputError(f"{verdict.line}; convert it first: {verdict.command}")
+    repository = str(full_name(release))
+    terminal.note(f"{release}: {repository}, downloaded once and kept in the hub's cache")
+    return repository

@@ -1,0 +1,66 @@
+"""What a plan is asked for, from a few numbers to the whole plan with its streaming. No MLX."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlx_llama4.checkpoint.meta.params import MAX_TILES
+from mlx_llama4.planning.expert_weights import experts_in_bits, stored_experts
+from mlx_llama4.planning.machine import Machine
+from mlx_llama4.planning.placement import StreamingPlan, plan_streaming
+from mlx_llama4.planning.planner import MemoryPlan, Subject, Usage, dtype_bytes, make_plan
+from mlx_llama4.planning.releases import release_config
+from mlx_llama4.planning.verdict import Verdict, judge, settled
+from mlx_llama4.quantization import KVQuantization
+
+if TYPE_CHECKING:
+    from mlx_llama4.checkpoint.matching import Matching
+
+DEFAULT_CONTEXT = 131_072
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What a user may ask for."""
+
+    context: int | None = None  # tokens; None: DEFAULT_CONTEXT, or all that the model takes
+    bits: int | None = None  # of the weights; None: as stored, or what fits
+    kv: KVQuantization | None = None  # of global layers' keys and values; None: not packed
+    kv_group_size: int = 64  # of the packings of keys and values to compare
+    images: int = 1  # pictures in the prompt, of the most tiles each
+
+
+def plan_for(subject: Subject, machine: Machine, request: PlanRequest) -> MemoryPlan:
+    """Raises InputError for a context beyond the model's, and for packings there are not."""
+    config = subject.config
+    usage = Usage(
+        context=request.context or min(DEFAULT_CONTEXT, config.text.max_position_embeddings),
+        dtype_bytes=subject.dtype_bytes,
+        kv=request.kv,
+        tiles=(MAX_TILES + 1,) * request.images if config.vision else (),
+        fused=machine.has_gpu,
+    )
+    made = make_plan(subject, machine, usage, request.bits, request.kv_group_size)
+    return settled(made, request.bits)
+
+
+def streaming_of(plan: MemoryPlan, matching: "Matching | None") -> StreamingPlan | None:
+    """The same with the routed experts on the disk. matching: the stored tensors, if there are."""
+    subject = plan.subject
+    if plan.chosen.bits is not None:
+        experts = experts_in_bits(subject.config, plan.chosen.bits, subject.dtype_bytes)
+    elif matching is not None:
+        experts = stored_experts(matching, subject.config, subject.dtype_bytes)
+    else:
+        return None
+    return plan_streaming(subject.config, experts, plan.usage, plan.machine)
+
+
+def release_subject(name: str, machine: Machine) -> Subject:
+    """One of the family's releases, by its published sizes."""
+    return Subject(f"Llama 4 {name.title()}", release_config(name), dtype_bytes(None, machine))
+
+
+def release_verdict(name: str, machine: Machine) -> Verdict:
+    """What to do with a release on this machine."""
+    made = plan_for(release_subject(name, machine), machine, PlanRequest())
+    return judge(name, made, None, streaming_of(made, None))
