@@ -40,7 +40,7 @@ from mlx_llama4.generation.batch import Request, generate_batch
 from mlx_llama4.generation.generate import generate
 from mlx_llama4.opening import load
 from mlx_llama4.prompt.messages import user_message
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.prompt import Prompt
 model, processor = load(folder)
 text = dict(token_bytes=processor.tokenizer.token_bytes, end_tokens=())
 def prompt_of(given):

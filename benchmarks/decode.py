@@ -33,7 +33,7 @@ WAYS = {
     OURS: """
 from mlx_llama4.generation.generate import generate
 from mlx_llama4.opening import load
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.prompt import Prompt
 model, processor = load(Path(folder))
 generation_stream = mx.default_stream(mx.default_device())
 def generated():

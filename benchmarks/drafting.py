@@ -119,7 +119,7 @@ def _given(tokens: Sequence[int]) -> "RandomSampler":
 def _answer(model: "Llama4", prompt: np.ndarray, answer: list[int], drafts: bool) -> Answered:
     from mlx_llama4.generation.drafting import NgramDrafter
     from mlx_llama4.generation.generate import Statistics, generate
-    from mlx_llama4.prompt.processor import Prompt
+    from mlx_llama4.prompt.prompt import Prompt
 
     found = Statistics()
     steps = generate(

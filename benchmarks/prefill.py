@@ -40,7 +40,7 @@ WAYS = {
     OURS: """
 from mlx_llama4.generation.prefill import prefill
 from mlx_llama4.opening import load_model
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.prompt import Prompt
 model = load_model(Path(folder))
 def first_token(ids):
     cache = model.make_cache()

@@ -140,7 +140,7 @@ class _Reader:
         import mlx.core as mx
 
         from mlx_llama4.generation.prefill import prefill
-        from mlx_llama4.prompt.processor import Prompt
+        from mlx_llama4.prompt.prompt import Prompt
 
         start = time.perf_counter()
         cache.reserve(len(ids) + 256)

@@ -20,7 +20,7 @@ from mlx_llama4.generation.generate import generate
 from mlx_llama4.opening import load_model
 from mlx_llama4.offload.budget import ExpertStreaming
 from mlx_llama4.offload.expert_cache import LayerCache
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.prompt import Prompt
 budget = settings["budget"]
 streaming = None if budget is None else ExpertStreaming(budget, settings["page_cache"])
 model = load_model(folder, streaming=streaming)

@@ -25,7 +25,7 @@ from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.least_recently_used import LeastRecentlyUsed
 
 if TYPE_CHECKING:
-    from mlx_llama4.prompt.processor import PlacedImage
+    from mlx_llama4.prompt.prompt import PlacedImage
 
 Block = dict[int, Rows]  # layer → its rows: of one chunk for global layers, of a tail for all
 
@@ -37,7 +37,7 @@ class PrefixStore:
     """
 
     def __init__(self, chunk_size: int | None, budget: int):
-        self.chunk_size = chunk_size
+        self.chunk_size, self.budget = chunk_size, budget
         self._blocks: LeastRecentlyUsed[bytes, Block] = LeastRecentlyUsed(budget)
         self._tails: dict[bytes, set[int]] = {}  # key of the chunk before → tokens of its tails
 

@@ -9,7 +9,7 @@ import numpy as np
 from mlx_llama4.cache.kv import KVCache
 
 if TYPE_CHECKING:
-    from mlx_llama4.prompt.processor import PlacedImage
+    from mlx_llama4.prompt.prompt import PlacedImage
 
 
 class PromptCache:

@@ -27,7 +27,7 @@ from mlx_llama4.checkpoint.safetensors import LENGTH_BYTES, StoredTensor, read_h
 from mlx_llama4.errors import CheckpointError, OutputError
 from mlx_llama4.files.safetensors_file import check_place, write_safetensors
 from mlx_llama4.prompt.image import RememberedImage
-from mlx_llama4.prompt.processor import PlacedImage
+from mlx_llama4.prompt.prompt import PlacedImage
 from mlx_llama4.quantization import KVQuantization
 
 if TYPE_CHECKING:

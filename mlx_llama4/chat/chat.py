@@ -16,10 +16,9 @@ import numpy as np
 
 from mlx_llama4.cache.prefixes import PrefixStore
 from mlx_llama4.cache.prompt_cache import PromptCache
-from mlx_llama4.chat.chat_file import load_chat, save_chat
+from mlx_llama4.chat.chat_file import ConversationState, load_chat, save_chat
 from mlx_llama4.chat.conversation import (
     before,
-    document_turn,
     opening_messages,
     with_document,
     with_system,
@@ -45,7 +44,8 @@ from mlx_llama4.prompt.messages import (
     user_message,
     with_text,
 )
-from mlx_llama4.prompt.processor import Processor, Prompt, check_length, place_images
+from mlx_llama4.prompt.processor import Processor
+from mlx_llama4.prompt.prompt import Prompt, check_length, place_images
 from mlx_llama4.prompt.replies import PYTHON_END, PYTHON_START, Reply, parse_reply
 
 # What a turn of the family ends with, whatever generation_config.json says or leaves out.
@@ -233,7 +233,15 @@ class Chat:
     @property
     def is_document_pending(self) -> bool:
         """Does the next question begin with the document?"""
-        return bool(self.document) and document_turn(self.messages, self.document) is None
+        return self._state.is_document_pending
+
+    @property
+    def _state(self) -> ConversationState:
+        options = self.options
+        return ConversationState(
+            self.messages, self.document, self.cache, self.prefixes, self.features, options.system,
+            options.kv_quantization,
+        )  # fmt: skip
 
     def save(self, path: str | Path, small: bool = False) -> int:
         """Write conversation and cache to a file that `load` reads. Returns its bytes.
@@ -242,7 +250,9 @@ class Chat:
         OutputError or RunError; what was there before is then untouched.
         """
         self.stop()
-        return save_chat(self, Path(path), small)
+        return save_chat(
+            Path(path), self._state, self.model, self.identity, self.open_prompt, small
+        )
 
     def load(self, path: str | Path) -> None:
         """Go on from a file that `save` wrote; its system prompt is taken over, and its packing if
@@ -252,7 +262,11 @@ class Chat:
         holds keys and values packed otherwise than the options say.
         """
         self.stop()
-        load_chat(self, Path(path))
+        state = load_chat(Path(path), self._state, self.model, self.identity)
+        self.messages, self.document = state.messages, state.document
+        self.cache, self.prefixes = state.cache, state.prefixes
+        self.options.system, self.options.kv_quantization = state.system, state.quantization
+        self.statistics = Statistics()
 
     def open_prompt(self, document: list[dict[str, Any]]) -> Prompt:
         """What was said, and a document that the next question will be about."""

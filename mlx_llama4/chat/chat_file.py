@@ -1,93 +1,123 @@
 """A conversation and its cache ↔ a prompt cache on disk."""
 
 import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_llama4.cache.prefixes import PrefixStore
+from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.cache.prompt_file import PromptFile, save_prompt_file
-from mlx_llama4.chat.conversation import document_turn, with_document
+from mlx_llama4.chat.conversation import Part, document_turn, with_document
 from mlx_llama4.checkpoint.identity import Identity
 from mlx_llama4.errors import CheckpointError, PromptError
-from mlx_llama4.generation.generate import Statistics
+from mlx_llama4.generation.image_features import ImageFeatureCache
+from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.image import PromptImage
-from mlx_llama4.prompt.messages import image_parts
-from mlx_llama4.prompt.processor import place_images
-
-if TYPE_CHECKING:
-    from mlx_llama4.chat import Chat
+from mlx_llama4.prompt.messages import Message, image_parts
+from mlx_llama4.prompt.prompt import Prompt, place_images
+from mlx_llama4.quantization import KVQuantization
 
 
-def save_chat(chat: "Chat", path: Path, small: bool) -> int:
-    """As `Chat.save`."""
+@dataclass
+class ConversationState:
+    """What of a Chat goes into a file, and what comes out of one."""
+
+    messages: list[Message]
+    document: list[Part]
+    cache: PromptCache
+    prefixes: PrefixStore
+    features: ImageFeatureCache
+    system: str | None
+    quantization: KVQuantization | None
+
+    @property
+    def is_document_pending(self) -> bool:
+        """Does the next question begin with the document?"""
+        return bool(self.document) and document_turn(self.messages, self.document) is None
+
+
+def save_chat(
+    path: Path,
+    state: ConversationState,
+    model: Llama4,
+    identity: Identity | None,
+    open_prompt: Callable[[list[Part]], Prompt],
+    small: bool,
+) -> int:
+    """As `Chat.save`. open_prompt: `Chat.open_prompt`."""
     # An interruption may have left layers and tokens out of step.
-    held = chat.cache.rewind(len(chat.cache.ids))
-    if not (held or chat.document or chat.messages):
+    cache = state.cache
+    held = cache.rewind(len(cache.ids))
+    if not (held or state.document or state.messages):
         raise PromptError("nothing has been read or said yet that could be saved")
-    cache = chat.cache
-    if chat.is_document_pending:
+    if state.is_document_pending:
         # What came after the document was forgotten.
-        cache, prompt = cache.copy(), chat.open_prompt(chat.document)
-        images = place_images(prompt, chat.model.config)
-        chat.prefixes.fit(cache, np.append(prompt.ids, 0), images)
+        cache, prompt = cache.copy(), open_prompt(state.document)
+        images = place_images(prompt, model.config)
+        state.prefixes.fit(cache, np.append(prompt.ids, 0), images)
 
     def features_of(image: PromptImage) -> mx.array | None:
         """Encoded anew if they were dropped and the pixels are at hand."""
         with contextlib.suppress(PromptError):
-            return chat.features.get(chat.model, image)
+            return state.features.get(model, image)
         return None
 
     return save_prompt_file(
         path,
         cache,
-        _identity(chat),
+        _known(identity),
         conversation={
-            "messages": chat.messages,
-            "document": chat.document,
-            "document_turn": document_turn(chat.messages, chat.document),
+            "messages": state.messages,
+            "document": state.document,
+            "document_turn": document_turn(state.messages, state.document),
         },
         pictures=[
-            part["image"] for part in image_parts([*chat.messages, {"content": chat.document}])
+            part["image"] for part in image_parts([*state.messages, {"content": state.document}])
         ],
         features_of=features_of,
         small=small,
     )
 
 
-def load_chat(chat: "Chat", path: Path) -> None:
-    """As `Chat.load`."""
+def load_chat(
+    path: Path, former: ConversationState, model: Llama4, identity: Identity | None
+) -> ConversationState:
+    """The conversation in a file, as `Chat.load` says; `former` is left as it is, but its store of
+    prefixes and its features are taken over.
+    """
     file = PromptFile(path)
-    options = chat.options
-    file.check(_identity(chat), options.kv_quantization)
-    quantization = options.kv_quantization or file.quantization
-    dtype = chat.model.language_model.model.norm.weight.dtype
-    loaded = file.load(chat.model.make_cache(quantization), dtype)
+    file.check(_known(identity), former.quantization)
+    quantization = former.quantization or file.quantization
+    dtype = model.language_model.model.norm.weight.dtype
+    loaded = file.load(model.make_cache(quantization), dtype)
     try:
         said = [loaded.conversation[key] for key in ("messages", "document", "document_turn")]
         messages, document, turn = said
         if turn is not None:  # of the file's two copies of the document, one shall do
             rest = messages[turn]["content"][len(document) :]
             messages[turn] = with_document(messages[turn] | {"content": rest}, document)
-        opening = next((m["content"] for m in messages[:1] if m["role"] == "system"), None)
+        system = next((m["content"] for m in messages[:1] if m["role"] == "system"), None)
     except (KeyError, TypeError, IndexError):
         raise CheckpointError(f"{path} is damaged; make it again") from None
-    chat.messages, chat.document, options.system = messages, document, opening
-    if quantization != options.kv_quantization:
+    prefixes = former.prefixes
+    if quantization != former.quantization:
         # A fork may have the former store too, and go on with keys and values as they were.
-        chat.prefixes = PrefixStore(chat.prefixes.chunk_size, options.prefix_bytes)
-    options.kv_quantization = quantization
-    chat.cache = loaded.cache
+        prefixes = PrefixStore(prefixes.chunk_size, prefixes.budget)
+    state = ConversationState(
+        messages, document, loaded.cache, prefixes, former.features, system, quantization
+    )
     for digest, features in loaded.features.items():
-        chat.features.put(digest, features)
-    if chat.is_document_pending:  # the cache ends where the document does
-        chat.prefixes.keep_tail(chat.cache)
-    chat.statistics = Statistics()
+        state.features.put(digest, features)
+    if state.is_document_pending:  # the cache ends where the document does
+        prefixes.keep_tail(state.cache)
+    return state
 
 
-def _identity(chat: "Chat") -> Identity:
-    if chat.identity is None:
+def _known(identity: Identity | None) -> Identity:
+    if identity is None:
         raise PromptError("this Chat does not know its folder; make it with Chat.open(folder)")
-    return chat.identity
+    return identity

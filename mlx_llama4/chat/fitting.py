@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mlx_llama4.chat.conversation import Part, questions, without_oldest
 from mlx_llama4.prompt.messages import Message
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.prompt import Prompt
 
 # Of the context, what an answer must have room for before old questions are dropped, and has after:
 # more than must be, or the next question would have all read anew again.

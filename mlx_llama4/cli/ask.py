@@ -186,7 +186,7 @@ def _read(
     from mlx_llama4.chat.conversation import opening_messages
     from mlx_llama4.opening import open_folder
     from mlx_llama4.prompt.messages import user_message
-    from mlx_llama4.prompt.processor import check_length
+    from mlx_llama4.prompt.prompt import check_length
     from mlx_llama4.prompt.raw_template import raw_template
 
     config, processor = open_folder(folder)

@@ -134,7 +134,7 @@ def _check(
     from mlx_llama4.memory import prompt_file_bytes
     from mlx_llama4.opening import open_folder
     from mlx_llama4.prompt.messages import document_parts
-    from mlx_llama4.prompt.processor import check_length
+    from mlx_llama4.prompt.prompt import check_length
 
     config, processor = open_folder(folder)
     images = [processor.tile(path) for path in paths]

@@ -18,7 +18,7 @@ from mlx_llama4.generation.generate import Statistics, generate
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.opening import fill
 from mlx_llama4.planning.releases import release_json
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.tensors import TensorSpec, model_tensors, quantized_tensors
 
 ARRAY_BYTES = 512 * 10**6  # more than any processor's cache

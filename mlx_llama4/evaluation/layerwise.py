@@ -24,7 +24,7 @@ from mlx_llama4.model.block import Block
 from mlx_llama4.model.feed_forward import FeedForward
 from mlx_llama4.model.fusion import fuse
 from mlx_llama4.model.llama4 import ATTENTION_STEP, Llama4, make_layer_cache
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.tensors import VISION_PREFIXES
 
 # Tokens that pass through a layer at once; bounds activations, however long a window is. A

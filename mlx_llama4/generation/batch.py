@@ -24,7 +24,7 @@ from mlx_llama4.generation.sampler import Sampler, greedy
 from mlx_llama4.generation.stop import StopStrings
 from mlx_llama4.generation.wired import wired
 from mlx_llama4.model.llama4 import Llama4
-from mlx_llama4.prompt.processor import Prompt, check_length
+from mlx_llama4.prompt.prompt import Prompt, check_length
 
 BATCH_SIZE = 8
 

@@ -23,8 +23,8 @@ from mlx_llama4.generation.verify import DraftStatistics, decode_drafted
 from mlx_llama4.generation.wired import wired
 from mlx_llama4.memory import CACHE_BLOCK_TOKENS
 from mlx_llama4.model.llama4 import Llama4
-from mlx_llama4.offload.expert_cache import StreamingStatistics
-from mlx_llama4.prompt.processor import Prompt, check_length
+from mlx_llama4.model.streaming import StreamingStatistics
+from mlx_llama4.prompt.prompt import Prompt, check_length
 
 FinishReason = Literal["stop", "length"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from mlx_llama4.least_recently_used import LeastRecentlyUsed
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.image import PromptImage, RememberedImage
-from mlx_llama4.prompt.processor import PlacedImage, Prompt, place_images
+from mlx_llama4.prompt.prompt import PlacedImage, Prompt, place_images
 
 OnEncode = Callable[[int, int], None]
 

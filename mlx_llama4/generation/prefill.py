@@ -12,7 +12,7 @@ from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.generation.image_features import ImageFeatureCache, PromptFeatures
 from mlx_llama4.memory import PREFILL_SPAN
 from mlx_llama4.model.llama4 import Llama4
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.prompt import Prompt
 
 
 def ignore_progress(done: int, total: int) -> None:

@@ -4,7 +4,6 @@ Module names are the tensor names of an MLX folder (tensors.py). Knows ids and p
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -19,11 +18,9 @@ from mlx_llama4.memory import TILES_PER_BATCH
 from mlx_llama4.model.block import Block
 from mlx_llama4.model.fusion import fuse
 from mlx_llama4.model.projector import MultiModalProjector
+from mlx_llama4.model.streaming import ExpertCache, StreamingStatistics
 from mlx_llama4.model.vision import VisionModel
 from mlx_llama4.quantization import KVQuantization
-
-if TYPE_CHECKING:
-    from mlx_llama4.offload.expert_cache import ExpertCache, StreamingStatistics
 
 # The most queries of one attention call. Where no fused kernel exists, fewer go at once as keys
 # grow more (memory.queries_at_once).
@@ -87,7 +84,7 @@ class Llama4(nn.Module):
             )
 
     @property
-    def expert_statistics(self) -> "StreamingStatistics | None":
+    def expert_statistics(self) -> StreamingStatistics | None:
         """None: all experts are in memory."""
         return None if self.expert_cache is None else self.expert_cache.statistics
 

@@ -4,11 +4,11 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_llama4.model.streaming import StreamingStatistics
 from mlx_llama4.offload.budget import ExpertStreaming, plan_slots
 from mlx_llama4.offload.expert_store import ExpertStore, ExpertTensor, Reading, layer_experts
 from mlx_llama4.offload.heat import Heat
@@ -28,30 +28,6 @@ def _keep_buffers(nbytes: int, models: int = 1) -> None:
     kept["models"] += models
     kept["bytes"] += nbytes
     mx.set_cache_limit(kept["bytes"] if kept["models"] else kept["otherwise"])
-
-
-@dataclass
-class StreamingStatistics:
-    """Since the model was loaded.
-
-    hits, misses: experts that a step of a layer needed and that were in memory or not; where all
-    are, as many hits as there can have been. waiting_seconds: that computing waited for reads.
-    read_backs: how often the host waited for a router's output, and read_back_seconds how long,
-    computing what led to it included.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    bytes_read: int = 0
-    waiting_seconds: float = 0.0
-    read_backs: int = 0
-    read_back_seconds: float = 0.0
-
-    def since(self, before: "StreamingStatistics") -> "StreamingStatistics":
-        """What came after an earlier state of the same."""
-        return StreamingStatistics(
-            **{name: value - getattr(before, name) for name, value in vars(self).items()}
-        )
 
 
 class ExpertCache:

@@ -2,12 +2,23 @@
 
 import threading
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from mlx_llama4.errors import RunError
 
-if TYPE_CHECKING:
-    from mlx_llama4.offload.expert_cache import LayerCache
+
+class Slots(Protocol):
+    """One MoE layer's slots, as far as filling them goes."""
+
+    capacity: int  # experts
+
+    def bank(self) -> Any:
+        """Make the memory of the slots, if it is not made yet."""
+        ...
+
+    def warm(self, rank: int) -> None:
+        """Read the expert of this rank by heat into a free slot, if it is not held yet."""
+        ...
 
 
 class Warming:
@@ -17,7 +28,7 @@ class Warming:
     in between.
     """
 
-    def __init__(self, layers: Collection["LayerCache"]):
+    def __init__(self, layers: Collection[Slots]):
         self._layers = layers
         self._stopping = threading.Event()
         for layer in layers:

@@ -9,7 +9,6 @@ the tools gave are messages of the role ipython, one a call, in their order.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,52 +28,13 @@ from mlx_llama4.prompt.image import (
     TiledImage,
 )
 from mlx_llama4.prompt.messages import image_parts, joined_texts
+from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.prompt.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 
 KNOWN_CHARACTERS = 16 * 2**20  # whose ids are remembered
 LETTER = "x"  # begins a token of its own after white space or a picture
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """ids: int32 [L]; images in the order in which their <|patch|> slots come."""
-
-    ids: np.ndarray
-    images: tuple[PromptImage, ...] = ()
-
-    @property
-    def num_tiles(self) -> int:
-        return sum(image.num_tiles for image in self.images)
-
-
-@dataclass(frozen=True)
-class PlacedImage:
-    """start: position of its first <|patch|>; stop: the one behind its last."""
-
-    image: PromptImage
-    start: int
-    stop: int
-
-
-def place_images(prompt: Prompt, config: Config) -> list[PlacedImage]:
-    """Where each picture of the prompt stands.
-
-    Raises PromptError if there are not as many <|patch|> as the pictures have features.
-    """
-    slots = np.flatnonzero(prompt.ids == config.image_token_id)
-    per_tile = config.vision.tokens_per_tile if config.vision is not None else 0
-    if len(slots) != (features := prompt.num_tiles * per_tile):
-        raise PromptError(
-            f"the prompt has {len(slots)} <|patch|> tokens but its images give {features} features"
-        )
-    placed, first = [], 0
-    for image in prompt.images:
-        last = first + image.num_tiles * per_tile - 1
-        placed.append(PlacedImage(image, int(slots[first]), int(slots[last]) + 1))
-        first = last + 1
-    return placed
 
 
 class Processor:
@@ -193,18 +153,6 @@ class Processor:
             separated = [*tile, special("<|tile_x_separator|>")] * columns
             ids += [*separated[:-1], special("<|tile_y_separator|>")] * rows
         return [*ids, special("<|image|>"), *tile, special("<|image_end|>")]
-
-
-def check_length(prompt: Prompt, config: Config) -> None:
-    """Raises PromptError if the prompt is empty or leaves no room for an answer."""
-    context = config.text.max_position_embeddings
-    if not len(prompt.ids):
-        raise PromptError("the prompt is empty")
-    if len(prompt.ids) >= context:
-        raise PromptError(
-            f"the prompt has {len(prompt.ids):,} tokens; this model's context holds {context:,}, "
-            "answer included; shorten it or start a new conversation"
-        )
 
 
 def _token_variables(folder: Path) -> dict[str, str]:

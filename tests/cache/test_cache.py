@@ -18,7 +18,7 @@ from mlx_llama4.memory import cache_bytes, dequantized_bytes
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.model.rope import TextRope
 from mlx_llama4.prompt.image import RememberedImage
-from mlx_llama4.prompt.processor import PlacedImage, Prompt
+from mlx_llama4.prompt.prompt import PlacedImage, Prompt
 from mlx_llama4.quantization import KVQuantization
 from tests import tiny
 from tests.golden import cases

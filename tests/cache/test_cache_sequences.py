@@ -35,7 +35,7 @@ from mlx_llama4.generation.prefill import prefill
 from mlx_llama4.model.block import Block
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.opening import load_model
-from mlx_llama4.prompt.processor import Prompt, place_images
+from mlx_llama4.prompt.prompt import Prompt, place_images
 from mlx_llama4.quantization import KVQuantization
 from tests import tiny
 from tests.generation.test_generation import FixedImage

@@ -12,7 +12,7 @@ from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.least_recently_used import LeastRecentlyUsed
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.image import RememberedImage
-from mlx_llama4.prompt.processor import PlacedImage
+from mlx_llama4.prompt.prompt import PlacedImage
 from tests import tiny
 
 CHUNK = 32

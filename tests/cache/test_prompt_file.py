@@ -19,7 +19,7 @@ from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.generation.prefill import prefill
 from mlx_llama4.memory import prompt_file_bytes
 from mlx_llama4.model.llama4 import Llama4
-from mlx_llama4.prompt.processor import Prompt, place_images
+from mlx_llama4.prompt.prompt import Prompt, place_images
 from mlx_llama4.quantization import KVQuantization
 from tests import tiny
 from tests.generation.test_generation import image_prompt

@@ -18,7 +18,7 @@ from mlx_llama4.chat.conversation import (
 )
 from mlx_llama4.chat.fitting import LEAST_ROOM, ROOM_AFTER, fit_messages
 from mlx_llama4.errors import PromptError
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.prompt import Prompt
 
 TEXTS = st.text("ab ", min_size=1, max_size=8)
 

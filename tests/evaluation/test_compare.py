@@ -18,7 +18,8 @@ from mlx_llama4.demo.questions import CHECKPOINT, NOTES, PICTURES
 from mlx_llama4.evaluation.comparison import Figures, WindowComparison, compare, summarize
 from mlx_llama4.evaluation.layerwise import LayerwiseModel
 from mlx_llama4.opening import load_model
-from mlx_llama4.prompt.processor import Processor, Prompt
+from mlx_llama4.prompt.processor import Processor
+from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.prompt.tokenizer import Tokenizer
 from mlx_llama4.prompt.windows import Window, image_windows, text_windows
 from mlx_llama4.quantization import Quantization

@@ -23,7 +23,7 @@ from mlx_llama4.generation.generate import Step, generate
 from mlx_llama4.generation.prefill import prefill
 from mlx_llama4.generation.sampler import make_sampler
 from mlx_llama4.model.llama4 import Llama4
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.quantization import KVQuantization
 from tests.cache.test_cache_sequences import CHUNK, DENSE, Text, model_of, picture, words
 from tests.generation.test_generation import letters

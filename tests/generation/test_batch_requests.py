@@ -11,7 +11,7 @@ from mlx_llama4.errors import ImageError, InputError, PromptError
 from mlx_llama4.generation.batch import Request, generate_batch
 from mlx_llama4.generation.generate import Statistics
 from mlx_llama4.model.llama4 import Llama4
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.prompt import Prompt
 from tests.cache.test_cache_sequences import model_of, picture, words
 from tests.generation.test_batch import (
     assert_same,

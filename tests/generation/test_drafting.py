@@ -30,7 +30,7 @@ from mlx_llama4.generation.settings import SamplingSettings
 from mlx_llama4.generation.verify import DraftStatistics, decode_drafted
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.opening import load_model
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.quantization import KVQuantization
 from tests import tiny
 from tests.cache.test_cache_sequences import PACKED_ERROR, model_of, words

@@ -17,7 +17,7 @@ from mlx_llama4.generation.prefill import prefill
 from mlx_llama4.generation.sampler import keep_top_p, make_sampler
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.image import TiledImage
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.prompt.tokenizer import Tokenizer
 from tests import tiny
 from tests.golden import cases

@@ -17,7 +17,7 @@ from mlx_llama4.generation.adjustments import logit_bias
 from mlx_llama4.generation.generate import generate
 from mlx_llama4.generation.grammar import Grammar, GrammarMatcher, GrammarTokens
 from mlx_llama4.generation.settings import SamplingSettings
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.prompt.tokenizer import Tokenizer
 from tests.proofs import scaled
 from tests.schemas import Schema, random_schema

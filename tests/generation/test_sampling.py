@@ -17,7 +17,7 @@ from mlx_llama4.generation.generate import Statistics, Step, generate
 from mlx_llama4.generation.sampler import greedy, keep_min_p, make_sampler
 from mlx_llama4.generation.settings import SamplingSettings
 from mlx_llama4.model.llama4 import Llama4
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.prompt.tokenizer import Tokenizer
 from tests.golden import cases
 from tests.golden.pictures import TOKENIZER_FOLDER

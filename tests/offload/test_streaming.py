@@ -17,7 +17,7 @@ from mlx_llama4.generation.generate import Statistics, generate
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.offload import expert_cache
 from mlx_llama4.opening import load_model
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.quantization import Quantization
 from tests import streamed, tiny
 from tests.golden.cases import MODELS, text_ids

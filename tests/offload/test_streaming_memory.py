@@ -28,7 +28,7 @@ mx.set_default_device(mx.cpu)
 from mlx_llama4.generation.generate import generate
 from mlx_llama4.opening import load_model
 from mlx_llama4.offload.budget import ExpertStreaming
-from mlx_llama4.prompt.processor import Prompt
+from mlx_llama4.prompt.prompt import Prompt
 streaming = ExpertStreaming(budget, page_cache=False) if budget else None
 model = load_model(Path(sys.argv[1]), streaming=streaming)
 for layer in model.expert_cache.layers.values() if streaming else ():
