@@ -1,21 +1,18 @@
 """Ours beside mlx-lm and mlx-vlm: the same files, fresh processes, taking turns, one table.
 
-`python -m benchmarks NAME`, from the repository. A subject is one file with one function,
-named in __main__.py; the rest is here for it to call. Not installed with the package.
+`python -m benchmarks NAME`, from the repository; not installed with the package. Every name here is
+a subject (one file, or a folder whose command.py is the command), but for
 
-    engines.py     who is compared: which Python runs each, what it weighs idle
-    process.py     one process, measured;  resident.py: one that stays and is asked
-    on_terminal.py  a command on a terminal, until it shows what is waited for
-    limits.py      what memory and matmuls allow, whatever the program
-    rounds.py      whose turn it is
-    ratios.py      medians, and how sure their ratio is
-    report.py      table and JSON;  chart.py: the same as a picture
-    source.py      random checkpoints to work on
-    random_model.py  random model folders, packed, of any size;  random_tokenizer.py: theirs
-    presets.py     … of known sizes, for all subjects that run a model
-    disk.py        plain reads of a model's files;  reader.py: experts as streaming reads them
-    streaming_ways.py  what the processes of `streaming` run;  streaming_report.py: its tables
-    haystack.py    documents with facts to ask for
-    policies.py    which experts a bank of slots keeps
-    shares.py      right answers, and how sure their share is;  heat_map.py: as a picture
+    harness/     what subjects share:
+        measuring.py  the frame of a comparison: shared options, engines, a folder, the report
+        engines.py    who is compared: which Python runs each, what it weighs idle
+        process.py    one process, measured; resident.py: one that stays and answers
+        on_terminal.py  a command on a terminal, until it shows what is waited for
+        rounds.py     whose turn it is; ratios.py: medians, and how sure their ratio is
+        report.py     table and JSON; chart.py: the same as a picture; outputs.py: where they go
+        limits.py     what memory and matmuls allow, whatever the program
+        presets.py    random models of known sizes, and random_model.py, scaled_model.py, source.py:
+                      of any size, of the releases' proportions, as checkpoints to convert
+        demo_tasks.py, shares.py  questions to the demo model; how sure a share of right answers is
+    programs/    what the engines' processes run, a file for a subject
 """

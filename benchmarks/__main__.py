@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: registers its subjects and nothing else."""
+"""`python -m benchmarks`: registers its subjects."""
 
 import signal
 import sys
@@ -9,18 +9,18 @@ from benchmarks.batch import batch
 from benchmarks.convert import convert
 from benchmarks.decode import decode
 from benchmarks.drafting import drafting
-from benchmarks.eviction import eviction
-from benchmarks.harness.macs import macs
+from benchmarks.eviction.command import eviction
 from benchmarks.limits import limits
 from benchmarks.load import load
-from benchmarks.needle import needle
+from benchmarks.macs import macs
+from benchmarks.needle.command import needle
 from benchmarks.positions import positions
 from benchmarks.prefill import prefill
 from benchmarks.quality import quality
 from benchmarks.random_model import random_model
 from benchmarks.reuse import reuse
 from benchmarks.startup import startup
-from benchmarks.streaming import streaming
+from benchmarks.streaming.command import streaming
 from benchmarks.turns import turns
 from benchmarks.vision import vision
 
@@ -44,7 +44,7 @@ for subject in (
 def main() -> None:
     """Measure mlx-llama4 beside mlx-lm and mlx-vlm."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # So that engines are stopped and temporary folders cleared away as after Ctrl-C.
+        # Stop engines and delete temporary folders, as after Ctrl-C.
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
 

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,13 +11,13 @@ from typing import Annotated
 import typer
 
 from benchmarks.harness import options
-from benchmarks.harness.engines import OURS, Engine, Idle, choose_engines
-from benchmarks.harness.machine import this_machine
+from benchmarks.harness.engines import OURS, Engine, Idle
+from benchmarks.harness.measuring import Bench, measuring
 from benchmarks.harness.page_cache import MEANING, page_cache_of, prepare_page_cache
 from benchmarks.harness.process import SAMPLE_SECONDS, run_measured
 from benchmarks.harness.process_memory import HOW_MEASURED
-from benchmarks.harness.report import Metric, Report, show_bytes, show_seconds
-from benchmarks.harness.rounds import Figures, run_rounds
+from benchmarks.harness.report import Metric, show_bytes, show_seconds
+from benchmarks.harness.rounds import Figures, describe_rounds, run_rounds
 from benchmarks.harness.source import SIZES, Preset, check_room, describe, write_source
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.errors import CheckpointError, InputError
@@ -30,7 +30,7 @@ IMPORTS = {
 }
 METRICS = (
     Metric("seconds", "wall", show_seconds),
-    # Ours ends when everything is on the disk; the peers leave that to the system.
+    # Ours ends once everything is on the disk; the peers leave that to the system.
     Metric("on_disk_seconds", "wall, until on disk", show_seconds),
     Metric("cpu_seconds", "CPU", show_seconds),
     Metric("peak_resident_bytes", "peak RSS", show_bytes),
@@ -56,18 +56,23 @@ def convert(
     ] = None,
     preset: Annotated[
         Preset | None,
-        typer.Option(help="A random one, made for the run. Default: small.", show_default=False),
+        typer.Option(help="Make a random one for the run. Default: small.", show_default=False),
     ] = None,
     peers_too: Annotated[
         bool,
-        typer.Option("--peers-too", help="Also where they need the whole model in memory."),
+        typer.Option(
+            "--peers-too", help="Run the peers even where they need the whole model in memory."
+        ),
     ] = False,
-    bits: Annotated[int, typer.Option(metavar="N", help="4 or 8.")] = 4,
+    bits: Annotated[int, typer.Option(metavar="N", help="Bits of a weight: 4 or 8.")] = 4,
     group_size: Annotated[
         int, typer.Option("--group-size", metavar="N", help="Weights that share a scale.")
     ] = 64,
     cold: Annotated[
-        bool, typer.Option("--cold", help="The source comes from the disk (Linux only).")
+        bool,
+        typer.Option(
+            "--cold", help="Read the source from the disk, not from the page cache (Linux only)."
+        ),
     ] = False,
     rounds: options.Rounds = 3,
     warm_up: options.WarmUp = False,
@@ -83,58 +88,46 @@ def convert(
     Example:
       python -m benchmarks convert --preset vocabulary --rounds 5 --warm-up --png convert.png
     """
-    outputs = options.Outputs(json, png)
     if source is not None and preset is not None:
         raise InputError("--source and --preset exclude each other; give one")
     preset = preset or Preset.small
     if source is None and SIZES[preset].sparse and not peers_too and only is None:
         terminal.note(f"{preset} is converted by ours alone; --peers-too runs the peers as well")
         only = OURS
-    engines = choose_engines(only, python or (), prelude or ())
     settings = Settings(bits, group_size, cold, rounds, warm_up)
-    with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
-        folder = Path(temporary)
-        idle = options.ready_engines(engines, IMPORTS, folder)
+    with measuring(IMPORTS, only, python, prelude, json, png) as bench:
         what = describe(preset) if source is None else str(source)
         if source is None:
             with terminal.status(f"Writing {what}"):
-                source = write_source(preset, folder / "source")
-        report = _compare(source.absolute(), what, idle, settings, folder)
-    outputs.publish(report)
+                source = write_source(preset, bench.folder / "source")
+        _compare(bench, source.absolute(), what, settings)
 
 
-def _compare(
-    source: Path, what: str, idle: Mapping[Engine, Idle], settings: Settings, folder: Path
-) -> Report:
+def _compare(bench: Bench, source: Path, what: str, settings: Settings) -> None:
     shards = sorted(source.glob("*.safetensors"))
     if not shards:
         raise CheckpointError(f"{source} has no *.safetensors; name a checkpoint's folder")
     source_bytes = sum(shard.stat().st_size for shard in shards)
-    check_room(folder, source_bytes, source_is_free=True)
+    check_room(bench.folder, source_bytes, source_is_free=True)
     cache = page_cache_of(source_bytes, settings.cold)
 
     def run_once(engine: Engine) -> Figures:
         prepare_page_cache(shards, cache)
-        with tempfile.TemporaryDirectory(dir=folder) as run_folder:
+        with tempfile.TemporaryDirectory(dir=bench.folder) as run_folder:
             out = Path(run_folder) / "out"
-            return _measure(_command(engine, source, out, settings), out, idle[engine])
+            return _measure(_command(engine, source, out, settings), out, bench.idle[engine])
 
     files = "one file" if len(shards) == 1 else f"{len(shards)} files"
-    runs = run_rounds(list(idle), run_once, settings.rounds, settings.warm_up, terminal.note)
-    first = "after a warm-up" if settings.warm_up else "no warm-up"
-    return Report(
-        subject=f"convert to {settings.bits} bits in groups of {settings.group_size}",
-        setup={
-            "source": f"{what}, {human_bytes(source_bytes)} in {files}",
-            "rounds": f"{settings.rounds}, {first}; a fresh process each, taking turns",
-            "page cache": MEANING[cache],
-            "anonymous": f"{HOW_MEASURED}, every {SAMPLE_SECONDS * 1000:.0f} ms",
-        },
-        machine=this_machine(),
-        idle={engine.name: found for engine, found in idle.items()},
-        metrics=METRICS,
-        runs=runs,
-    )
+    rounds = describe_rounds(settings.rounds, settings.warm_up)
+    setup = {
+        "source": f"{what}, {human_bytes(source_bytes)} in {files}",
+        "rounds": f"{rounds}; a fresh process each, taking turns",
+        "page cache": MEANING[cache],
+        "anonymous": f"{HOW_MEASURED}, every {SAMPLE_SECONDS * 1000:.0f} ms",
+    }
+    runs = run_rounds(bench.engines, run_once, settings.rounds, settings.warm_up, terminal.note)
+    subject = f"convert to {settings.bits} bits in groups of {settings.group_size}"
+    bench.publish(subject, setup, METRICS, runs)
 
 
 def _command(engine: Engine, source: Path, out: Path, settings: Settings) -> list[str]:

@@ -1,14 +1,12 @@
 """`python -m benchmarks drafting`: answers with and without `--draft ngram`.
 
-The model has random weights and does its whole work; which tokens it says is given, so that the
-answers are real ones: a text again with changes in it, or another text. What is accepted is thus
-what such answers allow. mlx-lm and mlx-vlm have no lookup in the prompt to compare with; they draft
-by a second model.
+The model has random weights and does all its work, but which tokens it says is given, so the
+answers are real ones: a text again with changes in it, or another text. So the share of accepted
+drafts is what such answers allow. mlx-lm and mlx-vlm have nothing to compare with: they draft with
+a second model, not from the prompt.
 """
 
-import json as json_module
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +16,12 @@ import numpy as np
 import typer
 
 from benchmarks.harness import options
+from benchmarks.harness.files import temporary_folder
 from benchmarks.harness.machine import this_machine
-from benchmarks.harness.presets import Preset, preset_folder
+from benchmarks.harness.outputs import Outputs
+from benchmarks.harness.presets import Preset, check_preset, preset_folder
 from benchmarks.harness.ratios import ratio_of_medians
-from benchmarks.harness.report import show_ratio, write_whole
+from benchmarks.harness.report import show_ratio
 from mlx_llama4.cli.console import terminal
 
 if TYPE_CHECKING:
@@ -29,25 +29,25 @@ if TYPE_CHECKING:
     from mlx_llama4.model.llama4 import Llama4
     from mlx_llama4.prompt.tokenizer import Tokenizer
 
-FOLDER = Path(__file__).parent
-# A file of ours is the prompt, and answers are that file with names changed, or another.
+FOLDER = Path(__file__).parent / "harness"
+# The prompt is one of our files. The answers: that file, the same with names changed, another.
 TEXT, OTHER = FOLDER / "ratios.py", FOLDER / "rounds.py"
 CHANGES = (("median", "middle"), ("rounds", "runs"), ("seed", "start"))
 
 
 @dataclass(frozen=True)
 class Answered:
-    """Tokens a second after the first; of drafted tokens how many there were, and were right."""
+    """One answer."""
 
-    rate: float
-    drafted: int = 0
-    accepted: int = 0
+    rate: float  # tokens a second after the first
+    drafted: int = 0  # tokens
+    accepted: int = 0  # of them
 
 
 @terminal.reports_errors
 def drafting(
     preset: options.PresetName = Preset.tiny,
-    tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Of each answer.")] = 400,
+    tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of each answer.")] = 400,
     rounds: options.Rounds = 5,
     json: options.Json = None,
 ) -> None:
@@ -57,13 +57,13 @@ def drafting(
     Example:
       python -m benchmarks drafting --preset small --rounds 7
     """
-    outputs = options.Outputs(json, None)
+    outputs = Outputs(json)
+    check_preset(preset)
     terminal.import_mlx()
     from mlx_llama4.opening import load_model, open_folder
 
-    with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
-        with terminal.status("Writing the model"):
-            folder = preset_folder(preset, Path(temporary))
+    with temporary_folder() as temporary:
+        folder = preset_folder(preset, temporary)
         model, (_, processor) = load_model(folder), open_folder(folder)
         prompt, answers = _texts(processor.tokenizer, tokens)
         tokens = min(map(len, answers.values()))
@@ -75,18 +75,18 @@ def drafting(
                 for drafts in (False, True) if number % 2 else (True, False):
                     ways[drafts].append(_answer(model, prompt, answer, drafts))
     _print(found, preset, len(prompt), tokens, rounds)
-    if outputs.json is not None:
-        entries = {
-            name: {"ngram" if drafts else "off": [vars(one) for one in runs]
-                   for drafts, runs in ways.items()}
-            for name, ways in found.items()
-        }  # fmt: skip
-        whole = {"machine": vars(this_machine()), "preset": preset, "answers": entries}
-        write_whole(outputs.json, (json_module.dumps(whole, indent=2) + "\n").encode())
+    entries = {
+        name: {
+            "ngram" if drafts else "off": [vars(one) for one in runs]
+            for drafts, runs in ways.items()
+        }
+        for name, ways in found.items()
+    }
+    outputs.write_json({"machine": vars(this_machine()), "preset": preset, "answers": entries})
 
 
 def _texts(tokenizer: "Tokenizer", count: int) -> tuple[np.ndarray, dict[str, list[int]]]:
-    """The prompt's ids, and of each answer as many, `count` or what the shortest has."""
+    """The prompt's ids, and `count` ids of each answer, or as many as the shortest has."""
     text = TEXT.read_text()
     changed = text
     for old, new in CHANGES:
@@ -98,14 +98,14 @@ def _texts(tokenizer: "Tokenizer", count: int) -> tuple[np.ndarray, dict[str, li
 
 
 def _given(tokens: Sequence[int]) -> "RandomSampler":
-    """Says these tokens, whatever the logits are, but not before they are there."""
+    """A sampler that says these tokens, whatever the logits are, but waits for the logits."""
     import mlx.core as mx
 
     from mlx_llama4.generation.sampler import RandomSampler
 
     class Given(RandomSampler):
         def __init__(self) -> None:
-            self._tokens = mx.array(tokens)
+            self._tokens = mx.array(list(tokens))
             self.key = mx.array(0)
 
         def __call__(self, logits: mx.array) -> mx.array:
@@ -133,9 +133,11 @@ def _answer(model: "Llama4", prompt: np.ndarray, answer: list[int], drafts: bool
         statistics=found,
     )
     assert [step.token for step in steps] == answer
+    rate = found.decode_tokens_per_second
+    assert rate is not None  # there are at least two tokens
     if found.drafts is None:
-        return Answered(found.decode_tokens_per_second)
-    return Answered(found.decode_tokens_per_second, found.drafts.drafted, found.drafts.accepted)
+        return Answered(rate)
+    return Answered(rate, found.drafts.drafted, found.drafts.accepted)
 
 
 def _print(
@@ -152,7 +154,9 @@ def _print(
         ]
     )
     terminal.line()
-    rows = [("answer", "off: tokens/s", "ngram: tokens/s", "ngram / off", "right", "a pass")]
+    rows: list[tuple[str, ...]] = [
+        ("answer", "off: tokens/s", "ngram: tokens/s", "ngram / off", "right", "a pass")
+    ]
     for name, ways in found.items():
         off, ngram = ([one.rate for one in ways[drafts]] for drafts in (False, True))
         one = ways[True][0]

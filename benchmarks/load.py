@@ -1,48 +1,28 @@
 """`python -m benchmarks load`: a model folder into memory, its files in the page cache.
 
-Beside each engine, in the same round, its files are read plainly: into new memory, nothing else.
+In each round, just before an engine loads them, its files are also read plainly: into new memory
+and nothing else.
 """
 
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.harness import options
-from benchmarks.harness.engines import OURS, Engine, Idle, choose_engines
-from benchmarks.harness.machine import this_machine
+from benchmarks.harness.engines import OURS, Engine
+from benchmarks.harness.measuring import Bench, measuring
 from benchmarks.harness.page_cache import MEANING, PageCache, page_cache_of, prepare_page_cache
-from benchmarks.harness.presets import Preset, preset_config, preset_folder, unpacked_dtype
+from benchmarks.harness.presets import Preset, check_preset, preset_folder, unpacked_dtype
 from benchmarks.harness.process import PeakMemory
-from benchmarks.harness.report import Metric, Report, show_bytes, show_milliseconds, show_share
-from benchmarks.harness.resident import Resident
-from benchmarks.harness.rounds import Figures, run_rounds
+from benchmarks.harness.report import Metric, show_bytes, show_milliseconds, show_share
+from benchmarks.harness.resident import start_resident
+from benchmarks.harness.rounds import Figures, describe_rounds, run_rounds
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.units import human_bytes
 
-# Each engine's own way from a folder to weights that are in memory; imports come before.
-WAYS = {
-    OURS: "from mlx_llama4.opening import load_model",
-    "mlx-lm": "from mlx_lm.utils import load_model",
-    "mlx-vlm": "from mlx_vlm.utils import load_model",
-}
 IMPORTS = {OURS: "mlx_llama4.opening", "mlx-lm": "mlx_lm.utils", "mlx-vlm": "mlx_vlm.utils"}
-MEASURE = """\
-import sys, time
-from pathlib import Path
-import mlx.core as mx
-%s
-def answer(question):
-    global model
-    start, cpu_start = time.perf_counter(), time.process_time()
-    model = load_model(Path(sys.argv[1]))
-    # mlx-lm's is a pair; nothing is left to evaluate, unless an engine put it off.
-    mx.eval((model[0] if isinstance(model, tuple) else model).parameters())
-    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    return [seconds, cpu_seconds, mx.get_active_memory(), mx.get_peak_memory()]
-"""
 
 
 @terminal.reports_errors
@@ -62,41 +42,32 @@ def load(
     Example:
       python -m benchmarks load --rounds 15 --json load.json
     """
-    outputs = options.Outputs(json, png)
-    preset_config(preset)  # raises
-    engines = choose_engines(only, python or (), prelude or ())
-    with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
-        folder = Path(temporary)
-        idle = options.ready_engines(engines, IMPORTS, folder)
-        with terminal.status("Writing the model"):
-            model = preset_folder(preset, folder)
-        report = _compare(model, idle, rounds, warm_up, folder)
-    outputs.publish(report)
+    check_preset(preset)
+    with measuring(IMPORTS, only, python, prelude, json, png) as bench:
+        _compare(bench, preset_folder(preset, bench.folder), rounds, warm_up)
 
 
 def read_plainly(files: Sequence[Path]) -> float:
-    """Seconds to have the bytes of all files in new memory."""
+    """Seconds to read the bytes of all files into new memory."""
     start = time.perf_counter()
     held = []
     for file in files:
         with file.open("rb", buffering=0) as stream:
             memory = np.empty(file.stat().st_size, np.uint8)
-            view = memoryview(memory)
+            view = memory.data
             while view and (count := stream.readinto(view)):
                 view = view[count:]
             held.append(memory)
     return time.perf_counter() - start
 
 
-def _compare(
-    model: Path, idle: Mapping[Engine, Idle], rounds: int, warm_up: bool, folder: Path
-) -> Report:
+def _compare(bench: Bench, model: Path, rounds: int, warm_up: bool) -> None:
     files = sorted(model.glob("*.safetensors"))
     nbytes = sum(file.stat().st_size for file in files)
     state = page_cache_of(nbytes, cold=False)
 
     def run_once(engine: Engine) -> Figures:
-        with Resident(engine, MEASURE % WAYS[engine.name], (model,), folder) as process:
+        with start_resident(engine, "load", (model,), bench.folder) as process:
             held = process.memory().anonymous_bytes
             prepare_page_cache(files, state)
             plain = read_plainly(files)
@@ -112,27 +83,18 @@ def _compare(
             "peak_resident_bytes": most.resident_bytes,
         }
 
-    runs = run_rounds(list(idle), run_once, rounds, warm_up, terminal.note)
-    return Report(
-        subject="load",
-        setup=_setup(model.name, nbytes, state, rounds, warm_up),
-        machine=this_machine(),
-        idle={engine.name: found for engine, found in idle.items()},
-        metrics=METRICS,
-        runs=runs,
-    )
+    runs = run_rounds(bench.engines, run_once, rounds, warm_up, terminal.note)
+    setup = _setup(model.name, nbytes, state, describe_rounds(rounds, warm_up))
+    bench.publish("load", setup, METRICS, runs)
 
 
-def _setup(
-    preset: str, nbytes: int, state: PageCache, rounds: int, warm_up: bool
-) -> dict[str, str]:
-    first = "after a warm-up" if warm_up else "no warm-up"
+def _setup(preset: str, nbytes: int, state: PageCache, rounds: str) -> dict[str, str]:
     return {
         "model": f"preset {preset}, 4 bits, {unpacked_dtype()} what is not packed, "
         f"{human_bytes(nbytes)}",
         "page cache": MEANING[state].replace("the source", "the model"),
         "seconds": "from the end of the imports to all weights in memory",
-        "rounds": f"{rounds}, {first}; a fresh process for each, taking turns",
+        "rounds": f"{rounds}; a fresh process for each, taking turns",
     }
 
 

@@ -1,18 +1,17 @@
 """`python -m benchmarks quality`: what each packing costs the demo model, in right answers."""
 
-import json as json_module
 import statistics
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmarks.demo_tasks import Task, draw_tasks
 from benchmarks.harness import options
+from benchmarks.harness.demo_tasks import Task, draw_tasks
+from benchmarks.harness.files import temporary_folder
 from benchmarks.harness.machine import this_machine
-from benchmarks.harness.report import write_whole
+from benchmarks.harness.outputs import Outputs
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.units import human_bytes
 
@@ -25,13 +24,13 @@ BITS = (8, 6, 5, 4, 3, 2)
 
 @dataclass(frozen=True)
 class Measured:
-    """One packing of the demo. error: mean over its packed tensors, relative."""
+    """One packing of the demo."""
 
     name: str
     search: bool
     nbytes: int
     bits_per_weight: float
-    error: float | None
+    error: float | None  # relative, mean over its packed tensors
     right: dict[str, float]  # by kind of task, 0 … 1
 
     @property
@@ -42,7 +41,7 @@ class Measured:
 @terminal.reports_errors
 def quality(
     each: Annotated[int, typer.Option(metavar="N", min=1, help="Questions of each kind.")] = 40,
-    seed: Annotated[int, typer.Option(metavar="S", help="Another seed, other questions.")] = 1,
+    seed: Annotated[int, typer.Option(metavar="S", help="Another seed draws other questions.")] = 1,
     json: options.Json = None,
 ) -> None:
     """Convert the demo model with every packing and ask each the same questions.
@@ -51,17 +50,17 @@ def quality(
     Example:
       python -m benchmarks quality --each 40
     """
-    outputs = options.Outputs(json, None)
+    outputs = Outputs(json)
     tasks = draw_tasks(each, seed)
     found = []
     for name, recipe in _recipes():
         terminal.note(name + (" with search" if recipe.search else ""))
         found.append(_measure(name, recipe, tasks))
     _print(found, len(tasks), seed)
-    if outputs.json is not None:
-        entries = [vars(one) | {"accuracy": one.accuracy} for one in found]
-        whole = {"machine": vars(this_machine()), "questions": len(tasks), "packings": entries}
-        write_whole(outputs.json, (json_module.dumps(whole, indent=2) + "\n").encode())
+    entries = [vars(one) | {"accuracy": one.accuracy} for one in found]
+    outputs.write_json(
+        {"machine": vars(this_machine()), "questions": len(tasks), "packings": entries}
+    )
 
 
 def _recipes() -> "list[tuple[str, Recipe]]":
@@ -85,8 +84,8 @@ def _measure(name: str, recipe: "Recipe", tasks: list[Task]) -> Measured:
     from mlx_llama4.convert.run import convert
     from mlx_llama4.demo.questions import CHECKPOINT
 
-    with tempfile.TemporaryDirectory(prefix="mlx-llama4-quality-") as temporary:
-        folder = Path(temporary) / "demo"
+    with temporary_folder() as temporary:
+        folder = temporary / "demo"
         report = convert(CHECKPOINT, folder, recipe)
         right = _right_answers(folder, tasks)
     parameters = sum(part.parameters for part in report.quality.parts)
@@ -111,7 +110,8 @@ def _right_answers(folder: Path, tasks: list[Task]) -> dict[str, float]:
     hits: dict[str, list[bool]] = {}
     for task in tasks:
         chat = Chat(model, processor, settings, ChatOptions(max_tokens=64))
-        answer = "".join(chat.send(task.text, list(task.pictures)))
+        pictures = [processor.tile(picture) for picture in task.pictures]
+        answer = "".join(chat.send(task.text, pictures))
         hits.setdefault(task.kind, []).append(answer.strip() == task.expected)
     return {kind: statistics.mean(found) for kind, found in hits.items()}
 

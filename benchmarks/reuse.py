@@ -1,12 +1,11 @@
 """`python -m benchmarks reuse`: another question about a document, beside the first.
 
-Time to the first token: from ids to the token, caches found, cut back or read from the disk
-included. Ours alone: a peer's cache that is cut back over a border gives wrong answers.
+The time to the first token counts from ids to the token; it includes finding caches, cutting them
+back or reading them from the disk. Ours alone: peers' caches give wrong answers once they are cut
+back over a border between chunks.
 """
 
-import json as json_module
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,12 @@ import numpy as np
 import typer
 
 from benchmarks.harness import options
+from benchmarks.harness.files import temporary_folder
 from benchmarks.harness.machine import this_machine
-from benchmarks.harness.report import write_whole
+from benchmarks.harness.outputs import Outputs
+from benchmarks.harness.presets import PLAIN_IDS
+from benchmarks.harness.scaled_model import SCALE, scaled_down, write_model
 from benchmarks.harness.source import Size
-from benchmarks.prefill import IDS, LAYERS, scaled_down, write_model
 from mlx_llama4.cli.console import terminal
 
 if TYPE_CHECKING:
@@ -41,10 +42,10 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Asked:
-    """seconds: to the first token. held: tokens of the prompt that were there before."""
+    """One question."""
 
-    seconds: float
-    held: int
+    seconds: float  # to the first token
+    held: int  # tokens of the prompt that the cache had before
 
 
 Rounds = dict[str, list[Asked]]  # of each way
@@ -52,10 +53,8 @@ Rounds = dict[str, list[Asked]]  # of each way
 
 @terminal.reports_errors
 def reuse(
-    scale: Annotated[
-        int, typer.Option(metavar="N", help="The releases' sizes divided by 1, 2, 4 … 64.")
-    ] = 16,
-    chunks: Annotated[int, typer.Option(metavar="N", min=1, help="Of the document.")] = 16,
+    scale: options.Scale = SCALE,
+    chunks: Annotated[int, typer.Option(metavar="N", min=1, help="Chunks of the document.")] = 16,
     rounds: options.Rounds = 3,
     json: options.Json = None,
 ) -> None:
@@ -67,13 +66,11 @@ def reuse(
     """
     from mlx_llama4.opening import load_model
 
-    outputs = options.Outputs(json, None)
-    size = scaled_down(scale, LAYERS, experts=16, global_layers=True)
+    outputs = Outputs(json)
+    size = scaled_down(scale)
     found: dict[int, Rounds] = {}
-    with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
-        folder = Path(temporary)
-        with terminal.status("Writing the model"):
-            path, dtype = write_model(size, None, folder)
+    with temporary_folder() as folder:
+        path, dtype = write_model(size, None, folder)
         model = load_model(path)
         for tail in (0, size.chunk // 2, size.chunk - 1):
             found[tail] = {way: [] for way in WAYS}
@@ -83,19 +80,17 @@ def reuse(
                 for way, asked in ask_in_all_ways(model, size, tokens, number, folder).items():
                     found[tail][way].append(asked)
     _print(found, size, chunks, dtype)
-    if outputs.json is not None:
-        entries = {
-            tail: {way: [vars(asked) for asked in rounds] for way, rounds in ways.items()}
-            for tail, ways in found.items()
-        }
-        whole = {"machine": vars(this_machine()), "chunks": chunks, "tails": entries}
-        write_whole(outputs.json, (json_module.dumps(whole, indent=2) + "\n").encode())
+    entries = {
+        tail: {way: [vars(asked) for asked in all_asked] for way, all_asked in ways.items()}
+        for tail, ways in found.items()
+    }
+    outputs.write_json({"machine": vars(this_machine()), "chunks": chunks, "tails": entries})
 
 
 def ask_in_all_ways(
     model: "Llama4", size: Size, tokens: int, seed: int, folder: Path
 ) -> dict[str, Asked]:
-    """Questions about one document of so many tokens. Files go into `folder`."""
+    """Ask about one document of `tokens` tokens. Files go into `folder`."""
     from mlx_llama4.cache.prefixes import PrefixStore
     from mlx_llama4.cache.prompt_cache import PromptCache
     from mlx_llama4.cache.prompt_file import save_prompt_file
@@ -103,7 +98,7 @@ def ask_in_all_ways(
 
     random = np.random.default_rng(seed)
     document, other, *questions = (
-        random.integers(0, IDS, length).astype(np.int32)
+        random.integers(0, PLAIN_IDS, length).astype(np.int32)
         for length in (tokens, 2 * size.chunk, *[QUESTION_TOKENS] * len(WAYS))
     )
     prompts = [np.concatenate([document, question]) for question in questions]
@@ -128,7 +123,7 @@ def ask_in_all_ways(
 
 
 class _Reader:
-    """As `Chat` feeds a prompt, without what makes ids of text."""
+    """Reads prompts as `Chat` does, but from ids."""
 
     def __init__(self, model: "Llama4", step: int, store: "PrefixStore"):
         self.model = model
@@ -136,7 +131,7 @@ class _Reader:
         self.store = store
 
     def read(self, cache: "PromptCache", ids: np.ndarray) -> Asked:
-        """To the first token behind a prompt."""
+        """Read a prompt, up to the first token after it."""
         import mlx.core as mx
 
         from mlx_llama4.generation.prefill import prefill
@@ -152,7 +147,7 @@ class _Reader:
         return Asked(seconds, held)
 
     def answer(self, cache: "PromptCache") -> None:
-        """So many tokens more, as an answer leaves them; which ones does not matter."""
+        """Decode tokens as an answer would; which ones does not matter."""
         import mlx.core as mx
 
         ids = np.arange(ANSWER_TOKENS, dtype=np.int32)

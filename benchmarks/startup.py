@@ -3,29 +3,21 @@
 On a terminal, as a user would: Python's start, imports, the model loaded, the prompt shown.
 """
 
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.harness import options
-from benchmarks.harness.engines import OURS, Engine, Idle, choose_engines
-from benchmarks.harness.machine import this_machine
+from benchmarks.harness.engines import OURS, Engine
+from benchmarks.harness.measuring import Bench, measuring
 from benchmarks.harness.on_terminal import run_until_shown
-from benchmarks.harness.presets import Preset, preset_config, preset_folder
+from benchmarks.harness.presets import Preset, check_preset, preset_folder
 from benchmarks.harness.process import ENVIRONMENT, run_measured
-from benchmarks.harness.report import Metric, Report, show_bytes, show_seconds
-from benchmarks.harness.rounds import Figures, run_rounds
+from benchmarks.harness.report import Metric, show_bytes, show_seconds
+from benchmarks.harness.rounds import Figures, describe_rounds, run_rounds
 from mlx_llama4.cli.console import terminal
 
-MODULES = {OURS: "mlx_llama4", "mlx-lm": "mlx_lm", "mlx-vlm": "mlx_vlm"}
 IMPORTS = {OURS: "mlx_llama4.chat.chat", "mlx-lm": "mlx_lm.chat", "mlx-vlm": "mlx_vlm.chat"}
-# What each shows when it asks for the first message and not before; ours the line below it too.
+# What each shows only when it asks for the first message; ours shows the line below it as well.
 PROMPTS = {OURS: "│ 0 of ", "mlx-lm": "›", "mlx-vlm": "You: "}
-RUN = """\
-import runpy, sys
-module = sys.argv.pop(1)
-runpy.run_module(module, run_name="__main__", alter_sys=True)
-"""
 
 
 @terminal.reports_errors
@@ -44,30 +36,23 @@ def startup(
     Example:
       python -m benchmarks startup --rounds 15 --json startup.json
     """
-    outputs = options.Outputs(json, png)
-    preset_config(preset)  # raises
-    engines = choose_engines(only, python or (), prelude or ())
-    with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
-        folder = Path(temporary)
-        idle = options.ready_engines(engines, IMPORTS, folder)
-        with terminal.status("Writing the model"):
-            model = preset_folder(preset, folder)
-        report = _compare(model, idle, rounds, folder)
-    outputs.publish(report)
+    check_preset(preset)
+    with measuring(IMPORTS, only, python, prelude, json, png) as bench:
+        _compare(bench, preset_folder(preset, bench.folder), rounds)
 
 
-def _compare(model: Path, idle: Mapping[Engine, Idle], rounds: int, folder: Path) -> Report:
-    # What a chat keeps for the next one is not for the user who measures.
+def _compare(bench: Bench, model: Path, rounds: int) -> None:
+    # What a chat keeps for the next one must not reach the user who measures.
     environment = ENVIRONMENT | {
-        name: str(folder / name) for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME")
+        name: str(bench.folder / name) for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME")
     }
 
     def run_once(engine: Engine) -> Figures:
-        chat = engine.command(RUN, MODULES[engine.name], "chat")
+        chat = engine.run("startup", "chat")
         shown = run_until_shown(
-            [*chat, "--model", str(model)], PROMPTS[engine.name], folder, environment
+            [*chat, "--model", str(model)], PROMPTS[engine.name], bench.folder, environment
         )
-        help_text = run_measured([*chat, "--help"], folder)
+        help_text = run_measured([*chat, "--help"], bench.folder)
         return {
             "seconds": shown.seconds,
             "cpu_seconds": shown.cpu_seconds,
@@ -76,20 +61,14 @@ def _compare(model: Path, idle: Mapping[Engine, Idle], rounds: int, folder: Path
             "peak_resident_bytes": shown.peak_resident_bytes,
         }
 
-    # A first round that does not count: after it, what they import is in the page cache.
-    runs = run_rounds(list(idle), run_once, rounds, warm_up=True, on_turn=terminal.note)
-    return Report(
-        subject="startup",
-        setup={
-            "model": f"preset {model.name}",
-            "first prompt": "from starting `chat --model FOLDER` on a terminal until it asks",
-            "rounds": f"{rounds}, after a warm-up; a fresh process for each, taking turns",
-        },
-        machine=this_machine(),
-        idle={engine.name: found for engine, found in idle.items()},
-        metrics=METRICS,
-        runs=runs,
-    )
+    # The warm-up leaves what engines import in the page cache.
+    runs = run_rounds(bench.engines, run_once, rounds, warm_up=True, on_turn=terminal.note)
+    setup = {
+        "model": f"preset {model.name}",
+        "first prompt": "from starting `chat --model FOLDER` on a terminal until it asks",
+        "rounds": f"{describe_rounds(rounds, True)}; a fresh process for each, taking turns",
+    }
+    bench.publish("startup", setup, METRICS, runs)
 
 
 METRICS = (

@@ -1,30 +1,26 @@
 """`python -m benchmarks turns`: how soon an answer begins, turn after turn of a conversation.
 
-Questions and answers are of equal length in tokens: what grows is the conversation behind them.
-Beside mlx-lm as `mlx_lm.chat` goes on: each question is rendered alone and fed to its cache.
+All questions and answers have as many tokens; what grows is the conversation before them. mlx-lm
+does as `mlx_lm.chat`: it renders each question alone and feeds it to its cache.
 """
 
-import json as json_module
 import statistics
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import options
-from benchmarks.harness.engines import OURS, Engine, Idle, choose_engines
-from benchmarks.harness.machine import this_machine
+from benchmarks.harness.engines import OURS, Engine
+from benchmarks.harness.measuring import Bench, measuring
+from benchmarks.harness.presets import PLAIN_IDS
 from benchmarks.harness.process import run_measured
-from benchmarks.harness.report import Metric, Report, show_milliseconds
-from benchmarks.harness.rounds import Figures, run_rounds
+from benchmarks.harness.report import Metric, show_milliseconds
+from benchmarks.harness.rounds import Figures, describe_rounds, run_rounds
+from benchmarks.harness.scaled_model import SCALE, scaled_down, write_model
 from benchmarks.harness.source import Size
-from benchmarks.prefill import IDS, LAYERS, scaled_down, write_model
 from mlx_llama4.cli.console import terminal
-from mlx_llama4.errors import InputError
 
 if TYPE_CHECKING:
     from mlx_llama4.prompt.processor import Processor
@@ -35,70 +31,25 @@ TURNS = SHOWN[-1]
 ANSWER_TOKENS = 24
 HISTORIES = (1_000, 10_000, 100_000)  # tokens
 
-# Each engine's own way through a turn, from the text to the first token: seconds, tokens that the
-# cache held, tokens that the prompt ends with.
-WAYS = {
-    OURS: """
-from mlx_llama4.chat.chat import Chat, ChatOptions
-chat = Chat.open(Path(folder), ChatOptions(answer_tokens, sampler, prefill_step=step))
-def turn(text):
-    for _ in chat.send(text):
-        pass
-    found = chat.statistics
-    return found.time_to_first_token, found.cached_tokens, found.prompt_tokens
-""",
-    PEER: """
-from mlx_lm.generate import stream_generate
-from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.utils import load
-model, tokenizer = load(folder)
-cache = make_prompt_cache(model)
-def turn(text):
-    start, seconds, held = time.perf_counter(), None, cache[0].offset
-    messages = [{"role": "user", "content": text}]
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-    options = dict(max_tokens=answer_tokens, sampler=sampler, prefill_step_size=step)
-    for _ in stream_generate(model, tokenizer, prompt, prompt_cache=cache, **options):
-        seconds = seconds or time.perf_counter() - start
-    return seconds, held, held + len(prompt)
-""",
-}
 IMPORTS = {OURS: "mlx_llama4.chat.chat", PEER: "mlx_lm.utils, mlx_lm.generate"}
-# Answers are of plain text alone, so that none ends before it is as long as the others.
-MEASURE = f"""\
-import json, sys, time
-from pathlib import Path
-import mlx.core as mx
-folder = sys.argv[1]
-turns, answer_tokens, step = map(int, sys.argv[2:])
-def sampler(logits):
-    return mx.argmax(logits[..., :{IDS}], axis=-1)
-%s
-text = "The river was calm in the morning. The old house looked empty after the rain. "
-print(json.dumps([turn(f"Question {{number:04d}}. {{text}}") for number in range(turns)]))
-"""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """seconds: from the text to the first token. held: tokens that the cache had then; tokens:
-    with the question.
-    """
+    """What a turn took."""
 
-    seconds: float
-    held: int
-    tokens: int
+    seconds: float  # from the text to the first token
+    held: int  # tokens that the cache had before
+    tokens: int  # tokens up to the end of the question
 
     def crosses_border(self, chunk: int) -> bool:
-        """While the question is read, rather than the answer before it written."""
+        """Whether reading the question crosses a border between chunks."""
         return self.held // chunk < (self.tokens - 1) // chunk
 
 
 @terminal.reports_errors
 def turns(
-    scale: Annotated[
-        int, typer.Option(metavar="N", help="The releases' sizes divided by 1, 2, 4 … 64.")
-    ] = 16,
+    scale: options.Scale = SCALE,
     rounds: options.Rounds = 5,
     warm_up: options.WarmUp = False,
     only: options.Only = None,
@@ -112,60 +63,42 @@ def turns(
     Example:
       python -m benchmarks turns --rounds 7 --json turns.json
     """
-    outputs = options.Outputs(json, None)
-    engines = choose_engines(only or f"{OURS},{PEER}", python or (), prelude or ())
-    if unfit := [engine.name for engine in engines if engine.name not in WAYS]:
-        raise InputError(f"--only {unfit[0]}: its chat keeps no cache from turn to turn")
-    size = scaled_down(scale, LAYERS, experts=16, global_layers=True)
-    with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
-        folder = Path(temporary)
-        idle = options.ready_engines(engines, IMPORTS, folder)
-        with terminal.status("Writing the model"):
-            model, dtype = write_model(size, None, folder)
-            write_template(model)
-        report = _compare(model, dtype, idle, size, rounds, warm_up, folder)
-    outputs.publish(report)
+    size = scaled_down(scale)
+    without = "its chat keeps no cache from turn to turn"
+    with measuring(IMPORTS, only, python, prelude, json, others=without) as bench:
+        model, dtype = write_model(size, None, bench.folder)
+        write_template(model)
+        _compare(bench, model, dtype, size, rounds, warm_up)
 
 
 def write_template(folder: Path) -> None:
-    """The same for all engines; the demo's folder leaves it out."""
+    """The same template for all engines: the model has the demo's tokenizer, which lacks one."""
     from mlx_llama4.prompt.chat_template import DEFAULT_TEMPLATE
 
     (folder / "chat_template.jinja").write_text(DEFAULT_TEMPLATE)
 
 
 def hold_conversation(engine: Engine, model: Path, step: int, folder: Path) -> list[Turn]:
-    """All turns, in a process of their own."""
-    arguments = (model, TURNS, ANSWER_TOKENS, step)
-    output = run_measured(engine.command(MEASURE % WAYS[engine.name], *arguments), folder).output
-    return [Turn(*found) for found in json_module.loads(output.splitlines()[-1])]
+    """Run one process that holds the whole conversation."""
+    command = engine.run("turns", model, TURNS, ANSWER_TOKENS, step, PLAIN_IDS)
+    return [Turn(*found) for found in run_measured(command, folder).result]
 
 
-def _compare(
-    model: Path,
-    dtype: str,
-    idle: Mapping[Engine, Idle],
-    size: Size,
-    rounds: int,
-    warm_up: bool,
-    folder: Path,
-) -> Report:
+def _compare(bench: Bench, model: Path, dtype: str, size: Size, rounds: int, warm_up: bool) -> None:
     conversations: dict[str, list[Turn]] = {}
 
     def run_once(engine: Engine) -> Figures:
-        found = hold_conversation(engine, model, size.chunk // 4, folder)
+        found = hold_conversation(engine, model, size.chunk // 4, bench.folder)
         conversations[engine.name] = found
         return figures_of(found, size.chunk, heaviest_turn(found, size))
 
-    runs = run_rounds(list(idle), run_once, rounds, warm_up, terminal.note)
+    runs = run_rounds(bench.engines, run_once, rounds, warm_up, terminal.note)
     first = next(iter(conversations.values()))
-    return Report(
-        subject=f"{TURNS} turns of a conversation: seconds from the question to the first token",
-        setup=_setup(model, dtype, size, first, rounds, warm_up),
-        machine=this_machine(),
-        idle={engine.name: found for engine, found in idle.items()},
-        metrics=_metrics(heaviest_turn(first, size)),
-        runs=runs,
+    bench.publish(
+        f"{TURNS} turns of a conversation: seconds from the question to the first token",
+        _setup(model, dtype, size, first, describe_rounds(rounds, warm_up)),
+        _metrics(heaviest_turn(first, size)),
+        runs,
     )
 
 
@@ -185,14 +118,14 @@ def figures_of(conversation: Sequence[Turn], chunk: int, heaviest: int) -> Figur
 
 
 def crossings(conversation: Sequence[Turn], chunk: int) -> list[int]:
-    """Turns, counted from 1, whose question goes over a border between chunks."""
+    """Turns, counted from 1, whose questions cross a border between chunks."""
     return [number for number, turn in enumerate(conversation, 1) if turn.crosses_border(chunk)]
 
 
 def flops(size: Size, tokens: int) -> tuple[float, float]:
-    """For a token behind so many others: all, and those of global layers' attention to them.
+    """FLOPs of a token after `tokens` others: all, and those of global layers' attention.
 
-    The last layer is left out: of it only the last token goes beyond keys and values.
+    The last layer is left out: in it, only the prompt's last token needs more than keys and values.
     """
     layers = range(1, size.layers)
     attention = 4 * size.heads * size.head_dim
@@ -206,20 +139,21 @@ def flops(size: Size, tokens: int) -> tuple[float, float]:
 
 
 def heaviest_turn(conversation: Sequence[Turn], size: Size) -> int:
-    """Counted from 1: late in the conversation and late in a chunk."""
+    """The turn, counted from 1, with the most FLOPs a token: a late one, late in a chunk."""
     return max(
         range(2, TURNS + 1), key=lambda number: flops(size, conversation[number - 1].tokens)[0]
     )
 
 
 def host_seconds(processor: "Processor", tokens: int) -> float:
-    """To make ids of a conversation of so many tokens, half of them the user's: which `Chat` does
-    anew each turn. Median of five.
+    """Seconds to encode a conversation of `tokens` tokens, half of them the user's: median of five.
+
+    `Chat` encodes the whole conversation in each turn.
     """
     from mlx_llama4.demo.questions import NOTES
 
     ids = processor.tokenizer.encode(NOTES)
-    exchange = [
+    exchange: list[dict[str, Any]] = [
         {"role": "user", "content": NOTES},
         {"role": "assistant", "content": NOTES, "token_ids": ids},
     ]
@@ -233,12 +167,7 @@ def host_seconds(processor: "Processor", tokens: int) -> float:
 
 
 def _setup(
-    model: Path,
-    dtype: str,
-    size: Size,
-    conversation: Sequence[Turn],
-    rounds: int,
-    warm_up: bool,
+    model: Path, dtype: str, size: Size, conversation: Sequence[Turn], rounds: str
 ) -> dict[str, str]:
     from mlx_llama4.opening import open_folder
 
@@ -253,7 +182,6 @@ def _setup(
         f"{show_milliseconds(host_seconds(processor, tokens))} behind {tokens:,}"
         for tokens in HISTORIES
     )
-    first = "after a warm-up" if warm_up else "no warm-up"
     return {
         "model": f"random {dtype}, {size.layers} layers (every 4th global), hidden size "
         f"{size.hidden_size}, {size.experts} experts, chunks of {size.chunk:,} tokens",
@@ -265,7 +193,7 @@ def _setup(
         "FLOPs a token": f"turn {TURNS} over turn 2: {every_last / every:.2f}; the most, late in a "
         f"chunk, over turn 2: {most / every:.2f}",
         "text to ids": f"ours, in the seconds below: {host} tokens, half of them the user's",
-        "rounds": f"{rounds}, {first}; a fresh process for each, taking turns",
+        "rounds": f"{rounds}; a fresh process for each, taking turns",
     }
 
 

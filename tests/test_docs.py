@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness import macs
+from benchmarks import macs
 from mlx_llama4.planning.expert_weights import experts_in_bits
 from mlx_llama4.planning.machine import GIB, mac
 from mlx_llama4.planning.placement import place, tokens_per_second

@@ -1,4 +1,4 @@
-"""The report as a picture: a panel for each metric, a bar for each engine, a dot for each round."""
+"""A report as a chart: a panel for each metric, a bar for each engine, a dot for each round."""
 
 import importlib.util
 import io
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.harness.engines import OURS
-from benchmarks.harness.report import Metric, Report, write_whole
+from benchmarks.harness.files import write_whole
+from benchmarks.harness.report import Metric, Report
 from mlx_llama4.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,13 +20,13 @@ PANELS_A_ROW = 3
 
 
 def check_chart() -> None:
-    """Raises InputError if there is nothing to draw with: before hours of work, not after."""
+    """Raises InputError if matplotlib is missing. Call it before the work, not after."""
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("--png needs matplotlib; install it: pip install matplotlib")
 
 
 def write_chart(report: Report, path: Path) -> None:
-    """A PNG, whatever the name ends in."""
+    """Write a PNG, whatever the name ends in."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -49,7 +50,7 @@ def write_chart(report: Report, path: Path) -> None:
 
 
 def write_figure(figure: "Figure", path: Path) -> None:
-    """A PNG, whatever the name ends in, and nothing of the figure is left in memory."""
+    """Write a PNG, whatever the name ends in, and free the figure."""
     from matplotlib import pyplot
 
     data = io.BytesIO()

@@ -17,54 +17,45 @@ OURS = "ours"
 DISTRIBUTIONS = {OURS: "mlx-llama4", "mlx-lm": "mlx-lm", "mlx-vlm": "mlx-vlm"}
 ENGINES = tuple(DISTRIBUTIONS)
 PACKAGES = (*DISTRIBUTIONS.values(), "mlx", "transformers", "torch")
-
-IMPORTED = "imported"
-# Waits once its imports are done; told to go on, it names versions, which takes memory too.
-IDLE = f"""\
-import sys
-print("{IMPORTED}", flush=True)
-sys.stdin.readline()
-import importlib.metadata, json, platform
-versions = {{"Python": platform.python_version()}}
-for package in {PACKAGES}:
-    try:
-        versions[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        pass
-print(json.dumps(versions))
-"""
+PROGRAMS = Path(__file__).parents[1] / "programs"
 
 
 @dataclass(frozen=True)
 class Engine:
-    """prelude: Python that its processes run before anything else."""
+    """A program that is measured."""
 
     name: str
     python: str = sys.executable
-    prelude: str = ""
+    prelude: str = ""  # Python that its processes run before anything else
 
     def command(self, code: str, *arguments: object) -> list[str]:
         """A command line that runs Python code, with sys.argv[1:] as given."""
         code = f"{self.prelude}\n{code}" if self.prelude else code
         return [self.python, "-c", code, *map(str, arguments)]
 
+    def run(self, name: str, *arguments: object) -> list[str]:
+        """A command line that runs a file of programs/, told the engine's name first."""
+        return self.command(program(name), self.name, *arguments)
+
 
 @dataclass(frozen=True)
 class Idle:
-    """A process that has imported what its engine imports and does nothing.
+    """A process that has imported what its engine needs and waits."""
 
-    seconds: from its start to there. versions: of Python and those of PACKAGES that it finds.
-    """
-
-    seconds: float
+    seconds: float  # from its start until then
     memory: Memory
-    versions: Mapping[str, str]
+    versions: Mapping[str, str]  # of Python and of those of PACKAGES that it finds
+
+
+def program(name: str) -> str:
+    """The text of a file of programs/."""
+    return (PROGRAMS / f"{name}.py").read_text()
 
 
 def choose_engines(
     only: str | None, pythons: Sequence[str], preludes: Sequence[str]
 ) -> list[Engine]:
-    """The engines that the options name, ours first. Raises InputError for names not known.
+    """The engines that the options name, ours first. Raises InputError for unknown names.
 
     only: names with commas between; pythons, preludes: NAME=VALUE.
     """
@@ -81,8 +72,11 @@ def choose_engines(
 
 
 def measure_idle(engine: Engine, imports: str, folder: Path) -> Idle:
-    """Start the engine's Python, import, look. Raises RunError saying why it cannot."""
-    command = engine.command(f"import {imports}\n{IDLE}")
+    """Start the engine's Python, import modules, look. Raises RunError if that fails.
+
+    imports: names of modules with commas between.
+    """
+    command = engine.command(f"import {imports}\n{program('idle')}", *PACKAGES)
     start = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
         try:
@@ -97,8 +91,9 @@ def measure_idle(engine: Engine, imports: str, folder: Path) -> Idle:
             )
         except OSError as failure:
             raise RunError(f"cannot start {engine.python}: {failure.strerror}") from None
+        assert process.stdout is not None
         with process:
-            imported = any(line.strip() == IMPORTED for line in process.stdout)
+            imported = any(line.strip() == "imported" for line in process.stdout)
             seconds = time.perf_counter() - start
             memory = read_memory(process.pid)
             output, _ = process.communicate("\n")

@@ -1,4 +1,4 @@
-"""The page cache before a run: the same for everyone, and said."""
+"""The page cache before a run: the same for all engines, and named in the report."""
 
 import os
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Literal
 
 from benchmarks.harness.machine import this_machine
 from mlx_llama4.errors import InputError
+from mlx_llama4.files.durable import forget_cached
 
 BLOCK_BYTES = 16 * 2**20
 
@@ -19,9 +20,9 @@ MEANING: dict[PageCache, str] = {
 
 
 def page_cache_of(source_bytes: int, cold: bool) -> PageCache:
-    """What can be had here: a source of more than half the memory will not stay in it.
+    """The state to bring it to: a source larger than half the memory would not stay in it.
 
-    Raises InputError where cold is wanted and the system does not offer it.
+    Raises InputError if `cold` is wanted and the system cannot do it.
     """
     can_drop = hasattr(os, "posix_fadvise")
     if cold and not can_drop:
@@ -32,12 +33,12 @@ def page_cache_of(source_bytes: int, cold: bool) -> PageCache:
 
 
 def prepare_page_cache(files: Sequence[Path], state: PageCache) -> None:
-    """Bring the page cache to that state; nothing of earlier runs is left to be written."""
+    """Bring the page cache to that state, and write what earlier runs left to be written."""
     os.sync()
     for file in files:
         with file.open("rb", buffering=0) as stream:
             if state == "cold":
-                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                forget_cached(stream.fileno())
             elif state == "warm":
                 while stream.read(BLOCK_BYTES):
                     pass

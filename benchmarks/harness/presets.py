@@ -1,7 +1,7 @@
 """Models of known sizes with random weights, for all subjects that run one.
 
-Packed in 4 bits, groups of 64; what is not packed is float32 where MLX's CPU backend computes,
-whose kernels for 16 bits are ten times slower, and bfloat16 on a GPU. All engines load them.
+They are packed in 4 bits, groups of 64. What is not packed is bfloat16 on a GPU and float32 on
+MLX's CPU backend, whose kernels for 16 bits are ten times slower. All engines load them.
 """
 
 from dataclasses import dataclass
@@ -9,21 +9,24 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from benchmarks.random_model import (
+from benchmarks.harness.random_model import (
     packing_of,
     plan_weights,
     recipe_of,
     scaled_release,
     write_random_model,
 )
+from mlx_llama4.cli.console import terminal
 from mlx_llama4.config import parse_config
 from mlx_llama4.errors import InputError
 from mlx_llama4.planning.machine import this_machine
 from mlx_llama4.units import human_bytes
 
 BITS, GROUP_SIZE = 4, 64
-# Beside the weights, for caches, activations and the interpreter.
+# Memory beside the weights, for caches, activations and the interpreter.
 SPARE_SHARE = 0.1
+# Ids below are plain text in every model that benchmarks write.
+PLAIN_IDS = 1000
 
 
 class Preset(StrEnum):
@@ -49,17 +52,17 @@ SMALL_VISION = {
 
 @dataclass(frozen=True)
 class _Shape:
-    """What a preset changes of a release's config.json. layers: None keeps all 48."""
+    """What a preset changes in a release's config.json."""
 
     release: str
-    layers: int | None = None
+    layers: int | None = None  # None keeps all 48
     text: tuple[tuple[str, int], ...] = ()
     small_vision: bool = False
 
 
 _SHAPES = {
-    # Of the last layer only keys and values are computed before the last token: of five, three
-    # chunked layers and a global one are at work in a prefill, which is the releases' mix.
+    # A prefill computes only keys and values in the last layer. So of five layers, three chunked
+    # ones and a global one do all their work, which is the releases' mix.
     Preset.tiny: _Shape(
         "scout",
         layers=5,
@@ -99,10 +102,15 @@ _SHAPES = {
 }
 
 
-def preset_config(name: str) -> dict[str, Any]:
-    """config.json of a preset. Raises InputError if there is none of this name."""
+def check_preset(name: str) -> None:
+    """Raises InputError if there is no such preset."""
     if name not in list(Preset):
         raise InputError(f"--preset {name}: choose of {', '.join(Preset)}")
+
+
+def preset_config(name: str) -> dict[str, Any]:
+    """config.json of a preset. Raises InputError if there is no such preset."""
+    check_preset(name)
     shape = _SHAPES[Preset(name)]
     raw = scaled_release(
         shape.release, layers=shape.layers, vocabulary=dict(shape.text).get("vocab_size")
@@ -114,10 +122,10 @@ def preset_config(name: str) -> dict[str, Any]:
 
 
 def preset_folder(name: str, folder: Path) -> Path:
-    """Write a preset's model into `folder`, under its name; returns where it is.
+    """Write a preset's model into `folder` under its name; returns where it is.
 
-    Raises InputError if there is no such preset or its weights do not fit the memory, OutputError
-    if they do not fit the disk or are there already.
+    Raises InputError if there is no such preset or memory cannot hold its weights, OutputError if
+    the disk cannot or the model is there already.
     """
     raw = preset_config(name)
     packing = packing_of(BITS)
@@ -128,12 +136,13 @@ def preset_folder(name: str, folder: Path) -> Path:
             f"--preset {name}: it needs {human_bytes(needed)} of memory and there are "
             f"{human_bytes(memory)}; choose a smaller one"
         )
-    write_random_model(folder / name, raw, recipe)
+    with terminal.status("Writing the model"):
+        write_random_model(folder / name, raw, recipe)
     return folder / name
 
 
 def unpacked_dtype() -> str:
-    """Of activations, scales and weights that are not packed, for all engines."""
+    """The dtype of activations, scales and weights that are not packed, for all engines."""
     import mlx.core as mx
 
     return "float32" if mx.default_device() == mx.cpu else "bfloat16"

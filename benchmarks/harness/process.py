@@ -1,5 +1,6 @@
 """One process, measured from outside: seconds, CPU seconds, the most memory it held."""
 
+import json
 import os
 import subprocess
 import tempfile
@@ -8,14 +9,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from benchmarks.harness.process_memory import read_memory
 from mlx_llama4.errors import RunError
 
 SAMPLE_SECONDS = 0.01
-# No network while the clock runs; and bytecode is kept, as that of installed packages is, or ours,
-# run from the repository, would be compiled at every start.
+# No network while the clock runs. Bytecode is kept, as that of installed packages is: otherwise
+# ours, run from the repository, would be compiled at every start.
 ENVIRONMENT = {
     name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
 } | {"HF_HUB_OFFLINE": "1"}
@@ -23,17 +24,18 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process took, and what it printed.
-
-    peak_resident_bytes is the system's own high-water mark on Linux; the peak of anonymous
-    memory is the highest of samples SAMPLE_SECONDS apart.
-    """
+    """What a process took, and what it printed."""
 
     seconds: float
     cpu_seconds: float
-    peak_resident_bytes: int
-    peak_anonymous_bytes: int
+    peak_resident_bytes: int  # on Linux the system's own high-water mark
+    peak_anonymous_bytes: int  # the highest of samples SAMPLE_SECONDS apart
     output: str
+
+    @property
+    def result(self) -> Any:
+        """The JSON value in its last line."""
+        return json.loads(self.output.splitlines()[-1])
 
 
 def run_measured(command: Sequence[str], folder: Path) -> Usage:
@@ -96,7 +98,7 @@ class PeakMemory:
 
 
 def last_words(code: int, errors: IO[bytes]) -> str:
-    """How a process ended, and the last line that it said."""
+    """How a process ended, and the last line it wrote to standard error."""
     how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
     lines = [line.strip() for line in _text(errors).splitlines() if line.strip()]
     return f"{how}: {lines[-1]}" if lines else how

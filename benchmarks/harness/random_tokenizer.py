@@ -1,4 +1,4 @@
-"""A tokenizer for random models: any vocabulary, special tokens where the releases have theirs."""
+"""A tokenizer for random models: any vocabulary, special tokens at its end as in the releases."""
 
 import base64
 import itertools
@@ -15,9 +15,9 @@ LEAST_VOCABULARY = NUM_SPECIAL_TOKENS + 256
 
 
 def random_tokenizer_files(vocabulary: int) -> dict[str, str]:
-    """Name → contents of the files for so many tokens, of which the last 2,048 are special.
+    """Name → contents of the files for this many tokens, of which the last 2,048 are special.
 
-    Text becomes syllables of up to four letters, which is about what words become otherwise.
+    Text is split into syllables of up to four letters, about as many as real tokenizers make.
     """
     with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as folder:
         path = Path(folder) / "tokenizer.model"
@@ -28,8 +28,8 @@ def random_tokenizer_files(vocabulary: int) -> dict[str, str]:
 
 
 def generation_config(vocabulary: int) -> dict[str, object]:
-    """The releases', with ids moved as their special tokens are."""
-    moved = {}
+    """The releases' generation_config.json, with ids moved as their special tokens are."""
+    moved: dict[str, object] = {}
     for key, value in GENERATION_CONFIG.items():
         if key == "eos_token_id":
             moved[key] = [moved_id(token, vocabulary) for token in value]
@@ -49,7 +49,7 @@ def moved_id(special: int, vocabulary: int) -> int:
 
 
 def _texts() -> Iterator[bytes]:
-    """All bytes, then strings of letters, short ones first, without a space before and with one."""
+    """All bytes, then strings of letters, short ones first, with and without a leading space."""
     yield from (bytes([byte]) for byte in range(256))
     for length in itertools.count(1):
         for letters in itertools.product(string.ascii_lowercase, repeat=length):

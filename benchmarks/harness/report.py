@@ -1,11 +1,9 @@
 """What was measured, as a table for reading and as JSON for keeping."""
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.engines import DISTRIBUTIONS, OURS, Idle
@@ -18,14 +16,12 @@ from mlx_llama4.units import human_bytes
 
 @dataclass(frozen=True)
 class Metric:
-    """key: in a run's figures and in JSON, unit included. show: a value → text with a unit.
-    compared: whether the table gives ours over the peer's.
-    """
+    """A row of the table."""
 
-    key: str
+    key: str  # in a run's figures and in JSON; names the unit
     label: str
-    show: Callable[[float], str]
-    compared: bool = True
+    show: Callable[[float], str]  # a value → text with a unit
+    compared: bool = True  # whether the table gives ours over the peer's
 
 
 def show_seconds(seconds: float) -> str:
@@ -46,17 +42,17 @@ def show_share(share: float) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """setup: what a reader must know to run it again, label → text."""
+    """All that is printed, written and drawn."""
 
     subject: str
-    setup: Mapping[str, str]
+    setup: Mapping[str, str]  # label → what a reader must know to run it again
     machine: Machine
     idle: Mapping[str, Idle]  # engine's name → its idle process
     metrics: Sequence[Metric]
     runs: Runs
 
     def values(self, engine: str, metric: Metric) -> list[float]:
-        """One a round."""
+        """One value per round."""
         return [figures[metric.key] for figures in self.runs.figures[engine]]
 
     def median(self, engine: str, metric: Metric) -> float:
@@ -70,9 +66,9 @@ class Report:
 
 
 def print_report(report: Report) -> None:
-    """Who, where and how, then a row for each metric and a column for each engine."""
+    """Print who ran where and how, then a row for each metric and a column for each engine."""
     terminal.line(report.subject)
-    lines = [*report.setup.items(), ("machine", str(report.machine))]
+    lines: list[tuple[str, ...]] = [*report.setup.items(), ("machine", str(report.machine))]
     for name in report.runs.figures:
         lines.append((name, describe_engine(name, report.idle[name])))
     lines += [(name, f"left out: {reason}") for name, reason in report.runs.failures.items()]
@@ -94,7 +90,7 @@ def describe_engine(name: str, idle: Idle) -> str:
 
 
 def table_rows(report: Report) -> list[tuple[str, ...]]:
-    """Medians; beside each peer, ours over its, with the interval."""
+    """Medians, and after each peer's the ratio of ours to it with its interval."""
     names = list(report.runs.figures)
     header = ["median of rounds" if _rounds(report) > 1 else "one round"]
     for name in names:
@@ -116,10 +112,6 @@ def show_ratio(ratio: Ratio | None) -> str:
     if ratio.low is None or ratio.high is None:
         return f"{ratio.value:.2f}"
     return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
-
-
-def write_json(report: Report, path: Path) -> None:
-    write_whole(path, (json.dumps(as_json(report), indent=2) + "\n").encode())
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -144,16 +136,6 @@ def as_json(report: Report) -> dict[str, Any]:
         "engines": engines,
         "left_out": dict(report.runs.failures),
     }
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """All of it under its name, or nothing."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _rounds(report: Report) -> int:

@@ -1,21 +1,23 @@
-"""A process that stays: it gets ready once, then does one thing each time it is asked.
+"""Processes that stay: each gets ready once, then does one thing each time it is asked.
 
-Nothing is asked of it while another one works, so that engines can take turns at a few tokens.
+While one works the others idle, so engines can take turns at a few tokens each.
 """
 
 import json
 import subprocess
 import tempfile
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.engines import Engine
+from benchmarks.harness.engines import Engine, program
 from benchmarks.harness.process import ENVIRONMENT, last_words
 from benchmarks.harness.process_memory import Memory, read_memory
 from mlx_llama4.errors import RunError
 
-# Follows code that defines answer(question), both of what JSON can say. Whatever else the engine
-# prints is passed over.
+# Follows code that defines answer(question); question and answer are JSON values. Lines without
+# the mark are the engine's own output and are skipped.
 MARK = "answer: "
 SERVE = f"""
 import json, sys
@@ -26,10 +28,13 @@ for line in sys.stdin:
 
 
 class Resident:
-    """An engine's process. Python code defines `answer(question)`; its sys.argv[1:] are given."""
+    """A process of an engine that runs code defining `answer(question)`."""
 
     def __init__(self, engine: Engine, code: str, arguments: tuple[object, ...], folder: Path):
-        """Returns once the code has run. Raises RunError with its last words if it fails."""
+        """Returns once the code has run, with `arguments` as its sys.argv[1:].
+
+        Raises RunError with the process's last words if it fails.
+        """
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in close)
         try:
             self._process = subprocess.Popen(
@@ -61,16 +66,17 @@ class Resident:
         return self._process.pid
 
     def ask(self, question: object) -> Any:
-        """Raises RunError if it ends instead of answering."""
+        """The process's answer. Raises RunError if the process ends instead."""
+        assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # the reason is among its last words
+            pass  # _read tells why, from the last words
         return self._read()
 
     def memory(self) -> Memory:
-        """Now. Raises RunError if it has ended."""
+        """Of the process now. Raises RunError if it has ended."""
         memory = read_memory(self.pid)
         if memory is None:
             raise RunError("it ended")
@@ -83,7 +89,35 @@ class Resident:
         self._errors.close()
 
     def _read(self) -> Any:
+        assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith(MARK):
                 return json.loads(line.removeprefix(MARK))
         raise RunError(last_words(self._process.wait(), self._errors))
+
+
+def start_resident(
+    engine: Engine, name: str, arguments: tuple[object, ...], folder: Path
+) -> Resident:
+    """Run programs/NAME.py, told the engine's name before the arguments."""
+    return Resident(engine, program(name), (engine.name, *arguments), folder)
+
+
+class Residents:
+    """A process per engine that runs programs/NAME.py, from when it is first wanted to the end."""
+
+    def __init__(self, name: str, arguments: tuple[object, ...], folder: Path):
+        self._start = partial(start_resident, name=name, arguments=arguments, folder=folder)
+        self._processes: dict[str, Resident] = {}
+        self._open = ExitStack()
+
+    def __enter__(self) -> "Residents":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._open.close()
+
+    def of(self, engine: Engine) -> Resident:
+        if engine.name not in self._processes:
+            self._processes[engine.name] = self._open.enter_context(self._start(engine))
+        return self._processes[engine.name]

@@ -1,4 +1,4 @@
-"""Taking turns: every engine once a round, each round begun by another."""
+"""Engines take turns: each runs once a round, and each round begins with another one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,14 +11,14 @@ Figures = Mapping[str, float]  # metric's key → value, in seconds or bytes
 
 @dataclass
 class Runs:
-    """figures: engine's name → one entry a round. An engine that failed is in failures alone."""
+    """What the rounds found. An engine that failed is in `failures` only."""
 
-    figures: dict[str, list[Figures]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, list[Figures]] = field(default_factory=dict)  # name → an entry per round
+    failures: dict[str, str] = field(default_factory=dict)  # name → why
 
 
 def turns(engines: Sequence[Engine], rounds: int) -> list[list[Engine]]:
-    """A B C, then B C A, then C A B: nobody always comes after the same one."""
+    """A B C, then B C A, then C A B, so that each engine goes first equally often."""
     starts = [index % len(engines) for index in range(rounds)]
     return [[*engines[start:], *engines[:start]] for start in starts]
 
@@ -30,9 +30,9 @@ def run_rounds(
     warm_up: bool,
     on_turn: Callable[[str], None] = lambda text: None,
 ) -> Runs:
-    """Run all rounds. A peer that fails is left out from then on; RunError if ours does.
+    """Run all rounds. A peer that fails is left out of later rounds; RunError if ours fails.
 
-    warm_up: a round before the first whose figures are not kept.
+    warm_up: run a round first and drop its figures.
     """
     runs = Runs({engine.name: [] for engine in engines})
     first = 0 if warm_up else 1
@@ -56,3 +56,7 @@ def run_rounds(
             if number:
                 runs.figures[engine.name].append(figures)
     return runs
+
+
+def describe_rounds(rounds: int, warm_up: bool) -> str:
+    return f"{rounds}, {'after a warm-up' if warm_up else 'no warm-up'}"

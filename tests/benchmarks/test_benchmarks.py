@@ -14,7 +14,7 @@ import pytest
 from benchmarks.harness import chart, page_cache
 from benchmarks.harness.engines import OURS, Engine, Idle, choose_engines, measure_idle
 from benchmarks.harness.machine import Machine, this_machine
-from benchmarks.harness.options import Outputs
+from benchmarks.harness.outputs import Outputs
 from benchmarks.harness.process import run_measured
 from benchmarks.harness.process_memory import IS_MAC, Memory, read_memory
 from benchmarks.harness.ratios import Ratio, ratio_of_medians

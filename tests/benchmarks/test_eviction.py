@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.eviction import (
+from benchmarks.eviction.command import (
     HALF_LIVES,
     check_same_model,
     count_hits,
@@ -19,8 +19,14 @@ from benchmarks.eviction import (
     long_heat,
     slot_counts,
 )
+from benchmarks.eviction.policies import (
+    Bank,
+    LeastFrequentlyUsed,
+    LeastRecentlyUsed,
+    Optimum,
+    Pinned,
+)
 from benchmarks.harness.shares import Share
-from benchmarks.policies import Bank, LeastFrequentlyUsed, LeastRecentlyUsed, Optimum, Pinned
 from mlx_llama4.errors import InputError
 from mlx_llama4.offload.trace import RoutingStep, RoutingTrace, TraceHeader
 from tests.benchmarks.test_convert import benchmark

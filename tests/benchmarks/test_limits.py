@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import limits
+from benchmarks.harness import limits
+from benchmarks.harness.limits import decode_bytes, measure_limits, prefill_flops
 from benchmarks.harness.presets import preset_config, preset_folder
-from benchmarks.limits import decode_bytes, measure_limits, prefill_flops
 from mlx_llama4.config import parse_config
 from tests.benchmarks.test_convert import benchmark
 

@@ -9,13 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import needle as subject
 from benchmarks.harness.machine import Machine
 from benchmarks.harness.shares import Share, total
-from benchmarks.haystack import KEYS, Needle, draw_haystack, spread
-from benchmarks.heat_map import write_heat_map
-from benchmarks.needle import _lift_limit, _read, is_right, parse_lengths, parse_seeds
-from benchmarks.recall import Asked, Reading, Recall, as_json, heat_map, print_recall, table_rows
+from benchmarks.needle import command as subject
+from benchmarks.needle.command import _lift_limit, _read, is_right, parse_lengths, parse_seeds
+from benchmarks.needle.haystack import KEYS, Needle, draw_haystack, spread
+from benchmarks.needle.heat_map import write_heat_map
+from benchmarks.needle.recall import (
+    Asked,
+    Reading,
+    Recall,
+    as_json,
+    heat_map,
+    print_recall,
+    table_rows,
+)
 from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.config import load_generation_config
 from mlx_llama4.demo.questions import CHECKPOINT

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness.engines import OURS, Engine
+from benchmarks.harness.scaled_model import SCALES, feed_forward_over_attention, scaled_down
 from benchmarks.harness.source import Size, write_checkpoint
 from benchmarks.positions import OFFSETS, RELEASED, measure, write_layer
-from benchmarks.prefill import SCALES, feed_forward_over_attention, scaled_down
 from mlx_llama4.config import load_config
 from tests.benchmarks.test_convert import benchmark
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.harness import presets
 from benchmarks.harness.presets import Preset, preset_config, preset_folder
-from benchmarks.random_model import packing_of, plan_weights, recipe_of
+from benchmarks.harness.random_model import packing_of, plan_weights, recipe_of
 from mlx_llama4.checkpoint.safetensors import open_checkpoint
 from mlx_llama4.config import Config, parse_config
 from mlx_llama4.errors import InputError, OutputError

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.demo_tasks import ORDINALS, draw_tasks
+from benchmarks.harness.demo_tasks import ORDINALS, draw_tasks
 from benchmarks.quality import _right_answers
 
 

@@ -7,8 +7,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from benchmarks.harness.random_model import (
+    packing_of,
+    recipe_of,
+    scaled_release,
+    write_random_model,
+)
 from benchmarks.harness.random_tokenizer import LEAST_VOCABULARY, patch_id, random_tokenizer_files
-from benchmarks.random_model import packing_of, recipe_of, scaled_release, write_random_model
 from mlx_llama4.checkpoint.meta.params import PATCH
 from mlx_llama4.checkpoint.safetensors import open_checkpoint
 from mlx_llama4.config import parse_config

@@ -7,7 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.harness.disk import (
+from benchmarks.harness.engines import OURS, Engine
+from benchmarks.harness.machine import Machine
+from benchmarks.harness.random_model import (
+    packing_of,
+    recipe_of,
+    scaled_release,
+    write_random_model,
+)
+from benchmarks.harness.rounds import Runs
+from benchmarks.streaming.command import expert_bytes, table_rows
+from benchmarks.streaming.disk import (
     ExpertRanges,
     Speed,
     can_pass_cache,
@@ -16,13 +26,8 @@ from benchmarks.harness.disk import (
     read_sequentially,
     some_of,
 )
-from benchmarks.harness.engines import OURS, Engine
-from benchmarks.harness.machine import Machine
-from benchmarks.harness.rounds import Runs
-from benchmarks.random_model import packing_of, recipe_of, scaled_release, write_random_model
-from benchmarks.reader import read_with_store
-from benchmarks.streaming import expert_bytes, table_rows
-from benchmarks.streaming_report import Found, derive, speed_rows, token_rows
+from benchmarks.streaming.reader import read_with_store
+from benchmarks.streaming.report import Found, derive, speed_rows, token_rows
 from mlx_llama4.checkpoint.safetensors import open_checkpoint
 from mlx_llama4.offload.budget import LayerExperts, plan_slots
 from tests.benchmarks.test_convert import benchmark
@@ -231,7 +236,7 @@ def test_from_end_to_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--only", "mlx-lm"], "--only mlx-lm: of these none streams experts"),
+        (["--only", "mlx-lm"], "--only mlx-lm: it does not stream experts"),
         (["--scale", 3], "--scale 3: choose of 1, 2, 4, 8, 16"),
         (["--bits", 9], "9 bits are not supported"),
     ],

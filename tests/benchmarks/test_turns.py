@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import turns
 from benchmarks.harness.engines import OURS, Engine
-from benchmarks.prefill import LAYERS, scaled_down, write_model
+from benchmarks.harness.scaled_model import LAYERS, scaled_down, write_model
 from benchmarks.turns import (
     ANSWER_TOKENS,
     PEER,

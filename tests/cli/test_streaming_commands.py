@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.macs import MEMORIES, expectations
+from benchmarks.macs import MEMORIES, expectations
 from mlx_llama4.cli.chat import chat
 from mlx_llama4.cli.memory_check import Task, check_memory, limit_to_memory
 from mlx_llama4.cli.options import Experts, Where, expert_options

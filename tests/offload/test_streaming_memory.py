@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness.process import run_measured
-from benchmarks.random_model import packing_of, recipe_of, scaled_release, write_random_model
+from benchmarks.harness.random_model import (
+    packing_of,
+    recipe_of,
+    scaled_release,
+    write_random_model,
+)
 from mlx_llama4.checkpoint.safetensors import open_checkpoint
 from mlx_llama4.errors import RunError
 from mlx_llama4.offload.expert_store import is_routed_expert

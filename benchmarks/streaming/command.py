@@ -1,12 +1,10 @@
-"""`python -m benchmarks streaming`: tokens with experts on the disk, beside all in memory.
+"""The command: a random model, each row of the table in processes of its own, rows taking turns.
 
-A random model is written for the run. Each row of the table is a process of its own, and rows take
-turns; before each round the same files are read plainly, which is the limit.
+Plain reads of the same files take turns too; they are the limit.
 """
 
 import itertools
 import json as json_module
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +14,20 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.harness import options
-from benchmarks.harness.disk import (
+from benchmarks.harness.engines import OURS, Engine
+from benchmarks.harness.machine import this_machine
+from benchmarks.harness.measuring import Bench, measuring
+from benchmarks.harness.page_cache import prepare_page_cache
+from benchmarks.harness.presets import unpacked_dtype
+from benchmarks.harness.process import run_measured
+from benchmarks.harness.random_model import (
+    packing_of,
+    recipe_of,
+    scaled_release,
+    write_random_model,
+)
+from benchmarks.harness.rounds import Figures, Runs, run_rounds
+from benchmarks.streaming.disk import (
     ExpertRanges,
     Speed,
     can_pass_cache,
@@ -25,24 +36,18 @@ from benchmarks.harness.disk import (
     read_sequentially,
     some_of,
 )
-from benchmarks.harness.engines import OURS, Engine, Idle, choose_engines
-from benchmarks.harness.machine import this_machine
-from benchmarks.harness.page_cache import prepare_page_cache
-from benchmarks.harness.process import run_measured
-from benchmarks.harness.report import write_whole
-from benchmarks.harness.rounds import Figures, Runs, run_rounds
-from benchmarks.random_model import packing_of, recipe_of, scaled_release, write_random_model
-from benchmarks.reader import read_with_store
-from benchmarks.streaming_report import Found, as_json, derive, print_found
-from benchmarks.streaming_ways import IMPORTS, MEASURE, REPACK, WAYS
+from benchmarks.streaming.reader import read_with_store
+from benchmarks.streaming.report import Found, as_json, derive, print_found
 from mlx_llama4.cli.console import terminal
-from mlx_llama4.errors import InputError
 from mlx_llama4.offload.budget import BUFFER_SHARE
 from mlx_llama4.offload.expert_store import PIECE_BYTES, READERS
-from mlx_llama4.quantization import Quantization
 from mlx_llama4.units import human_bytes
 
 PEER = "mlx-vlm"
+IMPORTS = {
+    OURS: "mlx_llama4.opening, mlx_llama4.generation.generate",
+    PEER: "mlx_vlm.utils, mlx_vlm.generate",
+}
 BUDGETS = (10, 25, 50, 75, 100)  # percent of all experts' bytes
 RESIDENT = f"{OURS}, all in memory"
 PLAIN_READS = "plain reads"  # take their turn among the rows
@@ -53,37 +58,34 @@ READS_A_ROUND = 3  # disks are less steady than processors
 
 @dataclass(frozen=True)
 class Row:
-    """What a process is told. budget: bytes for experts; None: all in memory, not streamed.
-    page_cache: may the system keep what was read. fill: read experts for all slots first.
-    reads_back: go on as if some expert might be missing, though none is.
-    """
+    """What a process is told."""
 
     engine: Engine
-    budget: int | None = None
-    page_cache: bool = True
-    fill: bool = False
-    reads_back: bool = False
+    budget: int | None = None  # bytes for experts; None: all in memory, not streamed
+    page_cache: bool = True  # whether the system may keep what was read
+    fill: bool = False  # read experts for all slots first
+    reads_back: bool = False  # read the router's choice back though no expert can be missing
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Numbers of tokens. prompt, warm_up: before those that count. long_prompt: read last."""
+    """Numbers of tokens, and of rounds."""
 
     prompt: int
-    warm_up: int
-    tokens: int
-    long_prompt: int
+    warm_up: int  # generated after the prompt; they do not count
+    tokens: int  # generated after those
+    long_prompt: int  # read last
     rounds: int
 
 
 @terminal.reports_errors
 def streaming(
     scale: Annotated[
-        int, typer.Option(metavar="N", help="Scout's widths divided by 1, 2, 4, 8 or 16.")
+        int, typer.Option(metavar="N", help="Divide Scout's widths by 1, 2, 4, 8 or 16.")
     ] = 4,
-    layers: Annotated[int, typer.Option(metavar="N", min=1, help="All with experts.")] = 8,
-    experts: Annotated[int, typer.Option(metavar="N", min=2, help="In each layer.")] = 32,
-    bits: Annotated[int, typer.Option(metavar="N", help="Of all that is packed.")] = 4,
+    layers: Annotated[int, typer.Option(metavar="N", min=1, help="Layers, all with experts.")] = 8,
+    experts: Annotated[int, typer.Option(metavar="N", min=2, help="Experts in each layer.")] = 32,
+    bits: Annotated[int, typer.Option(metavar="N", help="Bits of all that is packed.")] = 4,
     budgets: Annotated[
         list[int] | None,
         typer.Option(
@@ -91,13 +93,14 @@ def streaming(
             metavar="PERCENT",
             min=1,
             max=100,
-            help="Of all experts' bytes; repeatable. Default: 10, 25, 50, 75, 100.",
+            help="A share of all experts' bytes; repeatable. Default: 10, 25, 50, 75, 100.",
             show_default=False,
         ),
     ] = None,
-    tokens: Annotated[int, typer.Option(metavar="N", min=1, help="That count.")] = 32,
+    tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens that count.")] = 32,
     warm_up_tokens: Annotated[
-        int, typer.Option("--warm-up-tokens", metavar="N", min=1, help="Generated before them.")
+        int,
+        typer.Option("--warm-up-tokens", metavar="N", min=1, help="Tokens generated before them."),
     ] = 32,
     long_prompt: Annotated[
         int, typer.Option("--long-prompt", metavar="N", min=1, help="Tokens of the prefill.")
@@ -114,39 +117,38 @@ def streaming(
     Example:
       python -m benchmarks streaming --budget 25 --rounds 5
     """
-    outputs = options.Outputs(json, None)
-    engines = _engines(only, python or (), prelude or ())
     packing = packing_of(bits)
     settings = Settings(8, warm_up_tokens, tokens, long_prompt, rounds)
     config = scaled_release("scout", scale, layers, experts, VOCABULARY)
-    with tempfile.TemporaryDirectory(prefix="mlx-llama4-benchmark-") as temporary:
-        folder = Path(temporary)
-        idle = options.ready_engines(engines, IMPORTS, folder)
+    without = "it does not stream experts"
+    with measuring(IMPORTS, only, python, prelude, json, others=without) as bench:
         with terminal.status("Writing the model"):
-            model = folder / "model"
-            nbytes, dtype = _write_model(model, config, packing)
+            model = bench.folder / "model"
+            nbytes = write_random_model(
+                model, config, recipe_of(packing, packing, unpacked_dtype())
+            )
         ranges = expert_ranges(model)
-        rows = table_rows([*idle], expert_bytes(ranges), len(ranges), budgets or BUDGETS)
+        rows = table_rows(bench.engines, expert_bytes(ranges), len(ranges), budgets or BUDGETS)
         folders = {OURS: model}
-        setup = {"model": describe(config, bits, dtype, nbytes, expert_bytes(ranges))}
-        if any(engine.name == PEER for engine in idle):
-            folders[PEER], setup[PEER] = _repack(next(e for e in idle if e.name == PEER), folder)
-        runs, speeds = _run(rows, idle, folders, ranges, settings)
-    found = Found(setup | _setup(settings), this_machine(), runs, speeds)
-    print_found(found, RESIDENT)
-    if outputs.json is not None:
-        write_whole(outputs.json, (json_module.dumps(as_json(found), indent=2) + "\n").encode())
+        setup = {"model": describe(config, bits, nbytes, expert_bytes(ranges))}
+        for engine in bench.engines:
+            if engine.name == PEER:
+                folders[PEER], setup[PEER] = _repack(engine, bench.folder)
+        runs, speeds = _run(bench, rows, folders, ranges, settings)
+        found = Found(setup | _setup(settings), this_machine(), runs, speeds)
+        print_found(found, RESIDENT)
+        bench.outputs.write_json(as_json(found))
 
 
 def table_rows(
     engines: Sequence[Engine], nbytes: int, count: int, budgets: Sequence[int]
 ) -> dict[str, Row]:
-    """Label → row. nbytes, count: of all experts."""
+    """Label → row. nbytes: of all experts; count: how many there are."""
     rows: dict[str, Row] = {}
     for engine in engines:
         rows[f"{engine.name}, all in memory"] = Row(engine)
         if engine.name == OURS:
-            # Each has a slot, after MLX's buffers and what passes through took their shares.
+            # A slot for each, after the shares of MLX's buffers and of experts that pass through.
             enough = (nbytes + 3 * nbytes // count) * BUFFER_SHARE // (BUFFER_SHARE - 1)
             rows[f"{OURS}, all in slots"] = Row(engine, enough, fill=True)
             rows[f"{OURS}, all in slots, reading back"] = Row(
@@ -162,47 +164,30 @@ def expert_bytes(ranges: ExpertRanges) -> int:
     return sum(one.nbytes for expert in ranges.values() for one in expert)
 
 
-def describe(config: Mapping[str, Any], bits: int, dtype: str, total: int, experts: int) -> str:
+def describe(config: Mapping[str, Any], bits: int, total: int, experts: int) -> str:
+    """total, experts: bytes."""
     text = config["text_config"]
     return (
-        f"random, {bits} bits and {dtype}, {text['num_hidden_layers']} layers of "
+        f"random, {bits} bits and {unpacked_dtype()}, {text['num_hidden_layers']} layers of "
         f"{text['num_local_experts']} experts, hidden size {text['hidden_size']}, "
         f"{human_bytes(total)}, of which experts {human_bytes(experts)}"
     )
 
 
-def _engines(only: str | None, pythons: Sequence[str], preludes: Sequence[str]) -> list[Engine]:
-    named = choose_engines(only, pythons, preludes)
-    engines = [engine for engine in named if engine.name in IMPORTS]
-    if not engines:
-        raise InputError(f"--only {only}: of these none streams experts")
-    return engines
-
-
-def _write_model(
-    folder: Path, config: dict[str, Any], packing: Quantization | None
-) -> tuple[int, str]:
-    """Bytes, and the dtype of what is not packed: what this machine computes in."""
-    import mlx.core as mx
-
-    dtype = "float32" if mx.default_device() == mx.cpu else "bfloat16"
-    return write_random_model(folder, config, recipe_of(packing, packing, dtype)), dtype
-
-
 def _repack(engine: Engine, folder: Path) -> tuple[Path, str]:
-    """The copy of the model that the peer's offload reads, and what it took, in words."""
+    """Make the copy of the model that the peer's offload reads; say in words what that took."""
     out = folder / "repacked"
     start = time.perf_counter()
     with terminal.status(f"{PEER} repacks the model"):
-        run_measured(engine.command(REPACK, folder / "model", out), folder)
+        run_measured(engine.run("repack", folder / "model", out), folder)
     seconds = time.perf_counter() - start
     copied = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
     return out, f"reads a copy that it made in {seconds:.0f} s: {human_bytes(copied)} more on disk"
 
 
 def _run(
+    bench: Bench,
     rows: Mapping[str, Row],
-    idle: Mapping[Engine, Idle],
     folders: Mapping[str, Path],
     ranges: ExpertRanges,
     settings: Settings,
@@ -217,10 +202,11 @@ def _run(
         arguments = json_module.dumps(told | chosen | {"folder": str(folder)})
         files = sorted(folder.rglob("*.safetensors"))
         prepare_page_cache(files, "warm" if row.page_cache else "cold")
-        usage = run_measured(turn.command(MEASURE % WAYS[row.engine.name], arguments), folder)
-        above_idle = usage.peak_anonymous_bytes - idle[row.engine].memory.anonymous_bytes
-        counts = json_module.loads(usage.output.splitlines()[-1])
-        return derive(counts, settings.tokens) | {"anonymous_above_idle_bytes": above_idle}
+        usage = run_measured(row.engine.run("streaming", arguments), folder)
+        idle = bench.idle[row.engine].memory.anonymous_bytes
+        return derive(usage.result, settings.tokens) | {
+            "anonymous_above_idle_bytes": usage.peak_anonymous_bytes - idle
+        }
 
     def read_and_run(turn: Engine) -> Figures:
         if turn.name == PLAIN_READS:
@@ -237,7 +223,7 @@ def _run(
 
 
 def plain_reads(folder: Path, ranges: ExpertRanges, seed: int) -> dict[str, Speed]:
-    """The model's files, whole and expert by expert, and experts by our reader."""
+    """Read the model's files whole and expert by expert, and experts with our reader."""
     files = sorted(folder.glob("*.safetensors"))
     some = some_of(ranges, READ_BYTES, seed)
     found: dict[str, Speed] = {}

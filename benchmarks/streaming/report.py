@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from benchmarks.harness.disk import Speed
 from benchmarks.harness.machine import Machine
 from benchmarks.harness.ratios import ratio_of_medians
 from benchmarks.harness.report import Metric, show_bytes, show_ratio, show_seconds
 from benchmarks.harness.rounds import Runs
+from benchmarks.streaming.disk import Speed
 from mlx_llama4.cli.console import terminal
 
 NOTHING = "–"
@@ -24,11 +24,11 @@ def _show_rate(rate: float) -> str:
     return f"{rate:.2f}"
 
 
-# Shares are of a token's time; reading goes on during all the others. Read-back is the wait for
-# the router, with the computing that leads to it.
+# Shares are of a token's time; reading goes on during all the others. Read-back is the wait for the
+# router and for the computing before it.
 SPEED = Metric("tokens_per_second", "tokens/s", _show_rate)
 DECODING = (
-    # Less moved by what else the machine does.
+    # CPU seconds depend less on what else the machine does.
     Metric("cpu_seconds_a_token", "processor a token", show_seconds),
     Metric("hit_rate", "hits", show_share),
     Metric("bytes_a_token", "read a token", show_bytes),
@@ -48,23 +48,22 @@ PREFILL_AND_MEMORY = (
 
 @dataclass(frozen=True)
 class Found:
-    """setup: what a reader must know to run it again. speeds: what was read → how fast, one entry a
-    round. runs: of rows, by label.
-    """
+    """All that was measured."""
 
-    setup: Mapping[str, str]
+    setup: Mapping[str, str]  # label → what a reader must know to run it again
     machine: Machine
-    runs: Runs
-    speeds: Sequence[Mapping[str, Speed]]
+    runs: Runs  # of rows, by label
+    speeds: Sequence[Mapping[str, Speed]]  # an entry per round: what was read → how fast
 
     def values(self, label: str, key: str) -> list[float]:
-        """One a round; none where an engine does not count it."""
+        """One value per round; none if the engine does not count it."""
         return [figures[key] for figures in self.runs.figures[label] if key in figures]
 
 
 def derive(counts: Mapping[str, Mapping[str, float]], tokens: int) -> dict[str, float]:
-    """The metrics' values, from what a process counted while it decoded `tokens` tokens and while
-    it read a prompt. What was not counted is absent.
+    """The metrics' values from a process's counts ("decode": of `tokens` tokens; "prefill").
+
+    What the process did not count is absent.
     """
     decode, prefill = counts["decode"], counts["prefill"]
     seconds = decode["seconds"]
@@ -107,8 +106,8 @@ def print_found(found: Found, baseline: str) -> None:
 
 
 def speed_rows(speeds: Sequence[Mapping[str, Speed]]) -> list[tuple[str, ...]]:
-    """Medians of the rounds, and how much of a processor each took."""
-    rows = [("plain reads from the disk", "a second", "processor")]
+    """Medians of the rounds, and how much of a processor each kept busy."""
+    rows: list[tuple[str, ...]] = [("plain reads from the disk", "a second", "processor")]
     for what in speeds[0]:
         rates = [round_[what].bytes_per_second for round_ in speeds]
         busy = [round_[what].cpu_seconds / round_[what].seconds for round_ in speeds]
@@ -118,14 +117,15 @@ def speed_rows(speeds: Sequence[Mapping[str, Speed]]) -> list[tuple[str, ...]]:
 
 
 def token_rows(found: Found, baseline: str) -> list[tuple[str, ...]]:
-    """Medians of the rounds; tokens a second also over the baseline's, with the interval."""
+    """Medians of the rounds; tokens a second also as a ratio to the baseline's, with interval."""
     head, *rows = _rows(found, DECODING)
     table = [(head[0], SPEED.label, "of that in memory", *head[1:])]
     for label, *cells in rows:
         ratio = None
         if baseline in found.runs.figures and label != baseline:
-            pair = [found.values(one, SPEED.key) for one in (label, baseline)]
-            ratio = ratio_of_medians(*pair)
+            ratio = ratio_of_medians(
+                found.values(label, SPEED.key), found.values(baseline, SPEED.key)
+            )
         table.append((label, _median(found, label, SPEED), show_ratio(ratio), *cells))
     return table
 

@@ -1,6 +1,6 @@
 """Documents of neutral sentences with facts at known depths, drawn from a seed.
 
-Worded as what the demo model was trained on, so that it too can be asked; any other model can.
+They are worded like the demo model's training data, so that it can be asked as well as any other.
 """
 
 import functools
@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.demo_tasks import KEYS as TASK_KEYS
+from benchmarks.harness.demo_tasks import KEYS as TASK_KEYS
 from mlx_llama4.errors import InputError
 
 INTRODUCTION = "Remember these notes.\n"
@@ -34,12 +34,12 @@ KEYS = (
 
 @dataclass(frozen=True)
 class Needle:
-    """A fact. depth: 0 the document's first sentence, 1 its last. position: tokens before it."""
+    """A fact."""
 
     key: str
     code: str
-    depth: float
-    position: int
+    depth: float  # 0: the document's first sentence, 1: its last
+    position: int  # tokens before it
 
     @property
     def question(self) -> str:
@@ -53,15 +53,15 @@ class Needle:
 
 @dataclass(frozen=True)
 class Haystack:
-    """tokens: of the text, at least as many as asked for and less than a sentence more."""
+    """A document."""
 
     text: str
-    tokens: int
+    tokens: int  # as many as asked for, or up to a sentence more
     needles: tuple[Needle, ...]
 
 
 def spread(count: int) -> tuple[float, ...]:
-    """`count` depths, two or more, from 0 to 1 at equal distances."""
+    """`count` depths from 0 to 1 at equal distances; at least two."""
     return tuple(index / (count - 1) for index in range(count))
 
 

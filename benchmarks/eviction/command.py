@@ -1,10 +1,9 @@
 """`python -m benchmarks eviction`: which experts to keep in memory, by what tokens chose.
 
-Simulates policies on traces, each of which is taken for a session of its own. Only generated
-tokens count: a prompt's pass needs all of its experts, whatever was kept.
+Simulates policies on traces; each trace is one session. Only generated tokens count: a prompt's
+pass needs all of its experts, whatever was kept.
 """
 
-import json as json_module
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,16 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.eviction.policies import (
+    Bank,
+    LeastFrequentlyUsed,
+    LeastRecentlyUsed,
+    Optimum,
+    Pinned,
+)
 from benchmarks.harness import options
-from benchmarks.harness.report import write_whole
+from benchmarks.harness.outputs import Outputs
 from benchmarks.harness.shares import Share, total
-from benchmarks.policies import Bank, LeastFrequentlyUsed, LeastRecentlyUsed, Optimum, Pinned
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.errors import InputError
 from mlx_llama4.offload.heat import HALF_LIFE
@@ -25,26 +30,23 @@ from mlx_llama4.offload.trace import RoutingTrace, TraceHeader, read_trace
 SLOT_SHARES = (0.1, 0.25, 0.5, 0.75)  # of a layer's experts
 HALF_LIVES = (16, 32, 64, 128, 256, 1024)  # tokens
 
-# A pass as a layer met it: the experts that its tokens chose, and whether it counts.
+# A pass through one layer: the experts that its tokens chose, and whether it counts.
 Pass = tuple[Sequence[int], bool]
 
 
 @dataclass(frozen=True)
 class LayerSession:
-    """What one layer met in one session. others: what it met in all the others.
-
-    half: where the second half of the passes begins.
-    """
+    """One layer's passes in one session."""
 
     passes: Sequence[Pass]
-    half: int
-    others: Sequence[Sequence[Pass]]
+    half: int  # where the second half of them begins
+    others: Sequence[Sequence[Pass]]  # its passes in the other sessions
     experts_per_token: int
 
 
-# What a policy starts with, slots → a bank.
+# A session and the number of slots → the bank at its start.
 Policy = Callable[[LayerSession, int], Bank]
-# Policy → slots → hits of uses.
+# Name of a policy → slots → hits of all uses.
 HitRates = dict[str, dict[int, Share]]
 
 
@@ -52,7 +54,7 @@ HitRates = dict[str, dict[int, Share]]
 def eviction(
     traces: Annotated[
         list[Path],
-        typer.Argument(metavar="TRACE...", help="Of one model, each of a session of its own."),
+        typer.Argument(metavar="TRACE...", help="Traces of one model, one for each session."),
     ],
     json: options.Json = None,
 ) -> None:
@@ -63,20 +65,20 @@ def eviction(
       mlx-llama4 chat --model scout-4bit --trace monday.jsonl
       python -m benchmarks eviction monday.jsonl tuesday.jsonl
     """
-    outputs = options.Outputs(json, None)
+    outputs = Outputs(json)
     read = [read_trace(path) for path in traces]
     header = check_same_model(traces, read)
     with terminal.status("Simulating"):
         later, start = hit_rates(read)
     _print(header, read, later, start)
-    if outputs.json is not None:
-        whole = {
+    outputs.write_json(
+        {
             "model": header.as_json(),
             "traces": [str(path) for path in traces],
             "second_half": _as_json(later),
             "from_the_start": _as_json(start),
         }
-        write_whole(outputs.json, (json_module.dumps(whole, indent=2) + "\n").encode())
+    )
 
 
 def check_same_model(paths: Sequence[Path], traces: Sequence[RoutingTrace]) -> TraceHeader:
@@ -94,7 +96,7 @@ def check_same_model(paths: Sequence[Path], traces: Sequence[RoutingTrace]) -> T
 
 
 def hit_rates(traces: Sequence[RoutingTrace]) -> tuple[HitRates, HitRates]:
-    """In the second half of each session, and from its start; all sessions and layers together."""
+    """In the second halves of all sessions, and from their starts, all layers together."""
     header = traces[0].header
     slots = slot_counts(header.num_experts)
     later: HitRates = {}
@@ -114,7 +116,7 @@ def hit_rates(traces: Sequence[RoutingTrace]) -> tuple[HitRates, HitRates]:
 
 
 def slot_counts(num_experts: int) -> list[int]:
-    """As many for each layer; no number twice."""
+    """Slots of a layer, in ascending order, no number twice."""
     return sorted({max(1, round(share * num_experts)) for share in SLOT_SHARES})
 
 
@@ -133,7 +135,7 @@ def layer_sessions(traces: Sequence[RoutingTrace]) -> list[LayerSession]:
 
 
 def _pooled(trace: RoutingTrace) -> list[Pass]:
-    """Of all layers in the order of time, experts of different layers told apart."""
+    """The passes of all layers in the order of time; each layer's experts have own numbers."""
     count = trace.header.num_experts
     return [
         ([layer * count + expert for expert in experts], trace.is_decode(step))
@@ -143,13 +145,13 @@ def _pooled(trace: RoutingTrace) -> list[Pass]:
 
 
 def _half(passes: Sequence[Pass]) -> int:
-    """The pass at which half of those that count are over."""
+    """The pass before which half of those that count lie."""
     counted = [number for number, (_, counts) in enumerate(passes) if counts]
     return counted[len(counted) // 2]
 
 
 def count_hits(bank: Bank, passes: Sequence[Pass], start: int) -> Share:
-    """Hits of uses in those passes from `start` on that count; the former warm the bank."""
+    """Hits and uses in the passes from `start` on that count; earlier ones warm the bank."""
     hits = uses = 0
     for number, (experts, counts) in enumerate(passes):
         found = bank.use(experts)
@@ -166,7 +168,7 @@ def _count(
     layer: LayerSession,
     start: int,
 ) -> None:
-    """Add a layer's hits to those of the layers before."""
+    """Add a layer's hits to `rates`."""
     for name, policy in policies.items():
         row = rates.setdefault(name, {})
         for count in slots:
@@ -220,7 +222,7 @@ def _most_often(
 
 
 def left_heat(layer: LayerSession, half_life: int) -> dict[int, float]:
-    """The scores that the other sessions leave, one after another."""
+    """The scores after the other sessions have run one after another."""
     bank = LeastFrequentlyUsed(1, half_life, layer.experts_per_token)
     for passes in layer.others:
         for experts, _ in passes:
@@ -229,7 +231,7 @@ def left_heat(layer: LayerSession, half_life: int) -> dict[int, float]:
 
 
 def long_heat(layer: LayerSession, half_life: int) -> dict[int, float]:
-    """Each expert's share of all uses, weighing as much as scores do in the long run."""
+    """Each expert's share of all uses, scaled to what scores add up to in the long run."""
     uses = uses_of(layer.others)
     growth = 2 ** (1 / (half_life * layer.experts_per_token))
     whole = growth / (growth - 1)  # 1 + 1/growth + 1/growth² + …

@@ -1,4 +1,4 @@
-"""`python -m benchmarks macs`: what to expect of the releases on Macs, computed, not measured."""
+"""`python -m benchmarks macs`: how the releases would run on Macs, computed, not measured."""
 
 from dataclasses import dataclass
 
@@ -52,7 +52,7 @@ class Row:
 
 
 def expectations() -> list[Row]:
-    """For each release, packing and Mac what `auto` does at a context of 8,192 tokens."""
+    """What `auto` does with each release and packing on each Mac, for a context of CONTEXT."""
     rows = []
     for name in RELEASES:
         config = release_config(name)

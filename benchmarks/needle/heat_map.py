@@ -1,4 +1,4 @@
-"""Shares in a grid as a picture: the darker, the more is right."""
+"""Shares in a grid as a picture: the darker a cell, the more answers are right."""
 
 import textwrap
 from collections.abc import Sequence
@@ -12,23 +12,23 @@ CELL_INCHES = (0.9, 0.28)
 MARGIN_INCHES = (0.9, 1.1)
 MIN_WIDTH_INCHES = 4.5
 TITLE_CHARACTERS_PER_INCH = 16
-DARK = 0.6  # from here on, white figures are read more easily than black ones
+DARK = 0.6  # cells from here on have white figures, others black ones
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """shares: a row for each of `rows` with an entry for each of `columns`."""
+    """A grid of shares and its labels."""
 
     title: str
     row_label: str
     rows: Sequence[str]
     column_label: str
     columns: Sequence[str]
-    shares: Sequence[Sequence[Share]]
+    shares: Sequence[Sequence[Share]]  # [rows][columns]
 
 
 def write_heat_map(heat_map: HeatMap, path: Path) -> None:
-    """A PNG, whatever the name ends in."""
+    """Write a PNG, whatever the name ends in."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,10 +1,10 @@
-"""Our reader alone: experts from the disk into memory, nothing computed."""
+"""Our own reader alone: it reads experts from the disk into memory and computes nothing."""
 
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness.disk import ExpertRanges, Speed, forget, timed
+from benchmarks.streaming.disk import ExpertRanges, Speed, forget, timed
 from mlx_llama4.checkpoint.safetensors import open_checkpoint
 from mlx_llama4.config import load_config
 from mlx_llama4.offload.expert_store import (
@@ -17,9 +17,9 @@ from mlx_llama4.offload.expert_store import (
 
 
 def read_with_store(folder: Path, experts: ExpertRanges, page_cache: bool) -> Speed:
-    """One expert after the other, as a token needs them: each layer waits for its own.
+    """Read one expert after the other, as tokens do: each layer waits for its own.
 
-    Floats stay as they are stored.
+    Floats keep the dtype they are stored in.
     """
     checkpoint = open_checkpoint(folder)
     stored = {tensor.dtype for name, tensor in checkpoint.tensors.items() if "norm" in name}
@@ -41,5 +41,5 @@ def read_with_store(folder: Path, experts: ExpertRanges, page_cache: bool) -> Sp
 
 
 def _place(tensor: ExpertTensor) -> np.ndarray:
-    """Touched once, as a slot in use is."""
+    """Memory for a tensor, touched once as a slot in use is."""
     return np.ones((tensor.rows, tensor.columns), ITEMS[tensor.dtype])

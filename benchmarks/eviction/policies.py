@@ -1,8 +1,8 @@
-"""Which experts a bank of slots keeps: ways to decide it, simulated on recorded choices.
+"""Policies that decide which experts a bank of slots keeps, simulated on recorded choices.
 
-A bank is told of each forward pass which experts its tokens use, in order, and counts which of
-them it held. A prompt's pass needs all of its experts; the bank then keeps what the policy likes
-best of them and of those it held. Experts are numbers; what they are numbers of is the caller's.
+For each forward pass, a bank is told the experts that its tokens use, in order, and counts those it
+held. A prompt's pass needs all of its experts; of these and those it held, the bank then keeps the
+ones its policy likes best. Experts are numbers; their meaning is up to the caller.
 """
 
 import math
@@ -15,12 +15,12 @@ FARTHEST = math.inf
 
 class Bank(Protocol):
     def use(self, experts: Sequence[int]) -> int:
-        """How many of the experts of a pass were held; then take them in, or do not."""
+        """Count the experts of a pass that were held, then take in the others or not."""
         ...
 
 
 class LeastRecentlyUsed:
-    """The experts used last."""
+    """Keeps the experts used last."""
 
     def __init__(self, slots: int):
         self._slots = slots
@@ -37,10 +37,10 @@ class LeastRecentlyUsed:
 
 
 class LeastFrequentlyUsed:
-    """The experts used most often, where a use counts half as much after `half_life` tokens.
+    """Keeps the experts used most often; a use counts half as much after `half_life` tokens.
 
-    heat: scores to begin with, a use of the first token counting 1. only_hotter: does an expert
-    that was missed pass through if all that are held have higher scores, rather than take a slot.
+    heat: scores at the start, where a use by the first token counts 1. only_hotter: an expert that
+    was missed takes a slot only if one that is held has a lower score.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class LeastFrequentlyUsed:
         self._slots = slots
         self._growth = 2 ** (1 / (half_life * per_token))
         self._only_hotter = only_hotter
-        # Instead of all scores shrinking with every use, what a use counts grows.
+        # Scores do not shrink with every use; instead each use counts more than the one before.
         self._weight = 1.0
         self._scores: dict[int, float] = dict(heat or {})
         self._held = set(self._hottest(self._scores))
@@ -73,7 +73,7 @@ class LeastFrequentlyUsed:
         return hits
 
     def heat(self) -> dict[int, float]:
-        """The scores, a use of the last token counting 1."""
+        """The scores, where a use by the last token counts 1."""
         return {expert: score / self._weight for expert, score in self._scores.items()}
 
     def _evict(self, experts: Sequence[int]) -> None:
@@ -89,7 +89,7 @@ class LeastFrequentlyUsed:
 
 
 class Pinned:
-    """The experts used most often on another occasion, for ever."""
+    """Keeps the experts used most often elsewhere, for ever."""
 
     def __init__(self, slots: int, uses: Counter[int]):
         self._held = {expert for expert, _ in uses.most_common(slots)}
@@ -99,14 +99,14 @@ class Pinned:
 
 
 class Optimum:
-    """Belady's: the experts that are used again soonest, as nobody can know beforehand.
+    """Belady's: keeps the experts that are used again soonest, which needs the future.
 
-    No bank of so many slots has more hits. Of an expert that a prompt needs before a generated
-    token does, the use does not count, since the prompt reads it anyway.
+    No bank with as many slots has more hits. If a prompt needs an expert before a generated token
+    does, keeping it gains nothing, since the prompt reads it anyway.
     """
 
     def __init__(self, slots: int, passes: Sequence[tuple[Sequence[int], bool]]):
-        """passes: all that will be used, with whether its hits count."""
+        """passes: experts of all passes to come, and whether their hits count."""
         self._slots = slots
         self._next = _next_counted_uses(passes)
         self._now = 0
@@ -128,7 +128,7 @@ class Optimum:
 def _next_counted_uses(
     passes: Sequence[tuple[Sequence[int], bool]],
 ) -> list[dict[int, float]]:
-    """For each pass, expert → the pass that uses it next, if that one counts, else FARTHEST."""
+    """For each pass, expert → the next pass that uses it if that one counts, else FARTHEST."""
     following: dict[int, float] = {}
     found: list[dict[int, float]] = []
     for number in range(len(passes) - 1, -1, -1):

@@ -1,7 +1,7 @@
-"""How fast the disk gives a model's files to a program that does nothing else: the limit.
+"""How fast a program that does nothing else reads a model's files from the disk: the limit.
 
-Nothing of what is read is in the page cache before. Past it, where the system allows: with
-O_DIRECT on Linux, whose reads must be aligned, and F_NOCACHE on macOS.
+Before each read, the files are dropped from the page cache. Reads can also bypass it where the
+system allows: with O_DIRECT on Linux, whose reads must be aligned, and with F_NOCACHE on macOS.
 """
 
 import fcntl
@@ -23,7 +23,6 @@ from mlx_llama4.files.durable import forget_cached
 
 BLOCK_BYTES = 16 * 2**20
 ALIGNMENT = 4096
-IS_MAC = sys.platform == "darwin"
 
 
 @dataclass(frozen=True)
@@ -35,23 +34,23 @@ class ByteRange:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of some reads. cpu_seconds: of all threads, the system's work included."""
+    """What some reads took."""
 
     nbytes: int
     seconds: float
-    cpu_seconds: float
+    cpu_seconds: float  # of all threads, the system's work included
 
     @property
     def bytes_per_second(self) -> float:
         return self.nbytes / self.seconds
 
 
-# (layer, expert) → where its tensors lie
+# (layer, expert) → where its tensors are
 ExpertRanges = dict[tuple[int, int], list[ByteRange]]
 
 
 def expert_ranges(folder: Path) -> ExpertRanges:
-    """Of every MoE layer of an MLX folder. Raises CheckpointError for damaged shards."""
+    """The experts of an MLX folder. Raises CheckpointError for damaged shards."""
     experts: ExpertRanges = {}
     for name, tensor in open_checkpoint(folder).tensors.items():
         match = re.search(r"\.layers\.(\d+)\.feed_forward\.experts\.", name)
@@ -65,7 +64,7 @@ def expert_ranges(folder: Path) -> ExpertRanges:
 
 
 def some_of(experts: ExpertRanges, nbytes: int, seed: int) -> ExpertRanges:
-    """Experts in an order drawn, as many as have `nbytes` bytes, or all."""
+    """Experts in a random order, as many as make up `nbytes` bytes, or all."""
     keys = list(experts)
     chosen, left = {}, nbytes
     for index in np.random.default_rng(seed).permutation(len(keys)):
@@ -77,7 +76,7 @@ def some_of(experts: ExpertRanges, nbytes: int, seed: int) -> ExpertRanges:
 
 
 def read_sequentially(files: Sequence[Path], nbytes: int, *, past_cache: bool) -> Speed:
-    """The first `nbytes` bytes of the files, one block after the other."""
+    """Read the first `nbytes` bytes of the files, one block after the other."""
     forget(files)
     block = _aligned_memory(BLOCK_BYTES)
     left = nbytes
@@ -99,7 +98,7 @@ def read_sequentially(files: Sequence[Path], nbytes: int, *, past_cache: bool) -
 def read_experts(
     experts: Sequence[list[ByteRange]], *, readers: int, piece_bytes: int, past_cache: bool
 ) -> Speed:
-    """One expert after the other, its ranges in pieces by as many threads.
+    """Read one expert after the other, in pieces of its ranges, with `readers` threads.
 
     piece_bytes: a multiple of ALIGNMENT.
     """
@@ -138,7 +137,7 @@ def read_experts(
 
 
 def can_pass_cache(file: Path) -> bool:
-    """Some file systems refuse it."""
+    """Whether the file system lets reads bypass the page cache."""
     try:
         with _opened(file, past_cache=True) as descriptor:
             os.preadv(descriptor, [_aligned_memory(ALIGNMENT)], 0)
@@ -148,28 +147,28 @@ def can_pass_cache(file: Path) -> bool:
 
 
 def forget(files: Sequence[Path]) -> None:
-    """Have the next reads of these files come from the disk."""
-    os.sync()  # what is not written yet cannot be forgotten
+    """Drop these files from the page cache, so that they are read from the disk next."""
+    os.sync()  # what is not written yet cannot be dropped
     for file in files:
         with file.open("rb") as stream:
             forget_cached(stream.fileno())
 
 
 def timed(read: Callable[[], int]) -> Speed:
-    """read: returns how many bytes it read."""
+    """Time `read`, which returns how many bytes it read."""
     start, cpu_start = time.perf_counter(), time.process_time()
     nbytes = read()
     return Speed(nbytes, time.perf_counter() - start, time.process_time() - cpu_start)
 
 
 def _aligned_bytes(one: ByteRange) -> int:
-    """Of the whole blocks that a range touches."""
+    """Bytes of the whole blocks that a range touches."""
     start = one.start // ALIGNMENT * ALIGNMENT
     return -(-(one.start + one.nbytes - start) // ALIGNMENT) * ALIGNMENT
 
 
 def _aligned_memory(nbytes: int) -> memoryview:
-    """Touched once, so that reads find it there."""
+    """Memory that is touched once, so that reads need not wait for it."""
     memory = memoryview(mmap.mmap(-1, nbytes))
     np.frombuffer(memory, np.uint8)[:] = 0
     return memory
@@ -185,7 +184,9 @@ def _opened(file: Path, past_cache: bool) -> Iterator[int]:
 
 
 def _open(file: Path, past_cache: bool) -> int:
-    descriptor = os.open(file, os.O_RDONLY | (0 if IS_MAC or not past_cache else os.O_DIRECT))
-    if IS_MAC and past_cache:
-        fcntl.fcntl(descriptor, fcntl.F_NOCACHE, 1)
-    return descriptor
+    if sys.platform == "darwin":
+        descriptor = os.open(file, os.O_RDONLY)
+        if past_cache:
+            fcntl.fcntl(descriptor, fcntl.F_NOCACHE, 1)
+        return descriptor
+    return os.open(file, os.O_RDONLY | (os.O_DIRECT if past_cache else 0))

@@ -8,41 +8,41 @@ from typing import Any
 
 from benchmarks.harness.machine import Machine
 from benchmarks.harness.shares import Share, total
-from benchmarks.haystack import Needle
-from benchmarks.heat_map import HeatMap
+from benchmarks.needle.haystack import Needle
+from benchmarks.needle.heat_map import HeatMap
 from mlx_llama4.cli.console import terminal
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One question. cached_tokens: of its prompt, those that needed no reading."""
+    """One question."""
 
     needle: Needle
     answer: str
     right: bool
     prompt_tokens: int
-    cached_tokens: int
+    cached_tokens: int  # of the prompt, found in the cache
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One document and all its questions. seconds: to the first word about it."""
+    """One document and all its questions."""
 
     length: int  # as asked for
     tokens: int
     seed: int
-    seconds: float
+    seconds: float  # to the first token of the first answer
     asked: tuple[Asked, ...]
 
 
 @dataclass(frozen=True)
 class Recall:
-    """lifted_limit: the model's own limit, if longer documents were read; else None."""
+    """All documents that a model read."""
 
     model: str
     scoring: str
     depths: Sequence[float]
-    lifted_limit: int | None
+    lifted_limit: int | None  # the model's own limit, if longer documents were read
     readings: Sequence[Reading]
     machine: Machine
 
@@ -83,7 +83,7 @@ def _setup(recall: Recall) -> dict[str, str]:
 
 
 def table_rows(recall: Recall) -> list[tuple[str, ...]]:
-    """Right answers of those asked: a row for each depth, a column for each length."""
+    """Right answers and questions: a row for each depth, a column for each length."""
     lengths = recall.lengths
     rows = [("depth", *(f"{length:,} tokens" for length in lengths))]
     for depth in recall.depths:

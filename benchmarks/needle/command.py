@@ -1,9 +1,7 @@
 """`python -m benchmarks needle`: recall of facts by depth and length of a document."""
 
 import contextlib
-import json as json_module
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from benchmarks.harness import options
+from benchmarks.harness.files import temporary_folder
 from benchmarks.harness.machine import this_machine
-from benchmarks.harness.report import write_whole
-from benchmarks.haystack import KEYS, Haystack, Needle, draw_haystack, spread
-from benchmarks.heat_map import write_heat_map
-from benchmarks.recall import Asked, Reading, Recall, as_json, heat_map, print_recall
+from benchmarks.harness.outputs import Outputs
+from benchmarks.needle.haystack import KEYS, Haystack, Needle, draw_haystack, spread
+from benchmarks.needle.heat_map import write_heat_map
+from benchmarks.needle.recall import Asked, Reading, Recall, as_json, heat_map, print_recall
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.markdown.answer import Answer
 from mlx_llama4.cli.memory_check import Task, check_memory
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from mlx_llama4.model.llama4 import Llama4
 
 DEMO = "the demo model in 8 bits"
-DEMO_LENGTHS = "768,3K,12K"  # 1, 4 and 16 times the longest notes that it was trained on
+DEMO_LENGTHS = "768,3K,12K"  # 1, 4 and 16 times the longest notes in its training
 LENGTHS = "8K,32K,128K"
 ANSWER_TOKENS = 64
 ROOM_TOKENS = 256  # for the chat format, the question and the answer
@@ -53,7 +52,7 @@ def needle(
         str | None,
         typer.Option(
             metavar="LIST",
-            help=f"Of documents, in tokens; K is 1,024. Default: {LENGTHS}; demo: {DEMO_LENGTHS}.",
+            help=f"Tokens of documents; K is 1,024. Default: {LENGTHS}; demo: {DEMO_LENGTHS}.",
             show_default=False,
         ),
     ] = None,
@@ -68,13 +67,13 @@ def needle(
     json: options.Json = None,
     png: options.Png = None,
 ) -> None:
-    """Ask for facts out of long documents: right answers by depth and length.
+    """Ask for facts from long documents: right answers by depth and length.
 
     \b
     Example:
       python -m benchmarks needle --model scout-4bit --lengths 8K,128K --png recall.png
     """
-    outputs = options.Outputs(json, png)
+    outputs = Outputs(json, png)
     sizes = parse_lengths(lengths or (LENGTHS if model else DEMO_LENGTHS))
     documents = list(zip(sizes, parse_seeds(seeds, len(sizes)), strict=True))
     packing = Caching(PREFILL_SPAN, kv_bits, kv_group_size, None).quantization()
@@ -82,9 +81,7 @@ def needle(
     with _folder(model) as folder:
         recall = _measure(folder, model, documents, spread(depths), packing)
     print_recall(recall)
-    if outputs.json is not None:
-        whole = json_module.dumps(as_json(recall), indent=2) + "\n"
-        write_whole(outputs.json, whole.encode())
+    outputs.write_json(as_json(recall))
     if outputs.png is not None:
         write_heat_map(heat_map(recall), outputs.png)
 
@@ -108,7 +105,7 @@ def parse_seeds(text: str, lengths: int) -> list[int]:
 
 @contextlib.contextmanager
 def _folder(model: str | None) -> Iterator[Path]:
-    """Of the model, or of the demo, packed as `mlx-llama4 demo` does."""
+    """The folder of the model, or of the demo packed as `mlx-llama4 demo` packs it."""
     from mlx_llama4.convert.recipes import Recipe
     from mlx_llama4.convert.run import convert
     from mlx_llama4.demo.questions import CHECKPOINT
@@ -118,8 +115,8 @@ def _folder(model: str | None) -> Iterator[Path]:
     if model is not None:
         yield find_folder(model)
         return
-    with tempfile.TemporaryDirectory(prefix="mlx-llama4-needle-") as temporary:
-        folder = Path(temporary) / "demo-8bit"
+    with temporary_folder() as temporary:
+        folder = temporary / "demo-8bit"
         convert(CHECKPOINT, folder, Recipe("bfloat16", Quantization(group_size=64, bits=8)))
         yield folder
 
@@ -131,7 +128,7 @@ def _measure(
     depths: Sequence[float],
     packing: KVQuantization | None,
 ) -> Recall:
-    """documents: (length, how many of it)."""
+    """documents: pairs of a length and how many documents have it."""
     from mlx_llama4.chat import ChatOptions
     from mlx_llama4.opening import open_folder
 
@@ -153,7 +150,7 @@ def _measure(
     settings = ChatOptions(max_tokens=ANSWER_TOKENS, kv_quantization=packing)
     chat = load_chat(folder, settings, placement)
     limit = _lift_limit(chat.model, longest)
-    # The demo has one way of saying it; others may put the code into words of their own.
+    # The demo words every answer alike; other models may word it as they like.
     readings = [
         _read(chat, length, seed, haystack, exact=model is None) for length, seed, haystack in drawn
     ]
@@ -165,18 +162,18 @@ def _measure(
 
 
 def _lift_limit(model: "Llama4", tokens: int) -> int | None:
-    """Let the model take prompts of `tokens` tokens; its own limit if that was lower."""
+    """Let the model take prompts of `tokens` tokens. Returns its own limit if that was lower."""
     text = model.config.text
     if tokens <= text.max_position_embeddings:
         return None
-    # Only a check of prompts: positions are chunk-local, or absolute in the temperature alone.
+    # Only the check of prompts uses it: no position is absolute but the temperature's.
     lifted = replace(text, max_position_embeddings=tokens)
     model.config = replace(model.config, text=lifted)
     return text.max_position_embeddings
 
 
 def _read(chat: "Chat", length: int, seed: int, haystack: Haystack, exact: bool) -> Reading:
-    """Each question is the only one that is put; the cache carries the document over to it."""
+    """Ask one question at a time; the cache keeps the document from one to the next."""
     asked: list[Asked] = []
     seconds = 0.0
     chat.reset()
@@ -197,7 +194,7 @@ def _read(chat: "Chat", length: int, seed: int, haystack: Haystack, exact: bool)
 
 
 def is_right(needle: Needle, answer: str, exact: bool) -> bool:
-    """exact: the answer is the sentence of the document; else the code as a number of its own."""
+    """exact: the answer must be the document's sentence; else it must hold the code as a number."""
     if exact:
         return answer == needle.sentence
     return re.search(rf"(?<!\d){needle.code}(?!\d)", answer) is not None
