@@ -37,7 +37,7 @@ class Way:
 def ours(folder: Path, settings: dict[str, Any]) -> Way:
     from mlx_llama4.generation.generate import generate
     from mlx_llama4.offload.budget import ExpertStreaming
-    from mlx_llama4.offload.expert_cache import LayerCache
+    from mlx_llama4.offload.expert_cache import ExpertCache, LayerCache
     from mlx_llama4.opening import load_model
     from mlx_llama4.prompt.prompt import Prompt
 
@@ -45,7 +45,7 @@ def ours(folder: Path, settings: dict[str, Any]) -> Way:
     streaming = None if budget is None else ExpertStreaming(budget, settings["page_cache"])
     model = load_model(folder, streaming=streaming)
     if settings["fill"]:
-        assert model.expert_cache is not None
+        assert isinstance(model.expert_cache, ExpertCache)
         for layer in model.expert_cache.layers.values():
             layer.hold(range(layer.capacity))
     if settings["reads_back"]:
