@@ -80,7 +80,7 @@ def test_the_tables_of_macs_are_as_the_benchmark_prints_them(page: str, table) -
     assert table() in (ROOT / "docs" / f"{page}.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize(("memory", "bits"), [(16, 4), (32, 3), (48, 3)])
+@pytest.mark.parametrize(("memory", "bits"), [(16, 4), (32, 4), (48, 4)])
 def test_the_readme_streams_at_the_planner_s_rates(memory: int, bits: int) -> None:
     config = release_config("scout")
     experts = experts_in_bits(config, bits, 2)
