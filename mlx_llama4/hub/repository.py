@@ -28,7 +28,8 @@ def find_folder(name: str | Path, revision: str | None = None, purpose: Purpose 
     Raises InputError for a name that means nothing, for a repository that is gated, and for one
     that cannot serve the purpose; RunError if the hub cannot be reached or the disk is full.
     """
-    name = full_name(name, purpose)
+    if revision is None:  # a release is whatever its repository holds today
+        name = full_name(name, purpose)
     if not is_repository(name):
         if revision is not None:
             raise HubError(f"--revision is for repositories of the hub, and {name} is none")
