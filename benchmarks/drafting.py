@@ -118,20 +118,17 @@ def _given(tokens: Sequence[int]) -> "RandomSampler":
 
 def _answer(model: "Llama4", prompt: np.ndarray, answer: list[int], drafts: bool) -> Answered:
     from mlx_llama4.generation.drafting import NgramDrafter
-    from mlx_llama4.generation.generate import Statistics, generate
+    from mlx_llama4.generation.generate import Statistics, Wordless, stream_generate
+    from mlx_llama4.generation.settings import GenerationSettings
     from mlx_llama4.prompt.prompt import Prompt
 
     found = Statistics()
-    steps = generate(
-        model,
-        Prompt(prompt),
-        token_bytes=lambda token: b"",
-        end_tokens=(),
+    settings = GenerationSettings(
         max_tokens=len(answer),
-        sampler=_given(answer),
         draft=NgramDrafter if drafts else None,
-        statistics=found,
+        sampler=_given(answer),
     )
+    steps = stream_generate(model, Wordless(), Prompt(prompt), settings, statistics=found)
     assert [step.token for step in steps] == answer
     rate = found.decode_tokens_per_second
     assert rate is not None  # there are at least two tokens

@@ -102,14 +102,14 @@ def _measure(name: str, recipe: "Recipe", tasks: list[Task]) -> Measured:
 
 def _right_answers(folder: Path, tasks: list[Task]) -> dict[str, float]:
     from mlx_llama4.chat import Chat, ChatOptions
-    from mlx_llama4.config import load_generation_config
+    from mlx_llama4.generation.settings import GenerationSettings
     from mlx_llama4.opening import load
 
     model, processor = load(folder)
-    settings = load_generation_config(folder)
+    options = ChatOptions(GenerationSettings(max_tokens=64, temperature=0.0))
     hits: dict[str, list[bool]] = {}
     for task in tasks:
-        chat = Chat(model, processor, settings, ChatOptions(max_tokens=64))
+        chat = Chat(model, processor, options)
         pictures = [processor.tile(picture) for picture in task.pictures]
         answer = "".join(chat.send(task.text, pictures))
         hits.setdefault(task.kind, []).append(answer.strip() == task.expected)

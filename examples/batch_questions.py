@@ -18,6 +18,7 @@ from common import argument_parser, finished_lines, open_chat, open_to_append, r
 
 from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.errors import ImageError, OutputError, PromptError
+from mlx_llama4.generation.settings import GenerationSettings
 
 ADDED = ("answer", "finish_reason", "error")
 
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not waiting:
         return
 
-    chat = open_chat(arguments.model, ChatOptions(max_tokens=arguments.max_tokens))
+    settings = GenerationSettings(max_tokens=arguments.max_tokens, temperature=0.0)
+    chat = open_chat(arguments.model, ChatOptions(settings))
     with open_to_append(arguments.output) as output:
         for record in waiting:
             answered = {"question": record["question"]} | record

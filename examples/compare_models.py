@@ -21,6 +21,7 @@ from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.run import convert
 from mlx_llama4.demo.questions import CHECKPOINT, PICTURES
 from mlx_llama4.generation.generate import Statistics
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.hub.repository import find_folder
 from mlx_llama4.quantization import Quantization
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments.question and not images:
         images = [PICTURES / "three.png"]
 
-    options = ChatOptions(max_tokens=arguments.max_tokens)
+    options = ChatOptions(GenerationSettings(max_tokens=arguments.max_tokens, temperature=0.0))
     with tempfile.TemporaryDirectory() as temporary:
         folders = [find_folder(model) for model in arguments.models]
         answers = [

@@ -18,6 +18,7 @@ from common import argument_parser, finished_lines, open_chat, open_to_append, r
 from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.demo.questions import PICTURES
 from mlx_llama4.errors import ImageError, OutputError, PromptError
+from mlx_llama4.generation.settings import GenerationSettings
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".heic"}
 
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not waiting:
         return
 
-    chat = open_chat(arguments.model, ChatOptions(max_tokens=arguments.max_tokens, prefix_bytes=0))
+    settings = GenerationSettings(max_tokens=arguments.max_tokens, temperature=0.0)
+    chat = open_chat(arguments.model, ChatOptions(settings, prefix_bytes=0))
     with open_to_append(arguments.output) as output:
         for number, path in enumerate(waiting, 1):
             row = {"picture": str(path.relative_to(folder)), "question": question}

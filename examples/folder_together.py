@@ -19,6 +19,7 @@ from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.demo.questions import PICTURES
 from mlx_llama4.errors import ImageError, Llama4Error, RunError
 from mlx_llama4.generation.batch import BATCH_SIZE, Request, generate_batch
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.prompt.messages import user_message
 
 
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     pictures = find_pictures(arguments.folder)
 
-    chat = open_chat(arguments.model, ChatOptions(max_tokens=arguments.max_tokens, prefix_bytes=0))
+    settings = GenerationSettings(max_tokens=arguments.max_tokens, temperature=0.0)
+    chat = open_chat(arguments.model, ChatOptions(settings, prefix_bytes=0))
     failed = []
     for path, answer in answers(chat, pictures, arguments.question, arguments.rows):
         name = path.relative_to(arguments.folder)
@@ -61,15 +63,9 @@ def answers(
                 unread.append((path, failure))
                 continue
             asked.append(path)
-            yield Request(prompt, chat.options.max_tokens)
+            yield Request(prompt, chat.settings)
 
-    steps = generate_batch(
-        chat.model,
-        requests(),
-        token_bytes=chat.processor.tokenizer.token_bytes,
-        end_tokens=chat.end_tokens,
-        batch_size=rows,
-    )
+    steps = generate_batch(chat.model, chat.processor, requests(), batch_size=rows)
     for number, step in steps:
         if isinstance(step, Llama4Error):
             yield asked[number], step

@@ -14,12 +14,12 @@ from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.run import convert
 from mlx_llama4.demo.questions import CHECKPOINT, NOTES, PICTURES
-from mlx_llama4.generation.sampler import make_sampler
+from mlx_llama4.generation.settings import GenerationSettings
 
 temporary = tempfile.TemporaryDirectory()
 MODEL = Path(temporary.name) / "demo"
 convert(CHECKPOINT, MODEL, Recipe("bfloat16", quantization=None))
-chat = Chat.open(MODEL, ChatOptions(max_tokens=200))
+chat = Chat.open(MODEL, ChatOptions(GenerationSettings(max_tokens=200)))
 
 # %% A picture: a path, bytes, or a PIL image that an earlier cell has made.
 from PIL import Image  # noqa: E402
@@ -39,7 +39,7 @@ print(f"{chat.statistics.cached_tokens} of {chat.statistics.prompt_tokens} token
 
 # %% Two ways on from the same point: a fork shares what was read.
 other = chat.fork()
-other.options.sampler = make_sampler(temperature=0.7, seed=1)
+other.options.settings = GenerationSettings(max_tokens=200, temperature=0.7, seed=1)
 print("".join(other.retry()), "|", "".join(chat.retry()))
 
 # %% A long text is read once. After a reset the next question is about it again.

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.demo.questions import PICTURES
 from mlx_llama4.errors import ImageError
 from mlx_llama4.generation.grammar import Grammar, GrammarTokens
+from mlx_llama4.generation.settings import GenerationSettings
 
 # Column: its question, and the schema of what answers it; None takes any text.
 FIELDS = {
@@ -56,9 +58,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not waiting:
         return
 
-    chat = open_chat(arguments.model, ChatOptions(max_tokens=100, prefix_bytes=0))
+    settings = GenerationSettings(max_tokens=100, temperature=0.0)
+    chat = open_chat(arguments.model, ChatOptions(settings, prefix_bytes=0))
     vocabulary = chat.model.config.text.vocab_size
-    tokens = GrammarTokens(chat.processor.tokenizer, chat.end_tokens, vocabulary)
+    tokens = GrammarTokens(chat.processor.tokenizer, chat.processor.end_tokens, vocabulary)
     asked = {text: schema and Grammar(schema, tokens) for text, schema in fields.values()}
     with open_to_append(arguments.output) as output:
         if not lines:
@@ -79,7 +82,7 @@ def read_receipt(chat: Chat, path: Path, asked: Mapping[str, Grammar | None]) ->
     answers, error = [], None
     for question, grammar in asked.items():
         chat.reset()
-        chat.options.grammar = grammar
+        chat.options.settings = replace(chat.options.settings, grammar=grammar)
         answer = "".join(chat.send(question))
         if chat.statistics.finish_reason == "length":
             answer, error = None, f"the answer has no end: {question}"

@@ -16,6 +16,7 @@ from common import argument_parser, open_chat, reports_errors
 from mlx_llama4.chat import ChatOptions
 from mlx_llama4.demo.questions import PICTURES
 from mlx_llama4.errors import RunError
+from mlx_llama4.generation.settings import GenerationSettings
 
 PROMPT = (
     "Write out all text in this image exactly as it stands, in reading order, line by line; "
@@ -35,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     pictures = arguments.pictures or DEMO_PICTURES
     prompt = arguments.prompt or (PROMPT if arguments.pictures else DEMO_PROMPT)
 
-    # Greedy, as ChatOptions are by default: a copy leaves nothing to chance.
-    chat = open_chat(arguments.model, ChatOptions(max_tokens=arguments.max_tokens, prefix_bytes=0))
+    # Greedy: a copy leaves nothing to chance.
+    settings = GenerationSettings(max_tokens=arguments.max_tokens, temperature=0.0)
+    chat = open_chat(arguments.model, ChatOptions(settings, prefix_bytes=0))
     cut = []
     for path in pictures:
         chat.reset()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from mlx_llama4.generation.batch import Request, generate_batch
     from mlx_llama4.generation.sampler import make_sampler
+    from mlx_llama4.generation.settings import GenerationSettings
     from mlx_llama4.opening import load
     from mlx_llama4.quantization import KVQuantization
 
@@ -38,6 +39,7 @@ __all__ = [
     "ChatOptions",
     "CheckpointError",
     "ConfigError",
+    "GenerationSettings",
     "HubError",
     "ImageError",
     "InputError",
@@ -58,6 +60,7 @@ __all__ = [
 _MODULES = {
     "Chat": "chat.chat",
     "ChatOptions": "chat.options",
+    "GenerationSettings": "generation.settings",
     "KVQuantization": "quantization",
     "Request": "generation.batch",
     "generate_batch": "generation.batch",

@@ -24,7 +24,7 @@ from mlx_llama4.cli.talk.talk import Talk
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.run import convert
 from mlx_llama4.demo.questions import CHECKPOINT
-from mlx_llama4.generation.settings import SamplingSettings
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.opening import load_model
 from mlx_llama4.quantization import Quantization
@@ -103,11 +103,11 @@ def demo_chat(demo_folder: Path) -> Chat:
 def talk(demo_chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Talk:
     """Nothing said yet; what it keeps goes to a folder of its own."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    demo_chat.options = ChatOptions(max_tokens=60)
+    demo_chat.options = ChatOptions(GenerationSettings(max_tokens=60))
     demo_chat.cache = PromptCache(demo_chat.model.make_cache())
     demo_chat.document = []
     demo_chat.reset()
-    return Talk(demo_chat, SamplingSettings())
+    return Talk(demo_chat)
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 
 from mlx_llama4.chat import chat
+from mlx_llama4.generation.generate import Step
 from mlx_llama4.generation.sampler import greedy
 
 HOLD = "⏸"
@@ -26,7 +28,7 @@ def command(folder: Path, *answers: str) -> tuple[str, ...]:
 
 
 def main(answers: list[str], arguments: list[str]) -> None:
-    generate = chat.generate
+    generate = chat.stream_generate
     send = chat.Chat._answer
     script: Iterator[int] = iter(())
 
@@ -41,7 +43,12 @@ def main(answers: list[str], arguments: list[str]) -> None:
         return greedy(logits) if token is None else mx.array([token])
 
     chat.Chat._answer = scripted
-    chat.generate = lambda *args, **options: generate(*args, **options | {"sampler": choose})
+
+    def stream_generate(*given: object, **options: object) -> Iterator[Step]:
+        *others, settings = given
+        return generate(*others, replace(settings, sampler=choose), **options)
+
+    chat.stream_generate = stream_generate
 
     from mlx_llama4.cli.main import app
 
@@ -54,7 +61,7 @@ def _tokens(conversation: chat.Chat, answer: str) -> Iterator[int]:
         while number and not Path("go").exists():
             time.sleep(0.01)
         yield from tokenizer.encode(part)
-    yield min(conversation.end_tokens)
+    yield min(conversation.processor.end_tokens)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import mlx_llama4
-from mlx_llama4 import Chat, ChatOptions, InputError, load
+from mlx_llama4 import Chat, ChatOptions, GenerationSettings, InputError, load
 from mlx_llama4.cache.prompt_file import PromptFile
 from mlx_llama4.convert import Recipe, convert
 from mlx_llama4.demo.questions import CHECKPOINT
@@ -22,6 +22,7 @@ NAMES = [
     "ChatOptions",
     "CheckpointError",
     "ConfigError",
+    "GenerationSettings",
     "HubError",
     "ImageError",
     "InputError",
@@ -66,9 +67,8 @@ def test_no_public_name_becomes_a_module(demo_folder: Path, tmp_path: Path) -> N
     prompt = processor.encode([{"role": "user", "content": "What is 7 plus 5?"}])
     steps = mlx_llama4.generate_batch(
         model,
-        [mlx_llama4.Request(prompt, max_tokens=20, sampler=mlx_llama4.make_sampler())],
-        token_bytes=processor.tokenizer.token_bytes,
-        end_tokens={processor.tokenizer.special_id("<|eot|>")},
+        processor,
+        [mlx_llama4.Request(prompt, mlx_llama4.GenerationSettings(max_tokens=20))],
     )
     assert "".join(step.text for _, step in steps) == "7 plus 5 is 12."
     options = mlx_llama4.ChatOptions(kv_quantization=mlx_llama4.KVQuantization(8))
@@ -120,7 +120,7 @@ def test_a_folder_s_name_as_a_string(
 
 def test_a_repository_s_name(hub: Hub, demo_folder: Path, tmp_path: Path) -> None:
     hub.repositories["owner/demo"] = demo_folder
-    chat = Chat.open("owner/demo", ChatOptions(max_tokens=20))
+    chat = Chat.open("owner/demo", ChatOptions(GenerationSettings(max_tokens=20)))
     assert "".join(chat.send("What is 7 plus 5?")) == "7 plus 5 is 12."
     assert load("owner/demo")[0].config == chat.model.config
     hub.repositories["owner/source"] = CHECKPOINT

@@ -130,6 +130,7 @@ def _measure(
 ) -> Recall:
     """documents: pairs of a length and how many documents have it."""
     from mlx_llama4.chat import ChatOptions
+    from mlx_llama4.generation.settings import GenerationSettings
     from mlx_llama4.opening import open_folder
 
     config, processor = open_folder(folder)
@@ -147,8 +148,9 @@ def _measure(
     ]
     longest = max(haystack.tokens for _, _, haystack in drawn) + ROOM_TOKENS
     placement = check_memory(folder, Task(longest, longest, kv=packing))
-    settings = ChatOptions(max_tokens=ANSWER_TOKENS, kv_quantization=packing)
-    chat = load_chat(folder, settings, placement)
+    settings = GenerationSettings(max_tokens=ANSWER_TOKENS, temperature=0.0)
+    options = ChatOptions(settings, kv_quantization=packing)
+    chat = load_chat(folder, options, placement)
     limit = _lift_limit(chat.model, longest)
     # The demo words every answer alike; other models may word it as they like.
     readings = [

@@ -40,13 +40,14 @@ class Ways:
 def ours(folder: Path) -> Ways:
     from mlx_llama4.demo.questions import PICTURES
     from mlx_llama4.generation.batch import Request, generate_batch
-    from mlx_llama4.generation.generate import generate
+    from mlx_llama4.generation.generate import stream_generate
+    from mlx_llama4.generation.settings import GenerationSettings
     from mlx_llama4.opening import load
     from mlx_llama4.prompt.messages import user_message
     from mlx_llama4.prompt.prompt import Prompt
 
     model, processor = load(folder)
-    token_bytes = processor.tokenizer.token_bytes
+    processor.end_tokens = frozenset()
 
     def prompt_of(given: Any) -> Prompt:
         if isinstance(given, str):
@@ -55,12 +56,14 @@ def ours(folder: Path) -> Ways:
         return Prompt(np.array(given, np.int32))
 
     def alone(prompt: Prompt, count: int) -> Iterator[int]:
-        steps = generate(model, prompt, token_bytes=token_bytes, end_tokens=(), max_tokens=count)
-        return (step.token for step in steps)
+        settings = GenerationSettings(max_tokens=count)
+        return (step.token for step in stream_generate(model, processor, prompt, settings))
+
+    def request(prompt: Prompt, count: int) -> Request:
+        return Request(prompt, GenerationSettings(max_tokens=count))
 
     def batch(requests: Iterator[Request | None]) -> Tokens:
-        steps = generate_batch(model, requests, token_bytes=token_bytes, end_tokens=())
-        for number, step in steps:
+        for number, step in generate_batch(model, processor, requests):
             if isinstance(step, Exception):
                 raise step
             yield number, step.token
@@ -69,12 +72,12 @@ def ours(folder: Path) -> Ways:
         for number, row in enumerate(rows):
             if number >= len(rows) // 2:
                 yield None
-            yield Request(*row)
+            yield request(*row)
 
     return Ways(
         prompt_of,
         alone,
-        together=lambda rows: batch(Request(*row) for row in rows),
+        together=lambda rows: batch(request(*row) for row in rows),
         joining=lambda rows: batch(joining(rows)),
     )
 

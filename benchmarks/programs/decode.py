@@ -20,18 +20,15 @@ Generating = tuple[Iterator[int], Any]
 
 def ours(folder: Path, ids: np.ndarray, longest: int) -> Generating:
     """Makes text of the tokens too."""
-    from mlx_llama4.generation.generate import generate
+    from mlx_llama4.generation.generate import stream_generate
+    from mlx_llama4.generation.settings import GenerationSettings
     from mlx_llama4.opening import load
     from mlx_llama4.prompt.prompt import Prompt
 
     model, processor = load(folder)
-    steps = generate(
-        model,
-        Prompt(ids),
-        token_bytes=processor.tokenizer.token_bytes,
-        end_tokens=(),
-        max_tokens=longest,
-    )
+    processor.end_tokens = frozenset()
+    settings = GenerationSettings(max_tokens=longest)
+    steps = stream_generate(model, processor, Prompt(ids), settings)
     return (step.token for step in steps), mx.default_stream(mx.default_device())
 
 

@@ -35,7 +35,8 @@ class Way:
 
 
 def ours(folder: Path, settings: dict[str, Any]) -> Way:
-    from mlx_llama4.generation.generate import generate
+    from mlx_llama4.generation.generate import Wordless, stream_generate
+    from mlx_llama4.generation.settings import GenerationSettings
     from mlx_llama4.offload.budget import ExpertStreaming
     from mlx_llama4.offload.expert_cache import ExpertCache, LayerCache
     from mlx_llama4.opening import load_model
@@ -52,14 +53,8 @@ def ours(folder: Path, settings: dict[str, Any]) -> Way:
         LayerCache.holds_all = False  # type: ignore[assignment,method-assign]
 
     def tokens(ids: np.ndarray, sampler: Sampler, count: int) -> Iterator[Any]:
-        return generate(
-            model,
-            Prompt(ids),
-            token_bytes=lambda token: b"",
-            end_tokens=(),
-            max_tokens=count,
-            sampler=sampler,
-        )
+        generation = GenerationSettings(max_tokens=count, sampler=sampler)
+        return stream_generate(model, Wordless(), Prompt(ids), generation)
 
     def counted() -> Counts:
         return dict(vars(model.expert_statistics)) if streaming else {}

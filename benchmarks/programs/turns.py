@@ -21,8 +21,10 @@ def ours(folder: str, answer_tokens: int, step: int, sampler: Sampler) -> Turn:
     from pathlib import Path
 
     from mlx_llama4.chat.chat import Chat, ChatOptions
+    from mlx_llama4.generation.settings import GenerationSettings
 
-    chat = Chat.open(Path(folder), ChatOptions(answer_tokens, sampler, prefill_step=step))
+    settings = GenerationSettings(max_tokens=answer_tokens, sampler=sampler)
+    chat = Chat.open(Path(folder), ChatOptions(settings, prefill_step=step))
 
     def turn(text: str) -> list[float]:
         for _ in chat.send(text):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_llama4.cache.prefixes import PrefixStore
 from mlx_llama4.cache.prompt_cache import PromptCache
@@ -26,16 +25,19 @@ from mlx_llama4.chat.conversation import (
 from mlx_llama4.chat.fitting import fit_messages
 from mlx_llama4.chat.options import ChatOptions
 from mlx_llama4.checkpoint.identity import Identity, identify
-from mlx_llama4.config import GenerationConfig, load_generation_config
 from mlx_llama4.errors import PromptError
-from mlx_llama4.generation.generate import Statistics, Step, generate, room
+from mlx_llama4.generation.generate import Statistics, Step, room, stream_generate
 from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.generation.prefill import ignore_progress, prefill
+from mlx_llama4.generation.reuse import feeding
+from mlx_llama4.generation.sampler import Sampler
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.generation.wired import wired_memory
 from mlx_llama4.hub.repository import find_folder
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.offload.budget import ExpertStreaming
 from mlx_llama4.opening import OnLoad, ignore_load, load
+from mlx_llama4.prompt.answers import answer_message, reply_of
 from mlx_llama4.prompt.image import ImageSource, PromptImage
 from mlx_llama4.prompt.messages import (
     Message,
@@ -45,11 +47,9 @@ from mlx_llama4.prompt.messages import (
     with_text,
 )
 from mlx_llama4.prompt.processor import Processor
-from mlx_llama4.prompt.prompt import Prompt, check_length, place_images
-from mlx_llama4.prompt.replies import PYTHON_END, PYTHON_START, Reply, parse_reply
+from mlx_llama4.prompt.prompt import Prompt, check_length
+from mlx_llama4.prompt.replies import Reply
 
-# What a turn of the family ends with, whatever generation_config.json says or leaves out.
-END_TOKENS = ("<|eot|>", "<|eom|>", "<|end_of_text|>")
 OnProgress = Callable[[int, int], None]
 
 
@@ -60,7 +60,6 @@ class Chat:
         self,
         model: Llama4,
         processor: Processor,
-        generation_config: GenerationConfig,
         options: ChatOptions | None = None,
         identity: Identity | None = None,
     ):
@@ -69,10 +68,6 @@ class Chat:
         self.processor = processor
         self.options = options or ChatOptions()
         self.identity = identity
-        special_ids = processor.tokenizer.special_ids
-        self.end_tokens = frozenset(generation_config.eos_token_ids) | {
-            special_ids[name] for name in END_TOKENS if name in special_ids
-        }
         self.cache = PromptCache(model.make_cache(self.options.kv_quantization))
         self.prefixes = PrefixStore(
             model.config.text.attention_chunk_size, self.options.prefix_bytes
@@ -81,6 +76,7 @@ class Chat:
         # Parts that a user's message begins with: the next one, if none has them yet.
         self.document: list[dict[str, Any]] = []
         self._answering: Generator[Step, None, None] | None = None
+        self._drawing: tuple[GenerationSettings, Sampler] | None = None
         self.reset()
 
     @classmethod
@@ -97,8 +93,7 @@ class Chat:
         """
         folder = find_folder(folder)
         model, processor = load(folder, streaming=streaming, on_load=on_load)
-        generation_config = load_generation_config(folder)
-        return cls(model, processor, generation_config, options, identify(folder))
+        return cls(model, processor, options, identify(folder))
 
     def reset(self) -> None:
         """Forget the conversation; the options stay, and a document that was read."""
@@ -109,6 +104,11 @@ class Chat:
     def open_image(self, source: ImageSource) -> PromptImage:
         """Read and tile a picture. Raises ImageError or, without a vision tower, PromptError."""
         return self.processor.tile(source)
+
+    @property
+    def settings(self) -> GenerationSettings:
+        """The options', with the model's own where they leave something open."""
+        return self.options.settings.resolved(self.processor.defaults)
 
     @property
     def context(self) -> int:
@@ -122,13 +122,21 @@ class Chat:
         last = self.messages[-1] if self.messages else {}
         if last.get("role") != "assistant":
             raise PromptError("nothing has been answered yet")
-        return self._parse(last)
+        return reply_of(last, self.processor, self.options.tools)
 
     def set_system(self, system: str | None) -> None:
         """Another system prompt, or none, for what is said from now on; all is then read anew."""
         self.stop()
         self.options.system = system
         self.messages = with_system(self.messages, system)
+
+    def set_settings(self, settings: GenerationSettings) -> None:
+        """Generate answers by these settings from now on; random draws begin at the seed again.
+
+        Raises InputError for values out of range.
+        """
+        settings.check()
+        self.options.settings, self._drawing = settings, None
 
     def read(
         self,
@@ -308,24 +316,19 @@ class Chat:
     ) -> Generator[Step, None, None]:
         asked_at = time.perf_counter()
         said, prompt = self._fitting(messages)
-        max_tokens = min(self.options.max_tokens, self._check_length(prompt))
+        settings = self.settings
+        max_tokens = min(settings.max_tokens, self._check_length(prompt))
+        settings = dataclasses.replace(settings, max_tokens=max_tokens, sampler=self._sampler())
         self.statistics = Statistics()
         generated: list[int] = []
         texts: list[str] = []
         with self._feeding(prompt, room(prompt, max_tokens), generated, on_picture):
             try:
-                for step in generate(
+                for step in stream_generate(
                     self.model,
+                    self.processor,
                     prompt,
-                    token_bytes=self.processor.tokenizer.token_bytes,
-                    end_tokens=self.end_tokens,
-                    max_tokens=max_tokens,
-                    sampler=self.options.sampler,
-                    adjustments=self.options.adjustments,
-                    grammar=self.options.grammar,
-                    stop=self.options.stop,
-                    logprobs=self.options.logprobs,
-                    draft=self.options.draft,
+                    settings,
                     cache=self.cache.layers,
                     features=self.features,
                     prefill_step=self.options.prefill_step,
@@ -339,7 +342,19 @@ class Chat:
                     yield step
             finally:
                 if generated:
-                    self.messages = [*said, self._assistant(texts, generated)]
+                    text, tools = "".join(texts), self.options.tools
+                    slot = self.model.config.image_token_id
+                    answer = answer_message(text, generated, self.processor, tools, slot)
+                    self.messages = [*said, answer]
+
+    def _sampler(self) -> Sampler:
+        """The same for all answers, so that each draws on where the one before ended, until the
+        settings draw otherwise.
+        """
+        settings = self.settings
+        if self._drawing is None or not settings.draws_like(self._drawing[0]):
+            self._drawing = settings, settings.make_sampler()
+        return self._drawing[1]
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """How many these messages take."""
@@ -357,57 +372,23 @@ class Chat:
         if options.on_dropped is None:
             return messages, self._encode(messages)
         fitted = fit_messages(
-            messages, self.document, self._encode, self.context, options.max_tokens
+            messages, self.document, self._encode, self.context, options.settings.max_tokens
         )
         if fitted.dropped and len(fitted.prompt.ids) < self.context:
             options.on_dropped(fitted.dropped)
         return fitted.messages, fitted.prompt
 
-    @contextlib.contextmanager
     def _feeding(
         self,
         prompt: Prompt,
         tokens: int,
         generated: Sequence[int] = (),
         on_picture: OnProgress = ignore_progress,
-    ) -> Iterator[None]:
-        """Have the cache hold as much as is known of the prompt's beginning, with room for
-        `tokens`; then, however it ends, note how much of the prompt and what was generated it
-        has come to hold.
-        """
-        images = place_images(prompt, self.model.config)
-        held = self.prefixes.reach(self.cache, prompt.ids, images)
-        # Before the cache is cut, which might not be fed again without the pictures either.
-        needed = [image.image for image in images if image.stop > held]
-        self.features.check(needed)
-        self.features.announce(needed, on_picture)
-        self.cache.reserve(tokens)
-        self.prefixes.fit(self.cache, prompt.ids, images)
-        try:
-            yield
-        finally:
-            ids = np.concatenate([prompt.ids, np.array(generated, np.int32)])
-            self.cache.record(ids, images)
-
-    def _assistant(self, texts: list[str], generated: list[int]) -> Message:
-        """The answer with its own tokens, which its text might not be tokenised to again."""
-        ids = generated[:-1] if generated[-1] in self.end_tokens else generated
-        # A slot for an image, which a model may well emit, would ask for one in every later turn.
-        ids = [token for token in ids if token != self.model.config.image_token_id]
-        answer = {"role": "assistant", "content": "".join(texts), "token_ids": ids}
-        if calls := self._parse(answer).calls:
-            answer["tool_calls"] = [dataclasses.asdict(call) for call in calls]
-        return answer
-
-    def _parse(self, answer: Message) -> Reply:
-        if not self.options.tools:
-            return Reply(answer["content"], (), None)
-        # Without its tokens, as a foreign conversation has it, the text is all there is.
-        ids = answer.get("token_ids")
-        marks = (PYTHON_START, PYTHON_END)
-        text = self.processor.tokenizer.decode(ids, shown=marks) if ids else None
-        names = [tool["function"]["name"] for tool in self.options.tools]
-        return parse_reply(text or answer["content"], names)
+    ) -> contextlib.AbstractContextManager[None]:
+        config = self.model.config
+        return feeding(
+            prompt, config, self.cache, self.prefixes, self.features, tokens, generated, on_picture
+        )
 
 
 def _texts(steps: Generator[Step, None, None]) -> Iterator[str]:

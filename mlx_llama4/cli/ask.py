@@ -15,7 +15,6 @@ from mlx_llama4.errors import InputError, PromptError
 
 if TYPE_CHECKING:
     from mlx_llama4.chat import Chat, ChatOptions
-    from mlx_llama4.generation.settings import SamplingSettings
     from mlx_llama4.prompt.image import PromptImage
 
 
@@ -71,8 +70,8 @@ def ask(
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
     logit_bias: options.LogitBias = None,
     stop: options.Stop = None,
     seed: options.Seed = None,
@@ -98,6 +97,8 @@ def ask(
     """
     from mlx_llama4.cli.ask_input import find_pictures, read_question
     from mlx_llama4.cli.ask_output import Form, answer_all
+    from mlx_llama4.cli.sampling import parse_logit_biases, parse_stops
+    from mlx_llama4.generation.settings import GenerationSettings
 
     _refuse_contradictions(
         (
@@ -120,30 +121,34 @@ def ask(
     if not text.strip() and not paths:
         raise PromptError("the question is empty")
     schema = None if json_schema is None else _read_schema(json_schema)
-    sampling = options.Sampling(
-        temperature,
-        top_p,
-        top_k,
-        seed,
-        min_p,
-        repetition_penalty,
-        tuple(logit_bias or ()),
-        tuple(stop or ()),
-    )
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     placing = options.expert_options(experts, expert_memory, page_cache)
     folder = model_folder(model, revision)
-    settings = _settings(folder, sampling, n)
-    chat_options = options.chat_options(folder, system, max_tokens, sampling, caching)
+    settings = GenerationSettings(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+        repetition_penalty=repetition_penalty,
+        logit_bias=parse_logit_biases(folder, logit_bias),
+        stop=parse_stops(stop),
+        logprobs=logprobs,
+        draft=drafter(draft),
+    )
+    chat_options = options.chat_options(folder, system, settings, caching)
     chat_options.prefix_bytes = 0  # nothing comes after it
-    chat_options.logprobs = logprobs
-    chat_options.draft = drafter(draft)
+    if n > 1 and not chat_options.settings.is_random:
+        raise InputError(
+            f"--n {n}: at temperature 0 all answers are the same; add --temperature 1, say"
+        )
     held = options.open_cache(cache, folder, chat_options).tokens if cache is not None else 0
     images, task = _read(folder, text, paths, chat_options, held, raw)
     placement = check_memory(folder, replace(task, span=prefill_step), placing, force=force)
     with options.loaded_chat(folder, chat_options, placement, trace) as chat:
         _prepare(chat, cache, schema, raw)
-        answer_all(chat, text, images, settings, Form(n, as_json, whole=schema is not None))
+        answer_all(chat, text, images, Form(n, as_json, whole=schema is not None))
 
 
 def _refuse_contradictions(*contradictions: tuple[bool, str]) -> None:
@@ -157,18 +162,6 @@ def _read_schema(path: Path) -> Any:
     from mlx_llama4.generation.grammar import read_schema
 
     return read_schema(path)
-
-
-def _settings(folder: Path, sampling: options.Sampling, count: int) -> "SamplingSettings":
-    from mlx_llama4.cli.sampling import sampling_settings
-
-    settings = sampling_settings(folder, sampling)
-    settings.sampler()  # refuses what is out of range
-    if count > 1 and not settings.is_random:
-        raise InputError(
-            f"--n {count}: at temperature 0 all answers are the same; add --temperature 1, say"
-        )
-    return settings
 
 
 def _read(
@@ -197,7 +190,7 @@ def _read(
     prompt = processor.encode(messages)
     check_length(prompt, config)
     tiles = tuple(image.num_tiles for image in images)
-    context = held + len(prompt.ids) + chat_options.max_tokens
+    context = held + len(prompt.ids) + chat_options.settings.max_tokens
     return images, Task(context, len(prompt.ids), tiles, chat_options.kv_quantization)
 
 
@@ -212,5 +205,6 @@ def _prepare(chat: "Chat", cache: Path | None, schema: Any, raw: bool) -> None:
         from mlx_llama4.generation.grammar import Grammar, GrammarTokens
 
         vocabulary = chat.model.config.text.vocab_size
-        tokens = GrammarTokens(chat.processor.tokenizer, chat.end_tokens, vocabulary)
-        chat.options.grammar = Grammar(schema, tokens)
+        tokens = GrammarTokens(chat.processor.tokenizer, chat.processor.end_tokens, vocabulary)
+        grammar = Grammar(schema, tokens)
+        chat.options.settings = replace(chat.options.settings, grammar=grammar)

@@ -15,7 +15,6 @@ from mlx_llama4.cli.markdown.answer import Answer
 if TYPE_CHECKING:
     from mlx_llama4.chat import Chat
     from mlx_llama4.generation.generate import Statistics
-    from mlx_llama4.generation.settings import SamplingSettings
     from mlx_llama4.prompt.image import PromptImage
     from mlx_llama4.prompt.tokenizer import Tokenizer
 
@@ -35,20 +34,19 @@ def answer_all(
     chat: "Chat",
     text: str,
     images: list["PromptImage"],
-    settings: "SamplingSettings",
     form: Form,
 ) -> None:
     """Print the answers, each by a seed of its own, one more than the one before.
 
     The prompt is read once, for the first. Raises typer.Exit where the exit code is not 0.
     """
+    settings = chat.settings
     seed = secrets.randbits(32) if settings.seed is None else settings.seed
     is_cut = False
     for number in range(form.count):
-        one = replace(settings, seed=(seed + number) % SEEDS)
-        chat.options.sampler = one.sampler()
+        chat.set_settings(replace(settings, seed=(seed + number) % SEEDS))
         if form.as_json:
-            _print_json(chat, chat.retry() if number else chat.send(text, images), one)
+            _print_json(chat, chat.retry() if number else chat.send(text, images))
         else:
             if number:
                 terminal.line(f"--- {number + 1} of {form.count} ---")
@@ -71,7 +69,7 @@ def _print_text(
         terminal.note(f"(stopped after {chat.statistics.generated_tokens} tokens{cut})")
 
 
-def _print_json(chat: "Chat", pieces: Iterator[str], settings: "SamplingSettings") -> None:
+def _print_json(chat: "Chat", pieces: Iterator[str]) -> None:
     said: list[str] = []
     interrupted = False
     try:
@@ -79,10 +77,11 @@ def _print_json(chat: "Chat", pieces: Iterator[str], settings: "SamplingSettings
     except KeyboardInterrupt:
         interrupted = True
     result = {"text": "".join(said), **_statistics(chat.statistics)}
+    settings = chat.options.settings
     result["seed"] = settings.seed if settings.is_random else None
     if interrupted:
         result["finish_reason"] = "interrupted"
-    if chat.options.logprobs is not None:
+    if settings.logprobs is not None:
         result["logprobs"] = _logprobs(chat.statistics, chat.processor.tokenizer)
     is_unicode = sys.stdout.encoding.lower().startswith("utf")
     terminal.line(json.dumps(result, ensure_ascii=not is_unicode))

@@ -68,6 +68,7 @@ def cache(
       mlx-llama4 ask "Who did it?" --model scout-4bit --cache book.safetensors
     """
     from mlx_llama4.cache.prompt_file import check_prompt_place
+    from mlx_llama4.generation.settings import GenerationSettings
 
     terminal.import_mlx()
     text = _read_text(prompt_file)
@@ -76,10 +77,9 @@ def cache(
         raise PromptError(f"{empty}give a text to read, or pictures with --image")
     check_prompt_place(out)
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
-    sampling = options.Sampling(None, None, None, None)
     placing = options.expert_options(experts, expert_memory, page_cache)
     folder = model_folder(model, revision)
-    chat_options = options.chat_options(folder, system, 1, sampling, caching)
+    chat_options = options.chat_options(folder, system, GenerationSettings(), caching)
     chat_options.prefix_bytes = 0  # nothing comes after it
     images, task = _check(folder, text, image or [], chat_options, out, small)
     placement = check_memory(folder, replace(task, span=prefill_step), placing, force=force)

@@ -66,8 +66,8 @@ def chat(
     top_p: options.TopP = None,
     top_k: options.TopK = None,
     seed: options.Seed = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
     logit_bias: options.LogitBias = None,
     stop: options.Stop = None,
     cache: options.Cache = None,
@@ -90,24 +90,27 @@ def chat(
       mlx-llama4 chat --model scout-4bit --system teacher --tools my_tools.py
     """
     terminal.import_mlx()
+    from mlx_llama4.cli.sampling import parse_logit_biases, parse_stops
     from mlx_llama4.cli.talk.talk import Talk, kept_at_the_end, say_dropped
+    from mlx_llama4.generation.settings import GenerationSettings
 
-    sampling = options.Sampling(
-        temperature,
-        top_p,
-        top_k,
-        seed,
-        min_p,
-        repetition_penalty,
-        tuple(logit_bias or ()),
-        tuple(stop or ()),
-    )
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     placing = options.expert_options(experts, expert_memory, page_cache)
     folder = model_folder(model, revision, keep=not private)
+    settings = GenerationSettings(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+        repetition_penalty=repetition_penalty,
+        logit_bias=parse_logit_biases(folder, logit_bias),
+        stop=parse_stops(stop),
+        draft=drafter(draft),
+    )
     tool_file = _open_tools(tools)
-    chat_options = options.chat_options(folder, system, max_tokens, sampling, caching)
-    chat_options.draft = drafter(draft)
+    chat_options = options.chat_options(folder, system, settings, caching)
     if not strict_context:
         chat_options.on_dropped = say_dropped
     if tool_file is not None:
@@ -120,10 +123,9 @@ def chat(
     if not force:
         limit_to_memory(chat_options, folder, held or 0, placement)
     with options.loaded_chat(folder, chat_options, placement, trace) as conversation:
-        settings = options.sampling_settings(folder, sampling)
         look, typed = _look(plain)
         keeps = sys.stdin.isatty() and not private
-        talk = Talk(conversation, settings, look, keeps_session=keeps)
+        talk = Talk(conversation, look, keeps_session=keeps)
         lines = _lines(talk, private)
         if tool_file is not None:
             from mlx_llama4.cli.talk.tool_consent import Consent

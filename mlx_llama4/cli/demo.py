@@ -57,6 +57,7 @@ def demo(
     from mlx_llama4.convert.recipes import Recipe
     from mlx_llama4.convert.run import convert
     from mlx_llama4.demo.questions import CHECKPOINT, PICTURES, QUESTIONS
+    from mlx_llama4.generation.settings import GenerationSettings
     from mlx_llama4.quantization import Quantization
     from mlx_llama4.units import human_bytes
 
@@ -70,7 +71,8 @@ def demo(
         )
         terminal.line(f"Pictures: {PICTURES}")
         placement = check_memory(folder, Task(None), _half_in_memory(folder, placing))
-        chat = options.load_chat(folder, ChatOptions(max_tokens=256), placement)
+        settings = GenerationSettings(max_tokens=256)
+        chat = options.load_chat(folder, ChatOptions(settings), placement)
         wrong = sum(not _show(chat, question, PICTURES) for question in QUESTIONS)
     terminal.line()
     if wrong:

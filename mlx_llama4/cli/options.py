@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlx_llama4.cli.console import terminal
-from mlx_llama4.cli.sampling import sampling_settings
 from mlx_llama4.cli.talk.system_prompt import read_system
 from mlx_llama4.errors import InputError
 from mlx_llama4.quantization import KVQuantization
@@ -19,6 +18,7 @@ from mlx_llama4.quantization import KVQuantization
 if TYPE_CHECKING:
     from mlx_llama4.cache.prompt_file import PromptFile
     from mlx_llama4.chat import Chat, ChatOptions
+    from mlx_llama4.generation.settings import GenerationSettings
     from mlx_llama4.planning.placement import Placement
 
 Model = Annotated[
@@ -93,7 +93,7 @@ TopK = Annotated[
     ),
 ]
 MinP = Annotated[
-    float | None,
+    float,
     typer.Option(
         "--min-p",
         metavar="P",
@@ -102,7 +102,7 @@ MinP = Annotated[
     ),
 ]
 RepetitionPenalty = Annotated[
-    float | None,
+    float,
     typer.Option(
         "--repetition-penalty",
         metavar="R",
@@ -229,20 +229,6 @@ Force = Annotated[
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """None: as the model's generation_config.json says, or not at all. logit_bias: TOKEN=BIAS."""
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: tuple[str, ...] = ()
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Caching:
     """None: not given."""
 
@@ -288,28 +274,25 @@ def expert_options(where: Where, memory: str | None, page_cache: bool) -> Expert
 
 
 def chat_options(
-    folder: Path, system: str | None, max_tokens: int, sampling: Sampling, caching: Caching
+    folder: Path, system: str | None, settings: "GenerationSettings", caching: Caching
 ) -> "ChatOptions":
-    """Raises InputError for values out of range."""
+    """With the model's own settings where none are given. Raises InputError for values out of
+    range.
+    """
     from mlx_llama4.chat import ChatOptions
-    from mlx_llama4.config import load_config
-    from mlx_llama4.generation.stop import StopStrings
+    from mlx_llama4.config import load_config, load_generation_config
     from mlx_llama4.memory import PREFILL_SPAN
 
-    settings = sampling_settings(folder, sampling)
-    stop = tuple(map(terminal.as_typed, sampling.stop))
-    StopStrings(stop)  # refuses what cannot be one
+    settings = settings.resolved(load_generation_config(folder))
+    settings.check()
     quantization = caching.quantization()
     if quantization is not None:
         quantization.check(load_config(folder).text.head_dim)
     return ChatOptions(
-        max_tokens,
-        settings.sampler(),
+        settings,
         read_system(system),
         PREFILL_SPAN if caching.prefill_step is None else caching.prefill_step,
         quantization,
-        stop=stop,
-        adjustments=settings.adjustments(),
     )
 
 

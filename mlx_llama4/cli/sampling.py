@@ -1,6 +1,7 @@
-"""How tokens are chosen, from what was typed and the model's own defaults."""
+"""What was typed of how tokens are chosen."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,34 +9,17 @@ from mlx_llama4.cli.console import terminal
 from mlx_llama4.errors import InputError
 
 if TYPE_CHECKING:
-    from mlx_llama4.cli.options import Sampling
-    from mlx_llama4.generation.settings import SamplingSettings
     from mlx_llama4.prompt.tokenizer import Tokenizer
 
 
-def sampling_settings(folder: Path, sampling: "Sampling") -> "SamplingSettings":
-    """Raises InputError for a bias of a token that there is not; other values out of range are
-    refused by what the settings make.
-    """
-    from mlx_llama4.config import load_generation_config
-    from mlx_llama4.generation.settings import SamplingSettings
-
-    defaults = load_generation_config(folder)
-    temperature = defaults.temperature if defaults.do_sample else 0.0
-    return SamplingSettings(
-        temperature=temperature if sampling.temperature is None else sampling.temperature,
-        top_p=defaults.top_p if sampling.top_p is None else sampling.top_p,
-        top_k=defaults.top_k if sampling.top_k is None else sampling.top_k,
-        min_p=0.0 if sampling.min_p is None else sampling.min_p,
-        seed=sampling.seed,
-        repetition_penalty=(
-            1.0 if sampling.repetition_penalty is None else sampling.repetition_penalty
-        ),
-        logit_bias=_logit_biases(folder, sampling.logit_bias) if sampling.logit_bias else {},
-    )
+def parse_stops(typed: Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(map(terminal.as_typed, typed or ()))
 
 
-def _logit_biases(folder: Path, typed: tuple[str, ...]) -> dict[int, float]:
+def parse_logit_biases(folder: Path, typed: Sequence[str] | None) -> dict[int, float]:
+    """By token. Raises InputError for a bias of a token that there is not."""
+    if not typed:
+        return {}
     from mlx_llama4.config import load_config
     from mlx_llama4.prompt.tokenizer import Tokenizer
 

@@ -11,6 +11,7 @@ from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.run import convert
 from mlx_llama4.demo.questions import CHECKPOINT, NOTES, PICTURES, QUESTIONS
 from mlx_llama4.errors import OutputError
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.planning.inspection import inspect_folder
 from mlx_llama4.quantization import Quantization
 
@@ -54,7 +55,7 @@ def ask_demo() -> DemoAnswers:
             convert(CHECKPOINT, folder, Recipe("bfloat16", Quantization(group_size=64, bits=8)))
         except OutputError:  # its words begin with the folder's name
             raise OSError(errno.ENOSPC, "there is no room in the temporary folder") from None
-        chat = Chat.open(folder, ChatOptions(max_tokens=256))
+        chat = Chat.open(folder, ChatOptions(GenerationSettings(max_tokens=256, temperature=0.0)))
     right, rates = 0, []
     for question in QUESTIONS:
         chat.reset()
@@ -69,7 +70,7 @@ def ask_demo() -> DemoAnswers:
 def measure_model(folder: Path, chat: Chat, load_seconds: float) -> ModelSpeed:
     """What a loaded model is and how fast it answers; nothing that its folder is called."""
     found = inspect_folder(folder)
-    chat.options.max_tokens = NEW_TOKENS
+    chat.options.settings = GenerationSettings(max_tokens=NEW_TOKENS, temperature=0.0)
     for _ in chat.send(REPEATED * NOTES + "Tell a long story about these notes."):
         pass
     measured = chat.statistics

@@ -14,7 +14,8 @@ import numpy as np
 
 from mlx_llama4.config import Config, parse_config
 from mlx_llama4.doctor.models import PACKING, is_packed
-from mlx_llama4.generation.generate import Statistics, generate
+from mlx_llama4.generation.generate import Statistics, Wordless, stream_generate
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.opening import fill
 from mlx_llama4.planning.releases import release_json
@@ -154,14 +155,8 @@ def _token_bytes(config: Config, weights: list[tuple[str, mx.array]]) -> int:
 def _run(model: Llama4, prompt_tokens: int, new_tokens: int) -> Statistics:
     ids = np.arange(prompt_tokens, dtype=np.int32) % VOCABULARY
     statistics = Statistics()
-    for _ in generate(
-        model,
-        Prompt(ids),
-        token_bytes=lambda token: b"",
-        end_tokens=(),
-        max_tokens=new_tokens,
-        statistics=statistics,
-    ):
+    settings = GenerationSettings(max_tokens=new_tokens)
+    for _ in stream_generate(model, Wordless(), Prompt(ids), settings, statistics=statistics):
         pass
     return statistics
 

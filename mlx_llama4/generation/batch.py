@@ -1,12 +1,12 @@
 """Several prompts at once: read one after the other, gone on with together.
 
 A decode step reads the weights once, for as many rows as take part: so several answers together
-come faster than one after another. Each row is what `generate` would have made of it alone, in
-caches of its own (cache/row_caches.py), with chunk borders of its own.
+come faster than one after another. Each row is what `stream_generate` would have made of it alone,
+in caches of its own (cache/row_caches.py), with chunk borders of its own.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -14,13 +14,11 @@ import mlx.core as mx
 from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.cache.row_caches import decoded_together
 from mlx_llama4.errors import InputError, Llama4Error
-from mlx_llama4.generation.adjustments import Adjustment
 from mlx_llama4.generation.choice import Choice, Chooser, wait_for
-from mlx_llama4.generation.generate import Statistics, Step, StepWriter, room
-from mlx_llama4.generation.grammar import Grammar
+from mlx_llama4.generation.generate import Statistics, Step, StepWriter, TokenText, room
 from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.generation.prefill import PREFILL_SPAN, ignore_progress, prefill
-from mlx_llama4.generation.sampler import Sampler, greedy
+from mlx_llama4.generation.settings import DEFAULTS, GenerationSettings
 from mlx_llama4.generation.stop import StopStrings
 from mlx_llama4.generation.wired import wired
 from mlx_llama4.model.llama4 import Llama4
@@ -31,22 +29,17 @@ BATCH_SIZE = 8
 
 @dataclass(eq=False)
 class Request:
-    """A prompt, and how it is to be gone on with: all as `generate` takes it.
+    """A prompt and its generation settings, as `stream_generate` takes them, without `draft`.
 
-    A sampler that draws, and a cache, must be the request's own. The cache, if given, can be gone
-    on with afterwards; its `offset` tells what it has taken in: prompt and tokens, perhaps without
+    A cache, and a sampler that is given and draws, must be the request's own. The cache can be
+    used afterwards; its `offset` tells what it has taken in: prompt and tokens, perhaps without
     the last, or after `cancel`, or where the batch was closed, with one that was never yielded.
     statistics: of the row; its seconds count from when it joins, and none of the experts is in
     them.
     """
 
     prompt: Prompt
-    max_tokens: int
-    sampler: Sampler = greedy
-    adjustments: Sequence[Adjustment] = ()
-    grammar: Grammar | None = None
-    stop: Sequence[str] = ()
-    logprobs: int | None = None
+    settings: GenerationSettings = DEFAULTS
     cache: Sequence[KVCache] | None = None
     statistics: Statistics = field(default_factory=Statistics)
     on_prefill: Callable[[int, int], None] = ignore_progress
@@ -62,10 +55,9 @@ class Request:
 @wired
 def generate_batch(
     model: Llama4,
+    processor: TokenText,
     requests: Iterable[Request | None],
     *,
-    token_bytes: Callable[[int], bytes],
-    end_tokens: Collection[int],
     batch_size: int = BATCH_SIZE,
     features: ImageFeatureCache | None = None,
     prefill_step: int = PREFILL_SPAN,
@@ -82,7 +74,7 @@ def generate_batch(
     from the disk, InputError for a batch size below 1, and whatever `requests` or a row's
     `on_prefill` raises.
 
-    Tokens are those of `generate` up to rounding: products of several rows may be summed in
+    Tokens are those of `stream_generate` up to rounding: products of several rows may be summed in
     another order. With a grammar in a row, or experts streamed, the device is not kept a token
     ahead.
     """
@@ -103,7 +95,7 @@ def generate_batch(
                 break
             try:
                 row = _Row(number, request)
-                row.join(model, token_bytes, end_tokens, features, prefill_step)
+                row.join(model, processor, features, prefill_step)
                 rows.append(row)
             except _CancelledError:
                 pass
@@ -119,7 +111,7 @@ def _step(model: Llama4, rows: Sequence["_Row"]) -> Iterator[tuple[int, Step | L
     """The next token of each row, and what comes after it begun on the device as soon as can be."""
     # As in decode.py: the host waits for what streamed experts read, and for what a grammar allows.
     streamed = model.expert_statistics is not None
-    ahead = not streamed and all(row.request.grammar is None for row in rows)
+    ahead = not streamed and all(row.request.settings.grammar is None for row in rows)
     for row in (row for row in rows if row.goes_on):
         try:
             row.choose_token()
@@ -171,7 +163,7 @@ class _Row:
     def __init__(self, number: int, request: Request):
         self.number = number
         self.request = request
-        self.left = request.max_tokens
+        self.left = request.settings.max_tokens
         self.has_ended = False
 
     @property
@@ -181,8 +173,7 @@ class _Row:
     def join(
         self,
         model: Llama4,
-        token_bytes: Callable[[int], bytes],
-        end_tokens: Collection[int],
+        processor: TokenText,
         features: ImageFeatureCache,
         prefill_step: int,
     ) -> None:
@@ -191,7 +182,7 @@ class _Row:
         Raises InputError for what is wrong with the request, _CancelledError if it was cancelled,
         RunError if experts cannot be read.
         """
-        request, prompt = self.request, self.request.prompt
+        request, prompt, settings = self.request, self.request.prompt, self.request.settings
         self._check_wanted()
         check_length(prompt, model.config)
         if request.cache is not None and request.cache[0].offset >= len(prompt.ids):
@@ -199,14 +190,15 @@ class _Row:
                 f"the cache holds {request.cache[0].offset} tokens, the prompt has only "
                 f"{len(prompt.ids)}"
             )
-        if request.max_tokens < 1:
-            raise InputError(f"max_tokens {request.max_tokens} must be 1 or more")
+        settings.check()
+        if settings.draft is not None:
+            raise InputError("rows of a batch are decoded without drafts; leave out draft")
         room_left = model.config.text.max_position_embeddings - len(prompt.ids)
-        self.left = min(request.max_tokens, room_left)
-        self._writer = StepWriter(token_bytes, end_tokens, StopStrings(request.stop), self.left)
-        self._matcher = None if request.grammar is None else request.grammar.start()
+        self.left = min(settings.max_tokens, room_left)
+        self._writer = StepWriter(processor, StopStrings(settings.stop), self.left)
+        self._matcher = None if settings.grammar is None else settings.grammar.start()
         self._choose = Chooser(
-            request.sampler, request.adjustments, request.logprobs or 0, prompt.ids
+            settings.make_sampler(), settings.make_adjustments(), settings.logprobs or 0, prompt.ids
         )
         self._joined_at = time.perf_counter()
         self.cache = model.make_cache() if request.cache is None else request.cache
@@ -256,6 +248,6 @@ class _Row:
         new = statistics.prompt_tokens - statistics.cached_tokens
         statistics.prefill_tokens_per_second = new / self._prefill_seconds
         statistics.finish_reason = step.finish_reason
-        if self.request.logprobs is not None:
+        if self.request.settings.logprobs is not None:
             statistics.steps.append(step)
         return step

@@ -3,21 +3,17 @@
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import mlx.core as mx
 
 from mlx_llama4.cache.kv import KVCache
-from mlx_llama4.errors import InputError
-from mlx_llama4.generation.adjustments import Adjustment
 from mlx_llama4.generation.choice import Chooser, Chosen
 from mlx_llama4.generation.decode import decode, decode_constrained
 from mlx_llama4.generation.detokenizer import StreamingDetokenizer
-from mlx_llama4.generation.drafting import MakeDrafter
-from mlx_llama4.generation.grammar import Grammar
 from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.generation.prefill import PREFILL_SPAN, ignore_progress, prefill
-from mlx_llama4.generation.sampler import Sampler, greedy
+from mlx_llama4.generation.settings import DEFAULTS, GenerationSettings
 from mlx_llama4.generation.stop import StopStrings
 from mlx_llama4.generation.verify import DraftStatistics, decode_drafted
 from mlx_llama4.generation.wired import wired
@@ -88,46 +84,56 @@ class Statistics:
         self.peak_memory_bytes = mx.get_peak_memory()
 
 
+class TokenText(Protocol):
+    """What a generation asks of a processor: a token's bytes, and which tokens end an answer."""
+
+    @property
+    def end_tokens(self) -> Collection[int]: ...
+
+    def token_bytes(self, token: int, /) -> bytes: ...
+
+
+class Wordless:
+    """In a processor's place where only ids count: no token has a text, and none ends an answer."""
+
+    end_tokens: frozenset[int] = frozenset()
+
+    def token_bytes(self, token: int, /) -> bytes:
+        return b""
+
+
 @wired
-def generate(
+def stream_generate(
     model: Llama4,
+    processor: TokenText,
     prompt: Prompt,
+    settings: GenerationSettings = DEFAULTS,
     *,
-    token_bytes: Callable[[int], bytes],
-    end_tokens: Collection[int],
-    max_tokens: int,
-    sampler: Sampler = greedy,
-    adjustments: Sequence[Adjustment] = (),
-    grammar: Grammar | None = None,
-    stop: Sequence[str] = (),
-    logprobs: int | None = None,
-    draft: MakeDrafter | None = None,
     cache: Sequence[KVCache] | None = None,
     features: ImageFeatureCache | None = None,
     prefill_step: int = PREFILL_SPAN,
     statistics: Statistics | None = None,
     on_prefill: Callable[[int, int], None] = ignore_progress,
 ) -> Iterator[Step]:
-    """Continue the prompt until an end token, a stop string or `max_tokens` tokens.
+    """Continue the prompt until an end token, a stop string or the settings' `max_tokens`.
 
     Logits are first adjusted, then what the grammar does not allow is left out, then the sampler
-    chooses. logprobs: keep the steps in the statistics, each with so many likeliest tokens.
-    draft: guesses at tokens, NgramDrafter say, which are verified several at once; the tokens stay
-    the same up to rounding.
+    chooses. Settings that are not `resolved` take the likeliest token unless they say otherwise.
+
     `cache` may hold the prompt's beginning. It takes in the prompt and then the tokens yielded,
     the last one perhaps not: its `offset` tells. If a drafted answer ends early, it may hold some
     beyond, and can go back to what was yielded. `features` keeps what the vision tower makes of
     pictures. prefill_step: how many tokens of the prompt are worked through at once. Raises
-    PromptError if the prompt is empty or longer than the model's context, InputError for an empty
-    stop string, or for drafts together with a grammar.
+    PromptError if the prompt is empty or longer than the model's context, InputError for settings
+    out of range.
     """
     check_length(prompt, model.config)
-    if draft is not None and grammar is not None:
-        raise InputError("tokens cannot be drafted where a grammar says which may come")
-    max_tokens = min(max_tokens, model.config.text.max_position_embeddings - len(prompt.ids))
+    settings.check()
+    room_left = model.config.text.max_position_embeddings - len(prompt.ids)
+    max_tokens = min(settings.max_tokens, room_left)
     cache = model.make_cache() if cache is None else cache
     statistics = Statistics() if statistics is None else statistics
-    writer = StepWriter(token_bytes, end_tokens, StopStrings(stop), max_tokens)
+    writer = StepWriter(processor, StopStrings(settings.stop), max_tokens)
     mx.reset_peak_memory()
     started_at = time.perf_counter()
     experts = model.expert_statistics
@@ -140,14 +146,17 @@ def generate(
     )
     prefilled = experts and replace(experts)
     statistics.prefill_experts = experts and experts.since(loaded)
-    choose = Chooser(sampler, adjustments, logprobs or 0, prompt.ids)
-    if draft is not None:
+    choose = Chooser(
+        settings.make_sampler(), settings.make_adjustments(), settings.logprobs or 0, prompt.ids
+    )
+    if settings.draft is not None:
         statistics.drafts = DraftStatistics()
         mx.async_eval(logits)  # while the host looks through the prompt
-        drafting = (draft(prompt.ids), statistics.drafts)
+        drafting = (settings.draft(prompt.ids), statistics.drafts)
         tokens = decode_drafted(model, logits, cache, choose, max_tokens, *drafting)
-    elif grammar is not None:
-        tokens = decode_constrained(model, logits, cache, choose, max_tokens, grammar.start())
+    elif settings.grammar is not None:
+        matcher = settings.grammar.start()
+        tokens = decode_constrained(model, logits, cache, choose, max_tokens, matcher)
     else:
         tokens = decode(model, logits, cache, choose, max_tokens)
     for chosen in tokens:
@@ -155,7 +164,7 @@ def generate(
         statistics.decode_experts = experts and experts.since(prefilled)
         step = writer.step(chosen)
         statistics.finish_reason = step.finish_reason
-        if logprobs is not None:
+        if settings.logprobs is not None:
             statistics.steps.append(step)
         yield step
         if step.finish_reason is not None:
@@ -165,15 +174,9 @@ def generate(
 class StepWriter:
     """Tokens → steps: text as it may be shown, and when there is an end."""
 
-    def __init__(
-        self,
-        token_bytes: Callable[[int], bytes],
-        end_tokens: Collection[int],
-        stops: StopStrings,
-        max_tokens: int,
-    ):
-        self._detokenizer = StreamingDetokenizer(token_bytes)
-        self._end_tokens = end_tokens
+    def __init__(self, processor: TokenText, stops: StopStrings, max_tokens: int):
+        self._detokenizer = StreamingDetokenizer(processor.token_bytes)
+        self._end_tokens = processor.end_tokens
         self._stops = stops
         self._left = max_tokens
 

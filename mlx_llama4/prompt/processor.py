@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_llama4.config import Config
+from mlx_llama4.config import Config, GenerationConfig, load_generation_config
 from mlx_llama4.errors import ConfigError, PromptError
 from mlx_llama4.files.json_file import read_json
 from mlx_llama4.least_recently_used import LeastRecentlyUsed
@@ -33,6 +33,9 @@ from mlx_llama4.prompt.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 
+# What a turn of the family ends with, whatever generation_config.json says or leaves out.
+END_TOKENS = ("<|eot|>", "<|eom|>", "<|end_of_text|>")
+NO_DEFAULTS = GenerationConfig(())
 KNOWN_CHARACTERS = 16 * 2**20  # whose ids are remembered
 LETTER = "x"  # begins a token of its own after white space or a picture
 
@@ -46,11 +49,18 @@ class Processor:
         template: ChatTemplate,
         tiler: ImageTiler | None = None,
         tokens_per_tile: int = 0,
+        defaults: GenerationConfig = NO_DEFAULTS,
     ):
+        """defaults: the model's own way to choose tokens, and more tokens that end an answer."""
         self.tokenizer = tokenizer
         self.template = template
         self.tiler = tiler
         self.tokens_per_tile = tokens_per_tile
+        self.defaults = defaults
+        special_ids = tokenizer.special_ids
+        self.end_tokens = frozenset(defaults.eos_token_ids) | {
+            special_ids[name] for name in END_TOKENS if name in special_ids
+        }
         self._known: LeastRecentlyUsed[str, np.ndarray] = LeastRecentlyUsed(KNOWN_CHARACTERS)
 
     @classmethod
@@ -60,15 +70,20 @@ class Processor:
         tokenizer.special_id(variables["bos_token"])
         names = list(tokenizer.special_ids)
         template = ChatTemplate(load_chat_template(folder), names, variables)
+        defaults = load_generation_config(folder)
         if config.vision is None:
-            return cls(tokenizer, template)
+            return cls(tokenizer, template, defaults=defaults)
         if tokenizer.special_id("<|patch|>") != config.image_token_id:
             raise ConfigError(
                 f"config.json's image_token_index {config.image_token_id} is not the tokenizer's "
                 f"<|patch|>, {tokenizer.special_id('<|patch|>')}; the files do not belong together"
             )
         tiler = ImageTiler.load(folder, config.vision.image_size)
-        return cls(tokenizer, template, tiler, config.vision.tokens_per_tile)
+        return cls(tokenizer, template, tiler, config.vision.tokens_per_tile, defaults)
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token adds to the text: bytes, perhaps a part of a character."""
+        return self.tokenizer.token_bytes(token)
 
     def encode(
         self,

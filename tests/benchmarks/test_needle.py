@@ -25,9 +25,9 @@ from benchmarks.needle.recall import (
     table_rows,
 )
 from mlx_llama4.chat import Chat, ChatOptions
-from mlx_llama4.config import load_generation_config
 from mlx_llama4.demo.questions import CHECKPOINT
 from mlx_llama4.errors import InputError, PromptError
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.opening import load
 from mlx_llama4.prompt.tokenizer import Tokenizer
 
@@ -42,8 +42,8 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def chat(demo_folder: Path) -> Chat:
-    options = ChatOptions(max_tokens=32)
-    return Chat(*load(demo_folder), load_generation_config(demo_folder), options)
+    options = ChatOptions(GenerationSettings(max_tokens=32))
+    return Chat(*load(demo_folder), options)
 
 
 def count_words(text: str) -> int:

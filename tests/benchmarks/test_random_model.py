@@ -18,7 +18,8 @@ from mlx_llama4.checkpoint.meta.params import PATCH
 from mlx_llama4.checkpoint.safetensors import open_checkpoint
 from mlx_llama4.config import parse_config
 from mlx_llama4.errors import InputError, OutputError
-from mlx_llama4.generation.generate import generate
+from mlx_llama4.generation.generate import stream_generate
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.opening import load
 from mlx_llama4.planning.inspection import inspect_folder
 from mlx_llama4.planning.releases import release_config
@@ -67,8 +68,9 @@ def test_a_folder_answers_about_a_picture(
     picture = {"type": "image", "image": STAR}
     content = [picture, {"type": "text", "text": "What is this?"}]
     prompt = processor.encode([{"role": "user", "content": content}])
-    token_bytes = processor.tokenizer.token_bytes
-    steps = list(generate(model, prompt, token_bytes=token_bytes, end_tokens=(), max_tokens=8))
+    processor.end_tokens = frozenset()
+    settings = GenerationSettings(max_tokens=8, temperature=0.0)
+    steps = list(stream_generate(model, processor, prompt, settings))
     assert len(steps) == 8
     assert all(-30 < step.logprob <= 0 for step in steps)
 

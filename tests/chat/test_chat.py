@@ -13,7 +13,7 @@ from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.demo.questions import NOTES, PICTURES, QUESTIONS
 from mlx_llama4.errors import ImageError, PromptError
 from mlx_llama4.generation.image_features import ImageFeatureCache
-from mlx_llama4.generation.sampler import greedy
+from mlx_llama4.generation.settings import GenerationSettings
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +158,11 @@ def test_other_image_same_tokens(chat: Chat) -> None:
 
 
 def test_quota_and_what_follows(chat: Chat) -> None:
-    chat.options.max_tokens = 3
+    chat.options.settings = GenerationSettings(max_tokens=3)
     heard = say(chat, "What is a llama?")
     assert (chat.statistics.finish_reason, chat.statistics.generated_tokens) == ("length", 3)
     assert chat.messages[-1]["content"] == heard
-    chat.options.max_tokens = 100
+    chat.options.settings = GenerationSettings(max_tokens=100)
     assert same_from_scratch(chat, "What is 2 plus 3?")
 
 
@@ -181,9 +181,9 @@ def test_system_prompt_and_reset(chat: Chat) -> None:
 def test_a_generated_patch_token_does_not_ask_for_an_image_ever_after(chat: Chat) -> None:
     patch, eot = (chat.processor.tokenizer.special_ids[n] for n in ("<|patch|>", "<|eot|>"))
     script = iter([patch, 65, patch, eot, eot])
-    chat.options.sampler = lambda logits: mx.array([next(script)])
+    chat.options.settings = GenerationSettings(sampler=lambda logits: mx.array([next(script)]))
     say(chat, "Hello")
-    chat.options.sampler = greedy
+    chat.options.settings = GenerationSettings()
     assert same_from_scratch(chat, "What is 2 plus 3?")
 
 
@@ -205,4 +205,4 @@ def test_a_second_question_ends_the_first_answer(chat: Chat) -> None:
 def test_every_end_token_ends(chat: Chat) -> None:
     """Those of generation_config.json and the family's own."""
     ids = chat.processor.tokenizer.special_ids
-    assert {ids["<|eot|>"], ids["<|eom|>"], ids["<|end_of_text|>"]} <= chat.end_tokens
+    assert {ids["<|eot|>"], ids["<|eom|>"], ids["<|end_of_text|>"]} <= chat.processor.end_tokens

@@ -10,6 +10,7 @@ from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.chat.conversation import questions
 from mlx_llama4.demo.questions import PICTURES
 from mlx_llama4.errors import PromptError
+from mlx_llama4.generation.settings import GenerationSettings
 
 CONTEXT = 300
 
@@ -26,7 +27,9 @@ def dropped() -> list[int]:
 
 @pytest.fixture
 def chat(loaded: Chat, dropped: list[int]) -> Chat:
-    loaded.options = ChatOptions(max_tokens=40, max_context=CONTEXT, on_dropped=dropped.append)
+    loaded.options = ChatOptions(
+        GenerationSettings(max_tokens=40), max_context=CONTEXT, on_dropped=dropped.append
+    )
     loaded.cache = PromptCache(loaded.model.make_cache())
     loaded.document = []
     loaded.reset()

@@ -376,14 +376,8 @@ def test_what_cannot_be_read_or_saved(chat: Chat, tmp_path: Path) -> None:
         chat.read(" \n")
     with pytest.raises(PromptError, match="nothing has been read or said yet"):
         chat.save(tmp_path / "a")
-    anonymous = Chat(chat.model, chat.processor, _no_defaults())
+    anonymous = Chat(chat.model, chat.processor)
     list(anonymous.send("Hello"))
     with pytest.raises(PromptError, match=r"make it with Chat.open\(folder\)"):
         anonymous.save(tmp_path / "a")
     assert not list(tmp_path.iterdir())
-
-
-def _no_defaults() -> object:
-    from mlx_llama4.config import GenerationConfig
-
-    return GenerationConfig(eos_token_ids=())

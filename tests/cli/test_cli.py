@@ -11,6 +11,7 @@ import pytest
 import mlx_llama4
 from mlx_llama4.cli import options
 from mlx_llama4.demo.questions import CHECKPOINT, PICTURES
+from mlx_llama4.generation.settings import GenerationSettings
 from tests import tiny
 from tests.commands import run
 
@@ -134,13 +135,13 @@ def test_sampling_defaults_are_the_model_s(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(
         "mlx_llama4.generation.settings.make_sampler", lambda **given: made.update(given)
     )
-    untold = options.Sampling()
+    untold = GenerationSettings(max_tokens=5)
     caching = options.Caching(2048, None, None, None)
-    told = options.Sampling(0.1, 0.2, 3, 4, min_p=0.5)
+    told = GenerationSettings(temperature=0.1, top_p=0.2, top_k=3, seed=4, min_p=0.5)
     for do_sample, temperature in ((True, 0.6), (False, 0.0)):
         stored = {"do_sample": do_sample, "temperature": 0.6, "top_p": 0.9, "top_k": 7}
         path.write_text(json.dumps(stored))
-        options.chat_options(tmp_path, None, 5, untold, caching)
+        options.chat_options(tmp_path, None, untold, caching)
         assert made == {
             "temperature": temperature,
             "top_p": 0.9,
@@ -148,7 +149,7 @@ def test_sampling_defaults_are_the_model_s(tmp_path: Path, monkeypatch: pytest.M
             "min_p": 0.0,
             "seed": None,
         }
-        options.chat_options(tmp_path, None, 5, told, caching)
+        options.chat_options(tmp_path, None, told, caching)
         assert made == {"temperature": 0.1, "top_p": 0.2, "top_k": 3, "min_p": 0.5, "seed": 4}
 
 

@@ -19,7 +19,7 @@ from mlx_llama4.cli.talk.line_editor import PlainLines
 from mlx_llama4.cli.talk.talk import Talk
 from mlx_llama4.demo.questions import PICTURES
 from mlx_llama4.errors import InputError, Llama4Error, OutputError
-from mlx_llama4.generation.settings import SamplingSettings
+from mlx_llama4.generation.settings import GenerationSettings
 
 STAR = "From left to right: a red star."
 
@@ -142,7 +142,7 @@ def test_settings(talk: Talk, said) -> None:
     run_command(talk, "/set max_tokens 2")
     run_command(talk, "/set stop xyz")
     assert (talk.settings.temperature, talk.settings.seed) == (0.7, 3)
-    assert (talk.chat.options.max_tokens, talk.chat.options.stop) == (2, ("xyz",))
+    assert (talk.settings.max_tokens, talk.settings.stop) == (2, ("xyz",))
     talk.say("Hello")
     assert "[stopped after 2 tokens; /set max_tokens allows more]" in said()[1]
     run_command(talk, "/set")
@@ -161,14 +161,15 @@ def test_settings(talk: Talk, said) -> None:
     ):
         with pytest.raises(Llama4Error, match=message):
             run_command(talk, line)
-    assert talk.settings == SamplingSettings(temperature=0.7, seed=3)
+    expected = GenerationSettings(max_tokens=2, temperature=0.7, seed=3, stop=("xyz",))
+    assert talk.settings == expected.resolved(talk.chat.processor.defaults)
     said()
     for line in ("/set temperature", "/set stop", "/set top_k=7", "/set parameter min_p 0.1"):
         run_command(talk, line)
     assert said()[1] == "[temperature 0.7]\n[stop xyz]\n[top_k 7]\n[min_p 0.1]\n"
     run_command(talk, "/set seed none")
     run_command(talk, "/set stop none")
-    assert (talk.settings.seed, talk.chat.options.stop) == (None, ())
+    assert (talk.settings.seed, talk.settings.stop) == (None, ())
 
 
 def test_drafts(talk: Talk, said) -> None:

@@ -10,6 +10,7 @@ from mlx_llama4.chat import Chat
 from mlx_llama4.cli.talk.commands import run_command
 from mlx_llama4.cli.talk.talk import Talk
 from mlx_llama4.cli.talk.tool_consent import Consent
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.tools.tool_file import ToolFile
 
 
@@ -57,7 +58,7 @@ def test_tools(talk: Talk, said, tools: ToolFile, consent: str) -> None:
     talk.consent = Consent(tools, ask, shown.append)
     talk.chat.options.tools = tools.definitions
     answers = ["Let me see. [add(a=7, b=5), add(a=1, b=1)]", "It is 12."]
-    talk.chat.options.sampler = scripted(talk.chat, answers)
+    talk.chat.options.settings = GenerationSettings(sampler=scripted(talk.chat, answers))
     talk.say("What is 7 plus 5?")
     assert said()[0] == f"{answers[0]}\n{answers[1]}\n"
     roles = [message["role"] for message in talk.chat.messages]
@@ -86,7 +87,9 @@ def test_what_is_no_call_is_shown_and_not_run(talk: Talk, said, tools: ToolFile)
 
     talk.consent = Consent(tools, ask, print)
     talk.chat.options.tools = tools.definitions
-    talk.chat.options.sampler = scripted(talk.chat, ['[add(a=open("x"), b=5)]', ""])
+    talk.chat.options.settings = GenerationSettings(
+        sampler=scripted(talk.chat, ['[add(a=open("x"), b=5)]', ""])
+    )
     talk.say("What is 7 plus 5?")
     assert "[no call that can be run: " in said()[1]
     assert "tool_calls" not in talk.chat.messages[-1]

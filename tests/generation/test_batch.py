@@ -4,7 +4,7 @@ Rows of one pass may be summed in another order than a row alone, so what is com
 where the likeliest is ahead of the next by far more than rounding.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,16 +17,15 @@ from hypothesis import strategies as st
 from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.cache.row_caches import RowCaches, decoded_together
 from mlx_llama4.errors import Llama4Error
-from mlx_llama4.generation.adjustments import logit_bias, repetition_penalty
 from mlx_llama4.generation.batch import Request, generate_batch
-from mlx_llama4.generation.generate import Step, generate
+from mlx_llama4.generation.generate import Step, stream_generate
 from mlx_llama4.generation.prefill import prefill
-from mlx_llama4.generation.sampler import make_sampler
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.quantization import KVQuantization
 from tests.cache.test_cache_sequences import CHUNK, DENSE, Text, model_of, picture, words
-from tests.generation.test_generation import letters
+from tests.generation.test_generation import Letters
 from tests.golden import cases
 from tests.proofs import scaled
 from tests.streamed import ONE, SOME, folder, load_streamed
@@ -37,13 +36,23 @@ LEAST_GAP = 1e-3  # of log-probabilities; rounding makes 1e-5
 Results = dict[int, list[Step | Llama4Error]]
 
 
+def at_most(tokens: int) -> GenerationSettings:
+    return GenerationSettings(max_tokens=tokens)
+
+
 def run_all(
-    model: Llama4, requests: Iterable[Request | None], batch_size: int = 8, **arguments: object
+    model: Llama4,
+    requests: Iterable[Request | None],
+    batch_size: int = 8,
+    end_tokens: Collection[int] = ENDS,
+    **arguments: object,
 ) -> Results:
     """What came of each request, by its number."""
-    arguments = {"token_bytes": letters, "end_tokens": ENDS} | arguments
     results: Results = {}
-    for number, step in generate_batch(model, requests, batch_size=batch_size, **arguments):
+    letters = Letters(end_tokens)
+    for number, step in generate_batch(
+        model, letters, requests, batch_size=batch_size, **arguments
+    ):
         results.setdefault(number, []).append(step)
     return results
 
@@ -51,13 +60,11 @@ def run_all(
 def run_alone(model: Llama4, request: Request) -> list[Step]:
     """By `generate`, greedily; no token is chosen by a hair."""
     steps = list(
-        generate(
+        stream_generate(
             model,
+            Letters(ENDS),
             request.prompt,
-            token_bytes=letters,
-            end_tokens=ENDS,
-            max_tokens=request.max_tokens,
-            logprobs=2,
+            replace(request.settings, logprobs=2),
             cache=request.cache,
         )
     )
@@ -83,7 +90,7 @@ MOST = (20, 9, 30, 12, 25, 40, 22, 17)
 
 
 def eight() -> list[Request]:
-    return [Request(text.prompt, most) for text, most in zip(TEXTS, MOST, strict=True)]
+    return [Request(text.prompt, at_most(most)) for text, most in zip(TEXTS, MOST, strict=True)]
 
 
 @pytest.fixture
@@ -126,7 +133,9 @@ def rows_are_right(preset: str, texts: list[Text], data: st.DataObject) -> None:
     most = [data.draw(st.integers(1, 3 * CHUNK)) for _ in texts]
     stops = [data.draw(st.none() | st.integers(0, 2 * CHUNK)) for _ in texts]
     pauses = [data.draw(st.integers(0, 2)) for _ in texts]
-    requests = [Request(text.prompt, count) for text, count in zip(texts, most, strict=True)]
+    requests = [
+        Request(text.prompt, at_most(count)) for text, count in zip(texts, most, strict=True)
+    ]
 
     def arriving() -> Iterator[Request | None]:
         for request, pause in zip(requests, pauses, strict=True):
@@ -136,9 +145,8 @@ def rows_are_right(preset: str, texts: list[Text], data: st.DataObject) -> None:
     results: dict[int, list[Step]] = {number: [] for number in range(len(texts))}
     for number, step in generate_batch(
         model,
+        Letters(ENDS),
         arriving(),
-        token_bytes=letters,
-        end_tokens=ENDS,
         batch_size=data.draw(st.integers(1, 4)),
         prefill_step=data.draw(st.sampled_from([3, CHUNK, 100])),
     ):
@@ -147,13 +155,11 @@ def rows_are_right(preset: str, texts: list[Text], data: st.DataObject) -> None:
             requests[number].cancel()
     for number, (text, count) in enumerate(zip(texts, most, strict=True)):
         alone = list(
-            generate(
+            stream_generate(
                 model,
+                Letters(ENDS),
                 text.prompt,
-                token_bytes=letters,
-                end_tokens=ENDS,
-                max_tokens=count,
-                logprobs=2,
+                GenerationSettings(max_tokens=count, logprobs=2),
             )
         )
         if stops[number] is not None:
@@ -219,7 +225,7 @@ def test_goldens_together(golden_model: Callable[[str], Llama4]) -> None:
 @pytest.mark.parametrize("budget", [ONE, SOME])
 def test_streamed_experts(tmp_path: Path, budget: str) -> None:
     model = load_streamed(folder(tmp_path, "maverick", None), budget)
-    requests = [Request(text_prompt(length), 8) for length in (3, 40, 17)]
+    requests = [Request(text_prompt(length), at_most(8)) for length in (3, 40, 17)]
     alone = [run_alone(model, request) for request in requests]
     results = run_all(model, requests, batch_size=2)
     for number, steps in enumerate(alone):
@@ -236,7 +242,7 @@ def test_rows_may_be_packed_or_not() -> None:
 
     def requests() -> list[Request]:
         return [
-            Request(words(seed, 15).prompt, 12, cache=model.make_cache(packing))
+            Request(words(seed, 15).prompt, at_most(12), cache=model.make_cache(packing))
             for seed, packing in enumerate(packings)
         ]
 
@@ -253,11 +259,15 @@ def test_each_row_draws_by_its_own_seed() -> None:
         return [
             Request(
                 prompt,
-                10,
-                make_sampler(1.0, seed=seed),
-                (repetition_penalty(1.2), logit_bias({11: 2.0})),
-                stop=("q",) if seed == 2 else (),
-                logprobs=3,
+                GenerationSettings(
+                    max_tokens=10,
+                    temperature=1.0,
+                    seed=seed,
+                    repetition_penalty=1.2,
+                    logit_bias={11: 2.0},
+                    stop=("q",) if seed == 2 else (),
+                    logprobs=3,
+                ),
             )
             for seed in range(4)
         ]
@@ -265,17 +275,7 @@ def test_each_row_draws_by_its_own_seed() -> None:
     results = run_all(model, requests())
     assert len({tuple(step.token for step in steps) for steps in results.values()}) == 4
     for number, request in enumerate(requests()):
-        alone = generate(
-            model,
-            request.prompt,
-            token_bytes=letters,
-            end_tokens=ENDS,
-            max_tokens=request.max_tokens,
-            sampler=request.sampler,
-            adjustments=request.adjustments,
-            stop=request.stop,
-            logprobs=request.logprobs,
-        )
+        alone = stream_generate(model, Letters(ENDS), request.prompt, request.settings)
         for step, expected in zip(results[number], alone, strict=True):
             assert (step.text, step.token) == (expected.text, expected.token)
             assert [t for t, _ in step.likeliest] == [t for t, _ in expected.likeliest]
@@ -286,7 +286,7 @@ def test_caches_can_be_gone_on_with() -> None:
     model = model_of("maverick")
     texts = [words(seed, length) for seed, length in enumerate((5, 2 * CHUNK - 1, 19))]
     requests = [
-        Request(text.prompt, most, cache=model.make_cache())
+        Request(text.prompt, at_most(most), cache=model.make_cache())
         for text, most in zip(texts, (4, 9, 12), strict=True)
     ]
     results = run_all(model, requests, end_tokens=())
@@ -302,7 +302,7 @@ def test_caches_can_be_gone_on_with() -> None:
 def test_decode_waits_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """For all rows, and only when the next step is under way; no row waits inside the model."""
     model, events = model_of("maverick"), []
-    requests = [Request(words(n, 5 + n).prompt, 6) for n in range(3)]
+    requests = [Request(words(n, 5 + n).prompt, at_most(6)) for n in range(3)]
 
     def recorded(name: str, call: Callable) -> Callable:
         return lambda *args: events.append(name) or call(*args)

@@ -10,17 +10,19 @@ from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.errors import ImageError, InputError, PromptError
 from mlx_llama4.generation.batch import Request, generate_batch
 from mlx_llama4.generation.generate import Statistics
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.prompt import Prompt
 from tests.cache.test_cache_sequences import model_of, picture, words
 from tests.generation.test_batch import (
     assert_same,
+    at_most,
     eight,
     row_counts,  # noqa: F401  (a fixture)
     run_all,
     run_alone,
 )
-from tests.generation.test_generation import FixedImage, letters
+from tests.generation.test_generation import FixedImage, Letters
 
 
 def test_statistics_are_the_row_s() -> None:
@@ -38,7 +40,8 @@ def test_statistics_are_the_row_s() -> None:
 
 
 def replace_statistics(request: Request) -> Request:
-    return replace(request, logprobs=1, statistics=Statistics())
+    settings = replace(request.settings, logprobs=1)
+    return replace(request, settings=settings, statistics=Statistics())
 
 
 def test_requests_are_asked_for_as_there_is_room() -> None:
@@ -48,9 +51,9 @@ def test_requests_are_asked_for_as_there_is_room() -> None:
     def arriving() -> Iterator[Request]:
         for number in range(5):
             taken.append(number)
-            yield Request(words(number, 4).prompt, 3)
+            yield Request(words(number, 4).prompt, at_most(3))
 
-    steps = generate_batch(model, arriving(), token_bytes=letters, end_tokens=(), batch_size=2)
+    steps = generate_batch(model, Letters(), arriving(), batch_size=2)
     assert taken == []
     assert [next(steps)[0] for _ in range(4)] == [0, 1, 0, 1]
     assert taken == [0, 1]
@@ -62,20 +65,26 @@ def test_requests_are_asked_for_as_there_is_room() -> None:
 
 def test_none_is_there_just_now() -> None:
     model = model_of("scout")
-    requests = [None, Request(words(0, 4).prompt, 4), None, Request(words(1, 4).prompt, 2), None]
-    order = [
-        number for number, _ in generate_batch(model, requests, token_bytes=letters, end_tokens=())
+    requests = [
+        None,
+        Request(words(0, 4).prompt, at_most(4)),
+        None,
+        Request(words(1, 4).prompt, at_most(2)),
+        None,
     ]
+    order = [number for number, _ in generate_batch(model, Letters(), requests)]
     assert order == [0, 0, 1, 0, 1, 0]
 
 
 def test_cancelled_rows_leave(row_counts: list[int]) -> None:  # noqa: F811
     """At once, also when another's step is being shown; the last one ends the batch."""
     model = model_of("scout")
-    requests = [Request(words(n, 5).prompt, 10, cache=model.make_cache()) for n in range(4)]
+    requests = [
+        Request(words(n, 5).prompt, at_most(10), cache=model.make_cache()) for n in range(4)
+    ]
     requests[3].cancel()  # before it joins
     order = []
-    for number, _ in generate_batch(model, requests, token_bytes=letters, end_tokens=()):
+    for number, _ in generate_batch(model, Letters(), requests):
         order.append(number)
         if len(order) == 4:  # of the second step, the first row's
             requests[0].cancel()
@@ -102,12 +111,12 @@ def test_what_cannot_begin_stops_nothing_else() -> None:
     broken[0].digest  # noqa: B018 — as of any picture
     good = eight()[:2]
     requests = [
-        Request(Prompt(np.zeros(0, np.int32)), 5),
+        Request(Prompt(np.zeros(0, np.int32)), at_most(5)),
         good[0],
-        Request(Prompt(shown.prompt.ids, broken), 5),
-        Request(Prompt(shown.prompt.ids), 5),
-        Request(words(0, 3).prompt, 0),
-        Request(words(0, 3).prompt, 5, stop=("",)),
+        Request(Prompt(shown.prompt.ids, broken), at_most(5)),
+        Request(Prompt(shown.prompt.ids), at_most(5)),
+        Request(words(0, 3).prompt, at_most(0)),
+        Request(words(0, 3).prompt, GenerationSettings(max_tokens=5, stop=("",))),
         good[1],
     ]
     for batch_size in (1, 3):
@@ -131,7 +140,9 @@ def test_a_prompt_longer_than_the_context() -> None:
     small = Llama4(replace(config, text=text))
     small.language_model = model.language_model
     results = run_all(
-        small, [Request(words(0, 18).prompt, 9), Request(words(1, 20).prompt, 9)], end_tokens=()
+        small,
+        [Request(words(0, 18).prompt, at_most(9)), Request(words(1, 20).prompt, at_most(9))],
+        end_tokens=(),
     )
     assert [step.finish_reason for step in results[0]] == [None, "length"]
     assert "this model's context holds 20" in str(results[1][0])

@@ -1,7 +1,7 @@
 """Tokens guessed ahead and verified several at once: they are the tokens without that."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache as memoized
 from itertools import islice
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.chat import Chat, ChatOptions
-from mlx_llama4.config import GenerationConfig
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.run import convert
 from mlx_llama4.demo.questions import NOTES
@@ -24,9 +23,9 @@ from mlx_llama4.errors import InputError
 from mlx_llama4.generation.choice import Chooser
 from mlx_llama4.generation.decode import decode
 from mlx_llama4.generation.drafting import Drafter, MakeDrafter, NgramDrafter
-from mlx_llama4.generation.generate import Statistics, Step, generate
+from mlx_llama4.generation.generate import Statistics, Step, stream_generate
 from mlx_llama4.generation.sampler import make_sampler
-from mlx_llama4.generation.settings import SamplingSettings
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.generation.verify import DraftStatistics, decode_drafted
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.opening import load_model
@@ -34,7 +33,7 @@ from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.quantization import KVQuantization
 from tests import tiny
 from tests.cache.test_cache_sequences import PACKED_ERROR, model_of, words
-from tests.generation.test_generation import letters
+from tests.generation.test_generation import Letters
 from tests.proofs import scaled
 from tests.streamed import ONE_A_LAYER, folder, load_streamed
 
@@ -78,12 +77,23 @@ def two_layers() -> Llama4:
 
 
 def told(
-    prompt: Prompt, model: Llama4 | None = None, **arguments: object
+    prompt: Prompt,
+    model: Llama4 | None = None,
+    end_tokens: Collection[int] = (),
+    cache: Sequence[KVCache] | None = None,
+    **arguments: object,
 ) -> tuple[list, Statistics]:
     """Of each step (token, text, why it was the last); statistics."""
     statistics = Statistics()
-    arguments = {"token_bytes": letters, "end_tokens": (), "max_tokens": 60} | arguments
-    steps = generate(model or two_layers(), prompt, statistics=statistics, **arguments)
+    settings = GenerationSettings(**{"max_tokens": 60} | arguments)
+    steps = stream_generate(
+        model or two_layers(),
+        Letters(end_tokens),
+        prompt,
+        settings,
+        cache=cache,
+        statistics=statistics,
+    )
     return [(step.token, step.text, step.finish_reason) for step in steps], statistics
 
 
@@ -134,10 +144,10 @@ def test_tokens_told_one_by_one_are_found_as_if_they_were_the_prompt() -> None:
 
 # Ways to choose a token; each draws, so that one draw too many would show in all that come after.
 WAYS = (
-    SamplingSettings(temperature=1.0),
-    SamplingSettings(temperature=0.7, top_p=0.9, repetition_penalty=1.3),
-    SamplingSettings(temperature=1.5, top_k=20, min_p=0.02, logit_bias={7: 3.0, 9: -100.0}),
-    SamplingSettings(repetition_penalty=1.2),
+    GenerationSettings(temperature=1.0),
+    GenerationSettings(temperature=0.7, top_p=0.9, repetition_penalty=1.3),
+    GenerationSettings(temperature=1.5, top_k=20, min_p=0.02, logit_bias={7: 3.0, 9: -100.0}),
+    GenerationSettings(repetition_penalty=1.2),
 )
 PACKINGS = (None, KVQuantization(8, 32), KVQuantization(8, 32, after=25))
 TOKENS = st.integers(0, tiny.VOCABULARY - 1)
@@ -161,7 +171,7 @@ TOKENS = st.integers(0, tiny.VOCABULARY - 1)
     phases=[Phase.generate],
 )
 def test_whatever_is_drafted(
-    way: SamplingSettings,
+    way: GenerationSettings,
     packing: KVQuantization | None,
     length: int,
     drafts: list[list[int]],
@@ -174,11 +184,11 @@ def test_whatever_is_drafted(
     What is drafted: a few of the very tokens that come, then any; cut off wherever a caller stops.
     """
     model, prompt, way = model_of("dense"), words(seed, length).prompt, replace(way, seed=seed)
-    arguments = {"token_bytes": letters, "end_tokens": (), "max_tokens": 40, "logprobs": 3}
+    way = replace(way, max_tokens=40, logprobs=3)
 
     def run(draft: MakeDrafter | None, layers: list[KVCache]) -> Iterator[Step]:
-        choosing = {"sampler": way.sampler(), "adjustments": way.adjustments(), "draft": draft}
-        return generate(model, prompt, cache=layers, **arguments, **choosing)
+        settings = replace(way, draft=draft)
+        return stream_generate(model, Letters(), prompt, settings, cache=layers)
 
     plain = list(run(None, model.make_cache(packing)))
     tokens = [step.token for step in plain]
@@ -204,10 +214,9 @@ def test_whatever_is_drafted(
 
 
 @pytest.mark.parametrize("way", WAYS[1:3])
-def test_the_same_seed_gives_the_same_tokens(way: SamplingSettings) -> None:
+def test_the_same_seed_gives_the_same_tokens(way: GenerationSettings) -> None:
     def run(draft: MakeDrafter | None) -> tuple[list, Statistics]:
-        choosing = {"sampler": replace(way, seed=4).sampler(), "adjustments": way.adjustments()}
-        return told(repetitive(4), draft=draft, **choosing)
+        return told(repetitive(4), **vars(replace(way, seed=4, max_tokens=60, draft=draft)))
 
     plain, _ = run(None)
     tokens = [token for token, _, _ in plain]
@@ -256,8 +265,9 @@ def test_a_conversation(demo_chat: Chat, tmp_path: Path) -> None:
     """Turns, one cut off, retried, taken back, saved and gone on with: as without drafts."""
     both, packing = [], KVQuantization(8, 32, after=150)
     for draft in (None, NgramDrafter):
-        options = ChatOptions(max_tokens=40, draft=draft, kv_quantization=packing)
-        chat = Chat(demo_chat.model, demo_chat.processor, GenerationConfig(()), options)
+        settings = GenerationSettings(max_tokens=40, draft=draft)
+        options = ChatOptions(settings, kv_quantization=packing)
+        chat = Chat(demo_chat.model, demo_chat.processor, options)
         chat.identity = demo_chat.identity
         found = []
         for text in (NOTES + "What is the code of walnut?", "Hello", "Hello"):

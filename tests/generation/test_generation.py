@@ -1,6 +1,7 @@
 """Prefill, decode, sampling, text as it comes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -12,9 +13,10 @@ from mlx.utils import tree_flatten
 import mlx_llama4.generation.generate as generate_module
 from mlx_llama4.errors import InputError, PromptError
 from mlx_llama4.generation.detokenizer import StreamingDetokenizer
-from mlx_llama4.generation.generate import Statistics, generate
+from mlx_llama4.generation.generate import Statistics, stream_generate
 from mlx_llama4.generation.prefill import prefill
 from mlx_llama4.generation.sampler import keep_top_p, make_sampler
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.image import TiledImage
 from mlx_llama4.prompt.prompt import Prompt
@@ -35,8 +37,14 @@ def text_prompt(length: int) -> Prompt:
     return Prompt(cases.text_ids(length)[0].astype(np.int32))
 
 
-def letters(token: int) -> bytes:
-    return bytes([97 + token % 26])
+@dataclass(frozen=True)
+class Letters:
+    """Stands for a processor: each token is a letter."""
+
+    end_tokens: Collection[int] = ()
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([97 + token % 26])
 
 
 class FixedImage(TiledImage):
@@ -58,12 +66,11 @@ def image_prompt(grids: list[tuple[int, int]]) -> Prompt:
 @pytest.mark.parametrize("name", ["scout", "maverick"])
 def test_greedy_tokens_are_the_reference_s(golden_model: Models, name: str) -> None:
     steps = list(
-        generate(
+        stream_generate(
             golden_model(name),
+            Letters(),
             text_prompt(cases.GREEDY_PROMPT),
-            token_bytes=letters,
-            end_tokens=(),
-            max_tokens=cases.GREEDY_TOKENS,
+            GenerationSettings(max_tokens=cases.GREEDY_TOKENS),
         )
     )
     assert [step.token for step in steps] == goldens(name)["greedy"].tolist()
@@ -132,12 +139,11 @@ def test_end_token_stops_and_has_no_text(golden_model: Models) -> None:
     expected = goldens("scout")["greedy"].tolist()
     statistics = Statistics()
     steps = list(
-        generate(
+        stream_generate(
             golden_model("scout"),
+            Letters({expected[5]}),
             text_prompt(cases.GREEDY_PROMPT),
-            token_bytes=letters,
-            end_tokens={expected[5]},
-            max_tokens=100,
+            GenerationSettings(max_tokens=100),
             statistics=statistics,
         )
     )
@@ -156,12 +162,11 @@ def test_statistics(golden_model: Models, monkeypatch: pytest.MonkeyPatch) -> No
     mx.eval(mx.zeros(10**7))  # what came before does not count
     cache = model.make_cache()
     model(mx.array(prompt.ids[None, :3]), cache)
-    for _ in generate(
+    for _ in stream_generate(
         model,
+        Letters(),
         prompt,
-        token_bytes=letters,
-        end_tokens=(),
-        max_tokens=5,
+        GenerationSettings(max_tokens=5),
         cache=cache,
         statistics=statistics,
     ):
@@ -180,13 +185,13 @@ def test_statistics(golden_model: Models, monkeypatch: pytest.MonkeyPatch) -> No
 def test_logprobs_are_the_model_s_own(golden_model: Models) -> None:
     model, prompt = golden_model("scout"), text_prompt(20)
     step = next(
-        generate(
+        stream_generate(
             model,
+            Letters(),
             prompt,
-            token_bytes=letters,
-            end_tokens=(),
-            max_tokens=1,
-            sampler=make_sampler(temperature=2.0, top_k=3, seed=1),
+            GenerationSettings(
+                max_tokens=1, sampler=make_sampler(temperature=2.0, top_k=3, seed=1)
+            ),
         )
     )
     logits = goldens("scout")["text 20"][-1].astype(np.float64)
@@ -200,12 +205,15 @@ def test_prompts_that_do_not_fit(golden_model: Models) -> None:
     model = Llama4(golden_model("scout").config)
     text = dataclasses.replace(model.config.text, max_position_embeddings=20)
     model.config = dataclasses.replace(model.config, text=text)
-    arguments = {"token_bytes": letters, "end_tokens": (), "max_tokens": 50}
+    settings = GenerationSettings(max_tokens=50)
     with pytest.raises(PromptError, match="20 tokens; this model's context holds 20"):
-        next(generate(model, text_prompt(20), **arguments))
+        next(stream_generate(model, Letters(), text_prompt(20), settings))
     with pytest.raises(PromptError, match="empty"):
-        next(generate(model, text_prompt(0), **arguments))
-    assert len(list(generate(model, Prompt(text_prompt(20).ids[:18]), **arguments))) == 2
+        next(stream_generate(model, Letters(), text_prompt(0), settings))
+    assert (
+        len(list(stream_generate(model, Letters(), Prompt(text_prompt(20).ids[:18]), settings)))
+        == 2
+    )
 
 
 def test_sampler_refuses_what_makes_no_sense() -> None:
@@ -342,12 +350,11 @@ def test_decode_waits_once_a_token(golden_model: Models, monkeypatch: pytest.Mon
     for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__array__"):
         if hasattr(mx.array, name):
             monkeypatch.setattr(mx.array, name, recorded(name, getattr(mx.array, name)))
-    steps = generate(
+    steps = stream_generate(
         golden_model("maverick"),
+        Letters(),
         text_prompt(20),
-        token_bytes=letters,
-        end_tokens=(),
-        max_tokens=10,
+        GenerationSettings(max_tokens=10),
     )
     assert len(list(steps)) == 10
     ahead = ["async_eval", "item", "item"]
@@ -374,9 +381,8 @@ def test_prefill_computes_the_last_position_s_logits_only(
 def test_room_is_made_once_for_a_whole_prompt(golden_model: Models) -> None:
     model = golden_model("scout")
     cache = model.make_cache()
-    steps = generate(
-        model, text_prompt(150), token_bytes=letters, end_tokens=(), max_tokens=200, cache=cache
-    )
+    settings = GenerationSettings(max_tokens=200)
+    steps = stream_generate(model, Letters(), text_prompt(150), settings, cache=cache)
     next(steps)
     capacities = {layer.buffers["keys"].array.shape[2] for layer in cache}
     assert capacities == {32, 512}  # a chunk, or the prompt and the answer in whole blocks

@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import mlx.core as mx
@@ -13,10 +14,9 @@ import pytest
 
 from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.errors import InputError, RunError
-from mlx_llama4.generation.adjustments import logit_bias
-from mlx_llama4.generation.generate import generate
+from mlx_llama4.generation.generate import stream_generate
 from mlx_llama4.generation.grammar import Grammar, GrammarMatcher, GrammarTokens
-from mlx_llama4.generation.settings import SamplingSettings
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.prompt.tokenizer import Tokenizer
 from tests.proofs import scaled
@@ -46,7 +46,7 @@ def chat(loaded: Chat) -> Iterator[Chat]:
 @pytest.fixture(scope="module")
 def tokens(loaded: Chat) -> GrammarTokens:
     return GrammarTokens(
-        loaded.processor.tokenizer, loaded.end_tokens, loaded.model.config.text.vocab_size
+        loaded.processor.tokenizer, loaded.processor.end_tokens, loaded.model.config.text.vocab_size
     )
 
 
@@ -55,8 +55,10 @@ def ids_allowed(allowed: mx.array) -> set[int]:
 
 
 def answer(chat: Chat, grammar: Grammar, seed: int, max_tokens: int) -> str:
-    sampler = SamplingSettings(temperature=1.0, seed=seed).sampler()
-    chat.options = ChatOptions(max_tokens=max_tokens, sampler=sampler, grammar=grammar)
+    settings = GenerationSettings(
+        max_tokens=max_tokens, temperature=1.0, seed=seed, grammar=grammar
+    )
+    chat.options = ChatOptions(settings)
     chat.reset()
     return "".join(chat.send("Describe it as JSON."))
 
@@ -110,11 +112,11 @@ def test_whatever_is_chosen_of_what_is_allowed(chat: Chat, tokens: GrammarTokens
         matcher = Grammar(schema, tokens).start()
         while len(said) < 1000:
             allowed = ids_allowed(matcher.allowed())
-            may_end = bool(allowed & chat.end_tokens)
-            if allowed <= chat.end_tokens or (may_end and dice.random() < 0.7):
+            may_end = bool(allowed & chat.processor.end_tokens)
+            if allowed <= chat.processor.end_tokens or (may_end and dice.random() < 0.7):
                 break
             liked = dice.choices([closing, escapes, set()], [35, 25, 40])[0]
-            token = dice.choice(sorted(allowed & liked or allowed - chat.end_tokens))
+            token = dice.choice(sorted(allowed & liked or allowed - chat.processor.end_tokens))
             matcher.accept(token)
             said.append(spelled[token])
         assert len(said) < 1000
@@ -123,7 +125,9 @@ def test_whatever_is_chosen_of_what_is_allowed(chat: Chat, tokens: GrammarTokens
 
 def test_the_model_still_has_its_say(chat: Chat, tokens: GrammarTokens) -> None:
     """Of what the schema allows, the likeliest: it knows the code."""
-    chat.options.grammar = Grammar({"enum": ["407", "408", "The code of walnut is 407."]}, tokens)
+    chat.options.settings = GenerationSettings(
+        grammar=Grammar({"enum": ["407", "408", "The code of walnut is 407."]}, tokens)
+    )
     question = "The code of walnut is 407.\nWhat is the code of walnut?"
     assert json.loads("".join(chat.send(question))).endswith("407.")
 
@@ -144,11 +148,11 @@ def test_only_the_tokenizer_s_own_bytes(chat: Chat, tokens: GrammarTokens) -> No
             assert tokenizer.token_bytes(other) and whole.startswith(b"{")
         text += tokenizer.token_bytes(token)
         matcher.accept(token)
-    assert ids_allowed(matcher.allowed()) == set(chat.end_tokens)
+    assert ids_allowed(matcher.allowed()) == set(chat.processor.end_tokens)
 
 
 def test_tokens_past_the_tokenizer_s_are_never_allowed(chat: Chat) -> None:
-    padded = GrammarTokens(chat.processor.tokenizer, chat.end_tokens, 1100)
+    padded = GrammarTokens(chat.processor.tokenizer, chat.processor.end_tokens, 1100)
     allowed = Grammar({"type": "string"}, padded).start().allowed()
     assert allowed.shape == (1100,)
     assert allowed[: chat.processor.tokenizer.vocab_size].any()
@@ -156,7 +160,9 @@ def test_tokens_past_the_tokenizer_s_are_never_allowed(chat: Chat) -> None:
 
 
 def test_characters_of_several_tokens(chat: Chat, tokens: GrammarTokens) -> None:
-    chat.options.grammar = Grammar({"const": {"llama 🦙": ["é", "\U0001f3fd"]}}, tokens)
+    chat.options.settings = GenerationSettings(
+        grammar=Grammar({"const": {"llama 🦙": ["é", "\U0001f3fd"]}}, tokens)
+    )
     text = "".join(chat.send("Hello"))
     assert json.loads(text) == {"llama 🦙": ["é", "\U0001f3fd"]}
 
@@ -183,8 +189,8 @@ def test_nothing_is_left_to_say(chat: Chat, tokens: GrammarTokens) -> None:
     brace = chat.processor.tokenizer.encode("{")
     forbidden = dict.fromkeys(ids_allowed(Grammar(CODE, tokens).start().allowed()), -100.0)
     assert brace[0] in forbidden
-    chat.options.grammar = Grammar(CODE, tokens)
-    chat.options.adjustments = (logit_bias(forbidden),)
+    settings = GenerationSettings(grammar=Grammar(CODE, tokens), logit_bias=forbidden)
+    chat.options.settings = settings
     with pytest.raises(RunError, match="the logit bias forbids every token"):
         list(chat.send("Hello"))
     assert chat.messages == []
@@ -214,10 +220,10 @@ def test_what_cannot_be_kept_to_is_refused(tokens: GrammarTokens) -> None:
 
 def test_turns_with_and_without(chat: Chat, tokens: GrammarTokens) -> None:
     """The cache goes on from an answer by a schema as from any other."""
-    chat.options.grammar = Grammar(CODE, tokens)
+    chat.options.settings = GenerationSettings(grammar=Grammar(CODE, tokens))
     "".join(chat.send("The code of walnut is 407."))
     held = len(chat.cache.ids)
-    chat.options.grammar = None
+    chat.options.settings = GenerationSettings()
     assert "".join(chat.send("What is 2 plus 3?")) == "2 plus 3 is 5."
     assert chat.statistics.cached_tokens == held
 
@@ -227,13 +233,12 @@ def test_streamed_tokens_are_shown_before_the_next_is_computed(demo_folder: Path
     model = load_streamed(demo_folder, ONE_A_LAYER)
     tokenizer = Tokenizer.load(demo_folder)
     end = tokenizer.special_id("<|eot|>")
-    steps = generate(
+    grammar = Grammar({"const": 7}, GrammarTokens(tokenizer, {end}, 1019))
+    steps = stream_generate(
         model,
+        SimpleNamespace(token_bytes=tokenizer.token_bytes, end_tokens={end}),
         Prompt(np.array(tokenizer.encode("Hello"), np.int32)),
-        token_bytes=tokenizer.token_bytes,
-        end_tokens={end},
-        max_tokens=20,
-        grammar=Grammar({"const": 7}, GrammarTokens(tokenizer, {end}, 1019)),
+        GenerationSettings(max_tokens=20, grammar=grammar),
     )
     assert next(steps).text == "7"
     before = model.expert_statistics.read_backs
@@ -253,13 +258,12 @@ def test_the_next_logits_are_under_way_when_a_token_is_shown(
             target, name, lambda *given, n=name, call=call: events.append(n) or call(*given)
         )
     tokenizer = chat.processor.tokenizer
-    steps = generate(
+    grammar = Grammar({"type": "string", "minLength": 100}, tokens)
+    steps = stream_generate(
         chat.model,
+        chat.processor,
         Prompt(np.array(tokenizer.encode("Hello"), np.int32)),
-        token_bytes=tokenizer.token_bytes,
-        end_tokens=chat.end_tokens,
-        max_tokens=3,
-        grammar=Grammar({"type": "string", "minLength": 100}, tokens),
+        GenerationSettings(max_tokens=3, grammar=grammar),
     )
     assert len(list(steps)) == 3
     assert events == ["item", "item", "async_eval"] * 2 + ["item", "item"]

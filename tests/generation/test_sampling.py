@@ -13,9 +13,9 @@ from mlx_llama4.cli.sampling import parse_logit_bias
 from mlx_llama4.errors import InputError
 from mlx_llama4.generation.adjustments import Adjustment, logit_bias, repetition_penalty
 from mlx_llama4.generation.choice import Chooser, wait_for
-from mlx_llama4.generation.generate import Statistics, Step, generate
+from mlx_llama4.generation.generate import Statistics, Step, Wordless, stream_generate
 from mlx_llama4.generation.sampler import greedy, keep_min_p, make_sampler
-from mlx_llama4.generation.settings import SamplingSettings
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.prompt.tokenizer import Tokenizer
@@ -102,24 +102,23 @@ def test_logit_bias_as_typed() -> None:
 
 
 def test_settings_make_what_they_say() -> None:
-    assert SamplingSettings().sampler() is greedy
-    assert SamplingSettings().adjustments() == ()
-    assert not SamplingSettings().is_random
-    assert SamplingSettings(temperature=0.5).is_random
-    both = SamplingSettings(repetition_penalty=2.0, logit_bias={1: 4.0}).adjustments()
+    assert GenerationSettings().make_sampler() is greedy
+    assert GenerationSettings().make_adjustments() == ()
+    assert not GenerationSettings().is_random
+    assert GenerationSettings(temperature=0.5).is_random
+    both = GenerationSettings(repetition_penalty=2.0, logit_bias={1: 4.0}).make_adjustments()
     logits = mx.array([[3.0, 2.0]])
     for adjust in both:
         logits = adjust(logits, mx.array([True, True]))
     assert logits.tolist() == [[1.5, 5.0]]
 
 
-def steps(model: Llama4, count: int, **options: object) -> list[Step]:
+def steps(
+    model: Llama4, count: int, statistics: Statistics | None = None, **options: object
+) -> list[Step]:
     prompt = Prompt(cases.text_ids(20)[0].astype(np.int32))
-    return list(
-        generate(
-            model, prompt, token_bytes=lambda _: b"", end_tokens=(), max_tokens=count, **options
-        )
-    )
+    settings = GenerationSettings(max_tokens=count, **options)
+    return list(stream_generate(model, Wordless(), prompt, settings, statistics=statistics))
 
 
 def test_prompt_and_answer_are_remembered(golden_model: Callable[[str], Llama4]) -> None:
@@ -179,7 +178,7 @@ def test_adjusting_does_not_make_the_host_wait(
         monkeypatch.setattr(mx, name, recorded(name, getattr(mx, name)))
     for name in ("item", "tolist"):
         monkeypatch.setattr(mx.array, name, recorded(name, getattr(mx.array, name)))
-    adjustments = SamplingSettings(repetition_penalty=1.1, logit_bias={3: 1.0}).adjustments()
+    adjustments = GenerationSettings(repetition_penalty=1.1, logit_bias={3: 1.0}).make_adjustments()
     sampler = make_sampler(1.0, min_p=0.1, seed=0)
     model = golden_model("scout")
     steps(model, 4, adjustments=adjustments, sampler=sampler, stop=("x",))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.errors import InputError
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.generation.stop import StopStrings
 
 SOME = st.text("ab🦙é", max_size=12)
@@ -68,27 +69,29 @@ def test_an_answer_ends_before_it(chat: Chat) -> None:
     whole = "".join(chat.send("Hello"))
     tokens = chat.statistics.generated_tokens
     for stop in ("help", " I h", "!", "you?"):
-        chat.options.stop = (stop, "never said")
+        chat.options.settings = GenerationSettings(stop=(stop, "never said"))
         chat.reset()
         assert "".join(chat.send("Hello")) == whole.partition(stop)[0]
         assert chat.statistics.finish_reason == "stop"
         assert chat.statistics.generated_tokens < tokens
-    chat.options.stop = ("you? And", "never said")
+    chat.options.settings = GenerationSettings(stop=("you? And", "never said"))
     assert "".join(chat.retry()) == whole
-    chat.options.max_tokens = tokens - 2
+    chat.options.settings = GenerationSettings(
+        max_tokens=tokens - 2, stop=("you? And", "never said")
+    )
     assert whole.startswith("".join(chat.retry()))
     assert chat.statistics.finish_reason == "length"
 
 
 def test_the_conversation_goes_on_from_the_cache(chat: Chat) -> None:
     """Its message shows what was shown and has the tokens that the cache holds."""
-    chat.options.stop = ("can",)
+    chat.options.settings = GenerationSettings(stop=("can",))
     assert "".join(chat.send("Hello")) == "Hello! How "
     message, held = chat.messages[-1], np.array(chat.cache.ids)
     assert message["content"] == "Hello! How "
     said = b"".join(map(chat.processor.tokenizer.token_bytes, message["token_ids"]))
     assert said == b"Hello! How can"
-    chat.options.stop = ()
+    chat.options.settings = GenerationSettings()
     answer = "".join(chat.send("What is 2 plus 3?"))
     assert chat.statistics.cached_tokens == len(held)
     assert (chat.cache.ids[: len(held)] == held).all()

@@ -13,7 +13,8 @@ import pytest
 from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.convert.recipes import Recipe, Rule
 from mlx_llama4.convert.run import convert
-from mlx_llama4.generation.generate import Statistics, generate
+from mlx_llama4.generation.generate import Statistics, Wordless, stream_generate
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.offload import expert_cache
 from mlx_llama4.opening import load_model
@@ -211,9 +212,8 @@ def test_statistics(folders: Folders) -> None:
     folder = folders("maverick")
     model, ids, statistics = load_streamed(folder, HALF), text_ids(40), Statistics()
     prompt = Prompt(ids[0].astype(np.int32))
-    steps = generate(
-        model, prompt, token_bytes=bytes, end_tokens=(), max_tokens=9, statistics=statistics
-    )
+    settings = GenerationSettings(max_tokens=9)
+    steps = stream_generate(model, Wordless(), prompt, settings, statistics=statistics)
     assert len(list(steps)) == 9
     prefill, decode = statistics.prefill_experts, statistics.decode_experts
     assert prefill.read_backs == 4
@@ -227,7 +227,7 @@ def test_statistics(folders: Folders) -> None:
 def test_nothing_is_read_for_a_token_after_the_last(folders: Folders) -> None:
     """Each is given out before the next is computed, so one that ends the answer costs no read."""
     model, prompt = load_streamed(folders("maverick"), SOME), Prompt(text_ids(40)[0])
-    steps = generate(model, prompt, token_bytes=bytes, end_tokens=(), max_tokens=9)
+    steps = stream_generate(model, Wordless(), prompt, GenerationSettings(max_tokens=9))
     next(steps)
     assert model.expert_statistics.read_backs == 4
     next(steps)

@@ -30,7 +30,8 @@ resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 from pathlib import Path
 import mlx.core as mx, numpy as np
 mx.set_default_device(mx.cpu)
-from mlx_llama4.generation.generate import generate
+from mlx_llama4.generation.generate import Wordless, stream_generate
+from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.opening import load_model
 from mlx_llama4.offload.budget import ExpertStreaming
 from mlx_llama4.prompt.prompt import Prompt
@@ -39,8 +40,8 @@ model = load_model(Path(sys.argv[1]), streaming=streaming)
 for layer in model.expert_cache.layers.values() if streaming else ():
     layer.hold(range(layer.capacity))  # all memory that it may ever take
 ids = np.random.default_rng(0).integers(0, 2000, 80).astype(np.int32)
-options = dict(token_bytes=lambda token: b"", end_tokens=(), max_tokens=4)
-assert len(list(generate(model, Prompt(ids), **options))) == 4
+settings = GenerationSettings(max_tokens=4)
+assert len(list(stream_generate(model, Wordless(), Prompt(ids), settings))) == 4
 """
 
 

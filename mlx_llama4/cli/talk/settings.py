@@ -17,38 +17,35 @@ NAMES = (*FLOATS, *INTEGERS, "max_tokens", "stop", "draft")
 
 def set_value(talk: "Talk", name: str, value: str) -> None:
     """Raises InputError for an unknown name or a value out of range."""
-    options = talk.chat.options
+    options, settings = talk.chat.options, talk.settings
     if name == "stop":
-        options.stop = (value,) if value and value != "none" else ()
+        stop = (value,) if value and value != "none" else ()
+        options.settings = replace(settings, stop=stop)
     elif name == "max_tokens":
         number = _number(name, value, int)
         if number < 1:
             raise InputError(f"max_tokens {number} must be 1 or more")
-        options.max_tokens = number
+        options.settings = replace(settings, max_tokens=number)
     elif name == "draft":
         if value not in list(Draft):
             raise InputError(f"draft is {' or '.join(Draft)}, not {value!r}: /set draft VALUE")
-        options.draft = drafter(Draft(value))
+        options.settings = replace(settings, draft=drafter(Draft(value)))
     elif name == "seed" and value == "none":
-        talk.apply(replace(talk.settings, seed=None))
+        talk.chat.set_settings(replace(settings, seed=None))
     elif name in FLOATS or name in INTEGERS:
         number = _number(name, value, float if name in FLOATS else int)
-        talk.apply(replace(talk.settings, **{name: number}))
+        talk.chat.set_settings(replace(settings, **{name: number}))
     else:
         raise _unknown(name)
 
 
 def shown_value(talk: "Talk", name: str) -> str:
     """Raises Llama4Error for an unknown name."""
-    options = talk.chat.options
-    others = {
-        "max_tokens": options.max_tokens,
-        "stop": " ".join(options.stop),
-        "draft": drafts_with(options.draft),
-    }
+    settings = talk.settings
+    others = {"stop": " ".join(settings.stop), "draft": drafts_with(settings.draft)}
     if name not in NAMES:
         raise _unknown(name)
-    value = others[name] if name in others else getattr(talk.settings, name)
+    value = others[name] if name in others else getattr(settings, name)
     return "none" if value in (None, "") else str(value)
 
 

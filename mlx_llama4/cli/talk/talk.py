@@ -12,12 +12,12 @@ from mlx_llama4.cli.markdown.answer import Answer
 from mlx_llama4.cli.talk import state_files
 from mlx_llama4.cli.talk.attachments import Attachments, facts_of, name_of
 from mlx_llama4.errors import Llama4Error
-from mlx_llama4.generation.settings import SamplingSettings
 
 if TYPE_CHECKING:
     from mlx_llama4.chat import Chat
     from mlx_llama4.cli.talk.tool_consent import Consent
     from mlx_llama4.generation.generate import Statistics
+    from mlx_llama4.generation.settings import GenerationSettings
     from mlx_llama4.prompt.image import PromptImage
     from mlx_llama4.prompt.messages import Message
 
@@ -45,7 +45,6 @@ class Talk:
     """chat: the conversation that is going on, one of `forks`."""
 
     chat: "Chat"
-    settings: SamplingSettings
     look: Look = field(default_factory=Look)
     consent: "Consent | None" = None
     keeps_session: bool = True
@@ -154,20 +153,19 @@ class Talk:
         facts = facts_of(image, self.chat.processor.image_tokens(image))
         terminal.aside(f"[{name_of(image)}: {facts}]")
 
-    def apply(self, settings: SamplingSettings) -> None:
-        """Choose tokens so from now on. Raises InputError for values out of range."""
-        options = self.chat.options
-        options.sampler, options.adjustments = settings.sampler(), settings.adjustments()
-        self.settings = settings
+    @property
+    def settings(self) -> "GenerationSettings":
+        return self.chat.settings
 
     def turn_to(self, number: int) -> None:
         """Go on with a fork, counted from 1."""
         self.chat.stop()
+        settings = self.settings
         self.chat = self.forks[number - 1]
+        self.chat.set_settings(settings)
         pending = self.attachments.pending
         self.attachments = Attachments(self.chat, self._show_picture)
         self.attachments.pending = pending
-        self.apply(self.settings)
         self.recount()
 
     def status(self, typed: str = "") -> str:
