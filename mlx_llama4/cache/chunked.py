@@ -1,4 +1,4 @@
-"""Keys and values of a chunked layer: at most one chunk, started again at each border.
+"""Keys and values of a chunked layer: at most one chunk; each border starts a new one.
 
 A RoPE layer never looks past the chunk of its query. With a chunk of 4:
 
@@ -7,13 +7,12 @@ A RoPE layer never looks past the chunk of its query. With a chunk of 4:
     held after 3     0 1 2 3 |            fill 4: complete, overwritten by token 4
     held after 5             | 4 5        fill 2
 
-Borders are multiples of the chunk size counted from the row's first token. Since positions
-only matter relative to each other inside a chunk, they are counted from the chunk's start:
-the same attention, and exact at any length (absolute float32 angles are off by 0.5 in q·k at
-1M tokens).
+Borders are multiples of the chunk size, counted from the row's first token. Only relative
+positions inside a chunk matter, so positions are counted from the chunk's start. The attention is
+the same, and exact at any length (absolute float32 angles are off by 0.5 in q·k at 1M tokens).
 
-At a border the layer needs no past at all. So it can go back to any border, whatever it holds,
-and inside the chunk that it holds to any position.
+At a border the layer needs no past. So the cache can go back to any border, whatever it holds, and
+to any position inside the chunk that it holds.
 """
 
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from mlx_llama4.cache.kv import KVCache, Rows, Seen, allocation, ranges
 
 
 class ChunkedKVCache(KVCache):
-    """Cache of one chunked layer. `chunk_size` None means that nothing is ever cut off."""
+    """Cache of one chunked layer. `chunk_size` None: one endless chunk."""
 
     def __init__(self, chunk_size: int | None):
         super().__init__()
@@ -37,11 +36,10 @@ class ChunkedKVCache(KVCache):
 
     @property
     def next_position(self) -> int:
-        """Position inside its chunk of the token that comes next."""
+        """Position of the next token inside its chunk."""
         return self.offset % self.chunk_size if self.chunk_size else self.offset
 
     def pieces(self, length: int) -> Iterator[tuple[int, int, int]]:
-        """The next `length` tokens cut at the borders: (start, stop, position of the first)."""
         start, position = 0, self.next_position
         while start < length:
             room = self.chunk_size - position if self.chunk_size else length
@@ -52,14 +50,14 @@ class ChunkedKVCache(KVCache):
     def extend(self, keys: mx.array, values: mx.array, attention_step: int) -> Iterator[Seen]:
         length = keys.shape[2]
         for start, stop, position in list(self.pieces(length)):
-            seen = {"keys": keys[:, :, start:stop], "values": values[:, :, start:stop]}
-            # Before anything is overwritten, for an interruption may come between any two lines.
+            seen: Rows = {"keys": keys[:, :, start:stop], "values": values[:, :, start:stop]}
+            # Before anything is overwritten: an interruption may come between any two lines.
             self.chunk_start = self.offset - position
             is_kept = position > 0 or stop == length
             if is_kept:
                 seen = self._write(seen, position)
             self.offset += stop - start
-            if not is_kept:  # a whole chunk that nothing after it will see
+            if not is_kept:  # a whole chunk that no later token sees
                 self.chunk_start = self.offset
             yield from ranges(seen["keys"], seen["values"], start, stop, position, attention_step)
 
@@ -79,7 +77,7 @@ class ChunkedKVCache(KVCache):
         return min(capacity, self.chunk_size) if self.chunk_size else capacity
 
     def reversible(self, length: int) -> int:
-        """None beyond a border, where the chunk before is overwritten."""
+        """Stops at the border, past which this chunk is overwritten."""
         room = self.chunk_size - self.next_position if self.chunk_size else length
         return min(length, room)
 
@@ -93,5 +91,5 @@ class ChunkedKVCache(KVCache):
         self.chunk_start = min(self.chunk_start, position)
 
     def skip_to(self, border: int) -> None:
-        """Take all tokens before a border as seen: from there on none of them matters."""
+        """Counts all tokens before a border as seen, which none after it looks at."""
         self.offset = self.chunk_start = border

@@ -1,30 +1,35 @@
-"""Keys and values of a global layer: every token, in the order in which it came."""
+"""Keys and values of a global layer: those of every token, in order."""
 
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import mlx.core as mx
 
+from mlx_llama4.cache.packed_array import PackedArray
 from mlx_llama4.errors import PromptError
 from mlx_llama4.memory import CACHE_BLOCK_TOKENS
 
 
 def allocation(tokens: int) -> int:
-    """Tokens that a buffer is given for `tokens` of them: whole blocks, so that a decode step
-    rarely copies."""
+    """The capacity of a buffer that holds `tokens` tokens: whole blocks, so that a decode step
+    rarely copies.
+    """
     return -(-tokens // CACHE_BLOCK_TOKENS) * CACHE_BLOCK_TOKENS
 
 
-# A range start … stop - 1 of new tokens, and the keys and values that it sees.
-Seen = tuple[int, int, mx.array, mx.array]
+# New tokens start … stop - 1, and the keys and values that they see, both packed or neither.
+Seen = tuple[int, int, mx.array | PackedArray, mx.array | PackedArray]
 
-# What a cache holds of some tokens, as it is stored: name of a buffer → [B, kv_heads, tokens, …].
+# Some tokens' keys and values as a cache stores them: name of a buffer → [B, kv_heads, tokens, …].
 Rows = Mapping[str, mx.array]
 
 
 def ranges(
     keys: mx.array, values: mx.array, start: int, stop: int, before: int, attention_step: int
 ) -> Iterator[Seen]:
-    """New tokens start … stop - 1 in ranges; keys and values hold `before` tokens, then these."""
+    """Yields new tokens start … stop - 1 in ranges of `attention_step`. `keys` and `values` hold
+    `before` earlier tokens, then these.
+    """
     for first in range(start, stop, attention_step):
         last = min(first + attention_step, stop)
         end = before + last - start
@@ -35,34 +40,34 @@ def ranges(
 
 
 class KVBuffer:
-    """One array [B, kv_heads, capacity, width], written in place and grown when full."""
+    """An array [B, kv_heads, capacity, width], written in place and grown when full."""
 
     def __init__(self) -> None:
         self.array: mx.array | None = None
 
     def write(self, start: int, new: mx.array, capacity: int) -> mx.array:
-        """Put `new` at token `start` and return tokens 0 … start + length - 1.
+        """Writes `new` from token `start` on; returns tokens 0 … start + length - 1.
 
-        `capacity` is the size to grow to, if what is there is too small.
+        `capacity` is the size to grow to if the array is too small.
         """
         stop = start + new.shape[2]
         if self.array is None or stop > self.array.shape[2]:
             room = mx.zeros((*new.shape[:2], capacity - start, new.shape[3]), new.dtype)
-            kept = [] if start == 0 else [self.array[:, :, :start]]
+            kept = [] if start == 0 or self.array is None else [self.array[:, :, :start]]
             self.array = mx.concatenate([*kept, room], axis=2)
         self.array[:, :, start:stop] = new
         return self.array[:, :, :stop]
 
     def shrink(self, capacity: int) -> None:
-        """Give room back, if there is more than twice what is needed."""
+        """Reallocates at `capacity` if the array is more than twice as large."""
         if self.array is not None and self.array.shape[2] > 2 * capacity:
             self.array = mx.contiguous(self.array[:, :, :capacity])
 
     def copy(self) -> "KVBuffer":
-        """Shares the array until one of the two writes to it, which then has a copy made."""
+        """A buffer that shares the array until one of the two writes to it."""
         copied = KVBuffer()
         if self.array is not None:
-            # An object of its own: item assignment changes the object, not the values it had.
+            # A new object over the same memory: item assignment rebinds the object written to.
             copied.array = mx.stop_gradient(self.array)
         return copied
 
@@ -71,41 +76,65 @@ class KVBuffer:
         return 0 if self.array is None else self.array.nbytes
 
 
+class AttentionCache(Protocol):
+    """What a layer asks of its cache: a KVCache, or RowCaches of rows that are decoded together."""
+
+    def pieces(self, length: int) -> Iterator[tuple[int, int, int | mx.array]]:
+        """Cuts the next `length` tokens at chunk borders: (start, stop, position of the first). The
+        position counts from the border, and is int32 [B] where rows have positions of their own.
+        """
+        ...
+
+    def split(
+        self, queries: mx.array, keys: mx.array, values: mx.array
+    ) -> Iterator[tuple["KVCache", mx.array, mx.array, mx.array]]:
+        """Yields each KVCache with its rows of the arrays."""
+        ...
+
+
 class KVCache:
-    """Cache of one global layer. `offset` is the number of tokens seen."""
+    """Cache of one global layer. Other kinds of layers derive theirs from it."""
 
     def __init__(self) -> None:
         self.buffers = {"keys": KVBuffer(), "values": KVBuffer()}
-        self.offset = 0
-        self.reserved = 0
+        self.offset = 0  # tokens seen
+        self.reserved = 0  # tokens announced
 
     def reserve(self, tokens: int) -> None:
-        """Announce that `tokens` will come in all, so that buffers are allocated once."""
+        """Announces that the cache will hold `tokens` in all, so that buffers grow only once."""
         self.reserved = tokens
 
     def extend(self, keys: mx.array, values: mx.array, attention_step: int) -> Iterator[Seen]:
-        """Take in [B, kv_heads, L, head_dim]; say what each of the L tokens sees.
+        """Takes in keys and values [B, kv_heads, L, head_dim]; yields what each of the L tokens
+        sees, in ranges of at most `attention_step` tokens.
 
-        Attention goes by ranges of at most `attention_step` tokens. What a range sees ends with
-        its own last token, so a causal mask aligned at the end is all it needs.
+        What a range sees ends with its own last token, so a causal mask aligned at the end is all
+        it needs.
         """
         start, length = self.offset, keys.shape[2]
         seen = self._write({"keys": keys, "values": values}, start)
         self.offset += length  # last: an interruption must not leave a hole
         yield from ranges(seen["keys"], seen["values"], 0, length, start, attention_step)
 
-    def split(self, *arrays: mx.array) -> Iterator[tuple["KVCache | mx.array", ...]]:
-        """Caches, and of each array the rows whose keys and values are theirs: here this one and
-        all of them. Rows that each have a cache of their own are in cache/row_caches.py.
-        """
-        yield self, *arrays
+    @property
+    def next_position(self) -> int:
+        """The position by which the next token is rotated."""
+        return self.offset
+
+    def pieces(self, length: int) -> Iterator[tuple[int, int, int]]:
+        yield 0, length, self.next_position
+
+    def split(
+        self, queries: mx.array, keys: mx.array, values: mx.array
+    ) -> Iterator[tuple["KVCache", mx.array, mx.array, mx.array]]:
+        yield self, queries, keys, values
 
     def most_seen(self, length: int) -> int:
         """The most keys that any of the next `length` tokens sees."""
         return self.offset + length
 
     def _write(self, rows: Rows, start: int) -> Rows:
-        """Put rows behind `start` others that are held; returns all that is then held."""
+        """Writes rows behind `start` earlier ones; returns all rows then held."""
         length = next(iter(rows.values())).shape[2]
         capacity = self._capacity(start + length)
         return {name: self.buffers[name].write(start, new, capacity) for name, new in rows.items()}
@@ -115,26 +144,27 @@ class KVCache:
 
     @property
     def first_held(self) -> int:
-        """Position of the first token whose keys and values are here; the last is offset - 1."""
+        """Position of the first token held; the last one is offset - 1."""
         return 0
 
     def rows(self, start: int, stop: int) -> Rows:
-        """What is stored of tokens start … stop - 1, all of them held."""
+        """The stored rows of tokens start … stop - 1, which must all be held."""
         first = self.first_held
         return {
             name: buffer.array[:, :, start - first : stop - first]
             for name, buffer in self.buffers.items()
+            if buffer.array is not None
         }
 
     def append(self, rows: Rows) -> None:
-        """Take in, as the next tokens, what `rows` of a cache of the same layer gave."""
+        """Takes in, as the next tokens, rows that another cache of this layer returned."""
         length = next(iter(rows.values())).shape[2]
         self._write(rows, self.offset)
         self.offset += length
 
     @property
     def arrays(self) -> list[mx.array]:
-        """What has to be evaluated for the cache to be up to date."""
+        """The arrays to evaluate so that the cache is up to date."""
         return [b.array for b in self.buffers.values() if b.array is not None]
 
     @property
@@ -142,8 +172,8 @@ class KVCache:
         return sum(buffer.nbytes for buffer in self.buffers.values())
 
     def reversible(self, length: int) -> int:
-        """Of the next `length` tokens, how many can come in one step that can be taken back, to
-        what would be there without it. Of a single token that is not asked.
+        """How many of the next `length` tokens one step can take in so that `rewind` undoes it
+        exactly. Not asked for a single token.
         """
         return length
 
@@ -152,8 +182,9 @@ class KVCache:
         return min(position, self.offset)
 
     def rewind(self, position: int) -> None:
-        """Forget the tokens from `position` on; they are overwritten by the next update, or their
-        room is given back if it is much more than what was reserved.
+        """Forgets the tokens from `position` on. The next update overwrites them; memory is given
+        back where it is much more than was reserved. Raises PromptError for a position that is not
+        a rewind point.
         """
         if not 0 <= position <= self.offset or self.rewind_point(position) != position:
             raise PromptError(
@@ -165,7 +196,7 @@ class KVCache:
             buffer.shrink(self._capacity(position))
 
     def copy(self) -> "KVCache":
-        """A cache that holds the same and goes its own way."""
+        """An independent cache with the same contents."""
         copied = type(self).__new__(type(self))
         copied.__dict__.update(self.__dict__)
         copied.buffers = {name: buffer.copy() for name, buffer in self.buffers.items()}

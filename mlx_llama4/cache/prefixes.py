@@ -1,15 +1,14 @@
-"""Beginnings of prompts that were read before, kept for prompts to come.
+"""Keeps the beginnings of prompts that were read, for later prompts that begin the same.
 
-At a chunk border chunked layers need no past, so what a prompt's first chunks leave behind is
-the global layers' keys and values alone. They are kept by the chunk, each under a key that tells
-all tokens and pictures from the prompt's first to the chunk's last:
+At a chunk border chunked layers need no past, so all that a prompt's first chunks leave behind is
+the global layers' keys and values. The store keeps them chunk by chunk. A chunk's key is a hash of
+all tokens and pictures from the prompt's first token to the chunk's last:
 
     prompt       [chunk 0][chunk 1][chunk 2][rest]
     kept          block 0  block 1  block 2  tail, if asked for
 
-What a running conversation holds is not kept a second time: blocks are made of what it drops.
-A tail has the rest for all layers, so that the end of a document, which is at no border, can be
-gone back to as well.
+Blocks are made of what a conversation drops, so nothing that it still holds is kept twice. A tail
+has the rest for all layers: the end of a document lies at no border, and a tail brings it back.
 """
 
 import hashlib
@@ -27,17 +26,18 @@ from mlx_llama4.least_recently_used import LeastRecentlyUsed
 if TYPE_CHECKING:
     from mlx_llama4.prompt.prompt import PlacedImage
 
-Block = dict[int, Rows]  # layer → its rows: of one chunk for global layers, of a tail for all
+Block = dict[int, Rows]  # layer → its rows: a chunk's for global layers, a tail's for all layers
 
 
 class PrefixStore:
-    """Blocks and tails of at most `budget` bytes in all; the longest unused go first.
+    """At most `budget` bytes of blocks and tails; the least recently used go first.
 
-    For one model and one way of packing. chunk_size None: there are no borders, nothing is kept.
+    A store serves one model and one KV quantization. Without borders (chunk_size None) it keeps
+    nothing.
     """
 
     def __init__(self, chunk_size: int | None, budget: int):
-        self.chunk_size, self.budget = chunk_size, budget
+        self.chunk_size, self.budget = chunk_size or 0, budget  # 0: no borders
         self._blocks: LeastRecentlyUsed[bytes, Block] = LeastRecentlyUsed(budget)
         self._tails: dict[bytes, set[int]] = {}  # key of the chunk before → tokens of its tails
 
@@ -46,10 +46,10 @@ class PrefixStore:
         return self._blocks.nbytes
 
     def fit(self, cache: PromptCache, ids: np.ndarray, images: Sequence["PlacedImage"]) -> int:
-        """Have `cache` hold as much as can be of the beginning of a prompt; returns how much.
+        """Makes `cache` hold as much as possible of a prompt's beginning; returns how many tokens.
 
-        At least one of the prompt's tokens is left to be fed. What the cache held beyond is kept
-        here, as far as it is whole chunks.
+        At least one token of the prompt is left to feed. Whole chunks that the cache held beyond
+        that beginning are kept here.
         """
         start, blocks = self._beginning(cache, ids, images)
         if self.chunk_size:
@@ -62,15 +62,15 @@ class PrefixStore:
         return start + sum(map(_tokens, blocks))
 
     def reach(self, cache: PromptCache, ids: np.ndarray, images: Sequence["PlacedImage"]) -> int:
-        """What `fit` would return; nothing is changed."""
+        """What `fit` would return, without changing anything."""
         start, blocks = self._beginning(cache, ids, images)
         return start + sum(map(_tokens, blocks))
 
     def _beginning(
         self, cache: PromptCache, ids: np.ndarray, images: Sequence["PlacedImage"]
     ) -> tuple[int, list[Block]]:
-        """How much `cache` has of the prompt's beginning, and what is known to come after it:
-        blocks begin at a border.
+        """How many tokens of the prompt's beginning to keep in `cache`, and the blocks to append,
+        the first of them at a border.
         """
         position = cache.rewind_point(min(cache.common_prefix(ids, images), len(ids) - 1))
         if not self.chunk_size:
@@ -85,13 +85,13 @@ class PrefixStore:
         return (first * self.chunk_size if blocks else position), blocks
 
     def keep_tail(self, cache: PromptCache) -> None:
-        """Remember where `cache` ends, however far it goes on from here."""
+        """Keeps the end of `cache` as it is now, so that later prompts can go back to it."""
         if not self.chunk_size or len(cache.ids) % self.chunk_size == 0:
             return
         keys = self._keys(cache.ids, cache.images)
         before, border = keys[-1] if keys else b"", len(keys) * self.chunk_size
         key = self._key(before, cache.ids[border:], border, len(cache.ids), cache.images)
-        tail = {
+        tail: Block = {
             number: {name: mx.contiguous(row) for name, row in rows.items()}
             for number, layer in enumerate(cache.layers)
             for rows in [layer.rows(border, len(cache.ids))]
@@ -102,20 +102,20 @@ class PrefixStore:
         self._tails.setdefault(before, set()).add(len(cache.ids) - border)
 
     def _found(self, keys: Sequence[bytes]) -> list[Block]:
-        """The blocks of these chunks, as far as they are here without a gap."""
+        """The blocks of these chunks, up to the first that is missing."""
         found: list[Block] = []
         for key in keys:
             if (block := self._blocks.get(key)) is None:
                 break
             found.append(block)
-        for key in reversed(keys[: len(found)]):  # the first are needed by all: they must go last
+        for key in reversed(keys[: len(found)]):  # later chunks need the first: it must go last
             self._blocks.get(key)
         return found
 
     def _longest_tail(
         self, keys: Sequence[bytes], ids: np.ndarray, images: Sequence["PlacedImage"]
     ) -> Block | None:
-        """keys: of the chunks before; ids: what comes after them."""
+        """keys: of the chunks before; ids: the tokens after them."""
         before, border = keys[-1] if keys else b"", len(keys) * self.chunk_size
         for length in sorted(self._tails.get(before, ()), reverse=True):
             if length <= len(ids):
@@ -125,7 +125,7 @@ class PrefixStore:
         return None
 
     def _keep_dropped(self, cache: PromptCache, position: int) -> None:
-        """Make blocks of the whole chunks that `cache` is about to drop."""
+        """Makes blocks of the whole chunks that `cache` is about to drop."""
         first = position // self.chunk_size
         keys = self._keys(cache.ids, cache.images)[first:]
         fitting: list[tuple[bytes, Block]] = []
@@ -133,7 +133,7 @@ class PrefixStore:
         for index, key in enumerate(keys, first):
             block = self._block(cache, index)
             if (room := room - _nbytes(block)) < 0:
-                break  # never at the cost of the chunks before, without which it is of no use
+                break  # of no use without the chunks before it, so it must not displace them
             fitting.append((key, block))
         for key, block in reversed(fitting):
             if self._blocks.get(key) is None:
@@ -144,7 +144,7 @@ class PrefixStore:
         self._blocks.put(key, block, _nbytes(block))
 
     def _block(self, cache: PromptCache, index: int) -> Block:
-        """Copies, made when they are evaluated: the buffer that they are cut from shall go."""
+        """Lazy copies, so that the buffer they are cut from can be freed."""
         start, stop = index * self.chunk_size, (index + 1) * self.chunk_size
         return {
             number: {name: mx.contiguous(row) for name, row in layer.rows(start, stop).items()}
@@ -154,14 +154,14 @@ class PrefixStore:
 
     def _append(self, cache: PromptCache, block: Block) -> None:
         for number, layer in enumerate(cache.layers):
-            if number in block:
-                layer.append(block[number])
-            else:
+            if isinstance(layer, ChunkedKVCache) and number not in block:
                 layer.skip_to(layer.offset + self.chunk_size)
+            else:
+                layer.append(block[number])
         mx.eval(cache.arrays)
 
     def _keys(self, ids: np.ndarray, images: Sequence["PlacedImage"]) -> list[bytes]:
-        """Of each whole chunk of `ids`."""
+        """The key of each whole chunk of `ids`."""
         keys: list[bytes] = []
         for stop in range(self.chunk_size, len(ids) + 1, self.chunk_size):
             start = stop - self.chunk_size
@@ -176,7 +176,7 @@ class PrefixStore:
         stop: int,
         images: Sequence["PlacedImage"],
     ) -> bytes:
-        """A hash of tokens start … stop - 1, the first of `ids`; their pictures; the key before."""
+        """A hash of the key before, tokens start … stop - 1 (`ids` begins there), and pictures."""
         digest = hashlib.sha256(before + np.asarray(ids[: stop - start], np.int32).tobytes())
         for image in images:
             if image.start < stop and image.stop > start:

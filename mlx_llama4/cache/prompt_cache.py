@@ -1,4 +1,4 @@
-"""The caches of all layers together with what they hold: which tokens, which images."""
+"""The caches of all layers, and which tokens and images they hold."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,14 +13,12 @@ if TYPE_CHECKING:
 
 
 class PromptCache:
-    """layers: one cache per layer, in step. ids: int32, the tokens that they have seen.
-    images: those whose tokens, or some of them, are among these.
-    """
+    """One cache per layer, all at the same position."""
 
     def __init__(self, layers: Sequence[KVCache]):
         self.layers = list(layers)
-        self.ids = np.zeros(0, np.int32)
-        self.images: tuple[PlacedImage, ...] = ()
+        self.ids = np.zeros(0, np.int32)  # the tokens seen
+        self.images: tuple[PlacedImage, ...] = ()  # those with at least one token in `ids`
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -31,16 +29,15 @@ class PromptCache:
         return sum(layer.nbytes for layer in self.layers)
 
     def reserve(self, tokens: int) -> None:
-        """Announce that the layers will hold `tokens` in all, so that room is made once."""
+        """Announces that the layers will hold `tokens` in all, so that buffers grow only once."""
         for layer in self.layers:
             layer.reserve(tokens)
 
     def record(self, ids: np.ndarray, images: Sequence["PlacedImage"]) -> None:
-        """Note what was fed: as many of `ids` as the layers have seen.
+        """Notes what was fed: as many of `ids` as the layers have seen.
 
-        A step that was interrupted may have left some layers behind the others, or all of them
-        ahead of `ids` by a token that came too late: all then go back to where each of them can
-        go on from.
+        An interrupted step may leave some layers behind the others, or all of them one token ahead
+        of `ids`. Then all layers go back to the last position that each of them can continue from.
         """
         position = min(len(ids), *(layer.offset for layer in self.layers))
         if any(layer.offset != position for layer in self.layers):
@@ -56,9 +53,9 @@ class PromptCache:
         return position
 
     def rewind(self, position: int) -> int:
-        """Forget the tokens from `position` on, or from the largest position before that all
-        layers can go back to, which is returned: inside the current chunk the position itself,
-        else the border below. What lies between is to be fed again.
+        """Forgets the tokens from `position` on, and returns where the cache now ends: at
+        `position` inside the current chunk, else at the border below it. The caller feeds the
+        tokens in between again.
         """
         position = self.rewind_point(min(position, len(self.ids)))
         for layer in self.layers:
@@ -67,7 +64,7 @@ class PromptCache:
         return position
 
     def common_prefix(self, ids: np.ndarray, images: Sequence["PlacedImage"]) -> int:
-        """How many tokens a prompt of `ids` begins with that are held, images being the same."""
+        """How many tokens at the beginning of a prompt are held, with the same images."""
         length = min(len(self.ids), len(ids))
         differing = np.flatnonzero(self.ids[:length] != ids[:length])
         position = int(differing[0]) if len(differing) else length
@@ -77,7 +74,7 @@ class PromptCache:
         return position
 
     def copy(self) -> "PromptCache":
-        """A cache that holds the same and goes its own way; arrays are shared until written to."""
+        """An independent cache with the same contents; arrays are shared until written to."""
         copied = PromptCache([layer.copy() for layer in self.layers])
         copied.ids, copied.images = self.ids, self.images
         return copied

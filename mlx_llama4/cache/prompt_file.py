@@ -6,8 +6,8 @@
     features.DIGEST                     [features, hidden_size], of the picture with that digest
     conversation                        uint8: JSON in UTF-8
 
-Global layers have all tokens, chunked layers those since the last border. The small form has
-neither from that border on, but what it takes to compute them again: ids and features.
+Global layers have all tokens, chunked layers those since the last border. The small form leaves out
+all keys and values from that border on; ids and features are enough to compute them again.
 """
 
 import json
@@ -25,7 +25,7 @@ from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.cache.quantized import PARTS, QuantizedKVCache
 from mlx_llama4.checkpoint.safetensors import LENGTH_BYTES, StoredTensor, read_header
 from mlx_llama4.errors import CheckpointError, OutputError
-from mlx_llama4.files.safetensors_file import check_place, write_safetensors
+from mlx_llama4.files.safetensors_file import check_place, load_safetensors, write_safetensors
 from mlx_llama4.prompt.image import RememberedImage
 from mlx_llama4.prompt.prompt import PlacedImage
 from mlx_llama4.quantization import KVQuantization
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mlx_llama4.prompt.image import PromptImage
 
 # Names of a layer's arrays: none, plain, packed.
-LAYER_NAMES = (
+LAYER_NAMES: tuple[set[str], ...] = (
     set(),
     {"keys", "values"},
     {f"{name}.{part}" for name in ("keys", "values") for part in PARTS},
@@ -44,35 +44,34 @@ FORMAT = "mlx-llama4 prompt cache"
 VERSION = 1
 HEADER_START = 200  # bytes
 
-# Features of a picture, if they are known or can be had.
+# Features of a picture; None if they are not known.
 FeaturesOf = Callable[["PromptImage"], mx.array | None]
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """ids: of all tokens, of which the cache holds fewer in the small form. features: by the
-    pictures' digests.
-    """
+    """The contents of a prompt file."""
 
     cache: PromptCache
-    ids: np.ndarray
-    features: Mapping[str, mx.array]
+    ids: np.ndarray  # of all tokens; in the small form the cache holds fewer
+    features: Mapping[str, mx.array]  # picture's digest → [features, hidden_size]
     conversation: Any
 
 
 def check_prompt_place(path: Path, nbytes: int = 0) -> None:
-    """Raises OutputError if no prompt cache of that size can be written there, or something else
-    would be lost by it.
+    """Raises OutputError if a prompt cache of that size cannot be written there, or would replace a
+    file that is not a prompt cache.
     """
     check_place(path, nbytes)
     try:
         if path.is_file():
             with path.open("rb") as file:
                 start = file.read(HEADER_START)
-            # The format is named first in the header, so that a cut file is known by it too.
+            # The header names the format first, so even a truncated file shows it.
             if start and FORMAT.encode() not in start:
                 raise OutputError(
-                    f"{path} is there and no prompt cache; give another name, or remove it first"
+                    f"{path} exists and is not a prompt cache; give another name, or remove it "
+                    "first"
                 )
     except OSError as failure:
         raise OutputError(f"cannot write {path}: {failure.strerror or failure}") from None
@@ -88,10 +87,10 @@ def save_prompt_file(
     features_of: FeaturesOf = lambda image: None,
     small: bool = False,
 ) -> int:
-    """Write `cache`, and `conversation` as JSON, to a file. Returns its bytes.
+    """Writes `cache`, and `conversation` as JSON, to a file. Returns its size in bytes.
 
-    pictures: of the conversation; the cache may have come to hold fewer.
-    Raises OutputError or RunError; what was there before is then untouched.
+    pictures: all of the conversation's, of which the cache may hold fewer.
+    Raises OutputError or RunError, and then leaves what was there before untouched.
     """
     check_prompt_place(path)
     ids, images = cache.ids, cache.images
@@ -102,7 +101,7 @@ def save_prompt_file(
     arrays: dict[str, mx.array] = {"ids": mx.array(ids)}
     text = json.dumps(conversation, ensure_ascii=False, default=_describe)
     arrays["conversation"] = mx.array(np.frombuffer(text.encode("utf-8"), np.uint8))
-    # Of what comes before the border the small form has no need any more.
+    # The small form needs no features of pictures that lie before the border.
     passed = {placed.image.digest for placed in images if small and placed.stop <= border}
     passed -= {placed.image.digest for placed in images if placed.stop > border}
     for image in [*(placed.image for placed in images), *pictures]:
@@ -128,7 +127,7 @@ def save_prompt_file(
 class PromptFile:
     """An opened file: its header is read and checked, its arrays are not read yet.
 
-    Raises CheckpointError if it is no such file, or not whole.
+    Raises CheckpointError if the file is not a prompt cache, or is damaged.
     """
 
     def __init__(self, path: str | Path):
@@ -138,13 +137,13 @@ class PromptFile:
             metadata = self._metadata()
             if metadata.get("format") != FORMAT:
                 raise CheckpointError(
-                    f"{path} is no prompt cache; make one with: mlx-llama4 cache PROMPT_FILE "
+                    f"{path} is not a prompt cache; make one with: mlx-llama4 cache PROMPT_FILE "
                     f"--model MODEL -o {path.name}"
                 )
             if metadata["version"] != str(VERSION):
                 raise CheckpointError(
-                    f"{path} is a prompt cache of version {metadata['version']}, of which this "
-                    f"program knows {VERSION} only; make it again"
+                    f"{path} is a prompt cache of version {metadata['version']}; this program "
+                    f"reads only version {VERSION}, so make it again"
                 )
             self.held = int(metadata["held"])
             self.name, self._model = metadata["name"], metadata["model"]
@@ -160,8 +159,8 @@ class PromptFile:
             raise self._damaged() from None
 
     def check(self, identity: "Identity", quantization: KVQuantization | None) -> None:
-        """Raises CheckpointError if a model, or how its keys and values are to be packed, is
-        another than this file is for.
+        """Raises CheckpointError if the file was made with another model or tokenizer, or packs
+        keys and values in another way.
         """
         if self._model != identity.model:
             raise CheckpointError(
@@ -186,8 +185,8 @@ class PromptFile:
             )
 
     def load(self, layers: Sequence[KVCache], dtype: mx.Dtype) -> Loaded:
-        """Put what is here into fresh caches, one a layer, each read before the next. Arrays that
-        are not packed become `dtype`. Raises CheckpointError if they do not belong together.
+        """Reads the file into fresh caches, one a layer, one layer at a time. Arrays that are not
+        packed become `dtype`. Raises CheckpointError if the file's parts do not fit together.
         """
         try:
             return self._load(layers, dtype)
@@ -195,7 +194,7 @@ class PromptFile:
             raise self._damaged() from None
 
     def _load(self, layers: Sequence[KVCache], dtype: mx.Dtype) -> Loaded:
-        arrays = mx.load(str(self.path), format="safetensors")
+        arrays = load_safetensors(self.path)
         cache = PromptCache(layers)
         for number, layer in enumerate(layers):
             prefix = f"layers.{number}."
@@ -203,7 +202,7 @@ class PromptFile:
             self._fill(
                 layer, {name.removeprefix(prefix): _cast(arrays.pop(name), dtype) for name in names}
             )
-            mx.eval(layer.arrays)  # or all that was read would be there with all the copies of it
+            mx.eval(layer.arrays)  # or all layers, and copies of them, would be in memory at once
         ids = np.array(arrays["ids"])
         cache.record(ids, self._images)
         features = {
@@ -239,7 +238,7 @@ class PromptFile:
         try:
             return read_header(self.path)
         except CheckpointError as error:
-            # Its advice is for what was downloaded.
+            # Its advice is for downloaded files.
             raise CheckpointError(
                 str(error).replace("download it again", "make it again")
             ) from None
@@ -254,7 +253,7 @@ class PromptFile:
 
 
 def _border(cache: PromptCache) -> int:
-    """The last border at or before the end; 0 if there are none."""
+    """The last border at or before the end; 0 without borders."""
     sizes = [layer.chunk_size for layer in cache.layers if isinstance(layer, ChunkedKVCache)]
     length = len(cache.ids)
     return min((length // size * size if size else 0 for size in sizes), default=length)
@@ -284,13 +283,13 @@ def _describe(image: "PromptImage") -> list[Any]:
 
 
 def _described(entry: list[Any]) -> RememberedImage:
-    digest, num_tiles, grid, size, *source = entry  # older files do not tell the source
+    digest, num_tiles, grid, size, *source = entry  # older files lack the source
     path = Path(source[0]) if source and source[0] else None
     return RememberedImage(digest, num_tiles, tuple(grid), tuple(size), path)
 
 
 def _with_images(value: Any) -> Any:
-    """The conversation with pictures where it has their descriptions."""
+    """The conversation, with pictures in place of their descriptions."""
     if isinstance(value, list):
         return [_with_images(item) for item in value]
     if isinstance(value, dict) and value.get("type") == "image":

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
@@ -54,6 +55,12 @@ def write_safetensors(
     except OSError as failure:
         raise RunError(f"cannot write {path}: {failure.strerror or failure}") from None
     return nbytes
+
+
+def load_safetensors(path: Path) -> dict[str, mx.array]:
+    """Name → array, read from the disk when it is evaluated."""
+    # MLX's stub names the results for all formats and options.
+    return cast("dict[str, mx.array]", mx.load(str(path), format="safetensors"))
 
 
 def _partial(path: Path) -> Path:

@@ -8,8 +8,8 @@ import math
 import mlx.core as mx
 from mlx import nn
 
-from mlx_llama4.cache.kv import KVCache
-from mlx_llama4.cache.quantized import PackedArray, packed_attention
+from mlx_llama4.cache.kv import AttentionCache, KVCache
+from mlx_llama4.cache.packed_array import PackedArray, packed_attention
 from mlx_llama4.config import LayerKind, TextConfig
 from mlx_llama4.memory import queries_at_once
 from mlx_llama4.model.cpu_layout import column_major
@@ -44,9 +44,9 @@ class Attention(nn.Module):
             self.attn_scale = text.attn_scale
             self.floor_scale = text.floor_scale
 
-    def __call__(self, x: mx.array, cache: KVCache, attention_step: int) -> mx.array:
-        """[B, L, D] → [B, L, D]. No call sees more than `attention_step` queries at once, and
-        none crosses a chunk border, so the mask is always plainly causal.
+    def __call__(self, x: mx.array, cache: AttentionCache, attention_step: int) -> mx.array:
+        """[B, L, D] → [B, L, D]. A step of attention has at most `attention_step` queries and never
+        crosses a chunk border, so its mask is always plainly causal.
         """
         batch, length, _ = x.shape
         queries_and_keys, values = mx.split(
@@ -57,13 +57,12 @@ class Attention(nn.Module):
             queries_and_keys = self._rotate(queries_and_keys, pieces)
             queries, keys = mx.split(queries_and_keys, [self.num_heads], 1)
         else:
-            # Each on its own, or a part would keep the whole in memory while it is in use.
+            # Separate arrays: a slice in use would keep the whole projection in memory.
             queries, keys = mx.split(queries_and_keys, [self.num_heads], 1)
             queries, keys = self._rotate(queries, pieces), self._rotate(keys, pieces)
             values = mx.contiguous(values)
         outputs = [
-            self._attend_to(*of_cache, attention_step)
-            for of_cache in cache.split(queries, keys, values)
+            self._attend_to(*rows, attention_step) for rows in cache.split(queries, keys, values)
         ]
         output = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
         # [B, H, L, K] → [B, L, H · K]
@@ -77,7 +76,7 @@ class Attention(nn.Module):
         values: mx.array,
         attention_step: int,
     ) -> mx.array:
-        """[B, H, L, K] → the same, for the rows of one cache, which takes in their new tokens."""
+        """[B, H, L, K] → [B, H, L, K] for the rows of one cache, which takes in the new tokens."""
         length, scale = queries.shape[2], self.scale
         if not self.chunked and self.tuned:
             queries, scale = self._tune(queries, cache.offset)
@@ -89,13 +88,13 @@ class Attention(nn.Module):
         for start, stop, seen_keys, seen_values in steps:
             step = queries if stop - start == length else queries[:, :, start:stop]
             if outputs and mx.default_device() == mx.cpu:
-                # One after the other, or MLX would materialise the scores of many at once.
+                # One after the other, or MLX would materialise the scores of many steps at once.
                 step = mx.depends(step, outputs[-1])
             outputs.append(_attend(step, seen_keys, seen_values, scale))
         return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=2)
 
     def join_projections(self) -> None:
-        """Make one layer of those for queries, keys and values, if they are packed alike."""
+        """Joins the query, key and value projections into one layer, if they are packed alike."""
         projection = joined((self.q_proj, self.k_proj, self.v_proj))
         if projection is not None:
             self.qkv_proj = projection
@@ -111,8 +110,8 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
 
     def _rotate(self, x: mx.array, pieces: list[tuple[int, int, int | mx.array]]) -> mx.array:
-        """By the position inside the chunk, each piece of a chunk from its own; global layers have
-        none, and rotate nothing.
+        """Rotates by the position inside the chunk; each piece starts at its own position. Global
+        layers have no pieces, and are not rotated.
         """
         if not pieces:
             return x
@@ -124,7 +123,7 @@ class Attention(nn.Module):
         return x if self.norm_epsilon is None else mx.fast.rms_norm(x, None, self.norm_epsilon)
 
     def _tune(self, queries: mx.array, offset: int) -> tuple[mx.array, float]:
-        """Queries times their temperature, and the scale left for the scores.
+        """Queries times their temperature, and the scale that the scores still need.
 
         temperature = log(floor((position + 1) / floor_scale) + 1) · attn_scale + 1
         """
@@ -132,9 +131,9 @@ class Attention(nn.Module):
         if offset + length < self.floor_scale:
             return queries, self.scale
         if length == 1:
-            # One query: a factor of the scores, known on the host, costs no kernel.
-            steps = (offset + 1) // self.floor_scale
-            return queries, self.scale * (math.log(steps + 1) * self.attn_scale + 1)
+            # For one query the temperature is a number on the host: put into the scale, it is free.
+            step = (offset + 1) // self.floor_scale
+            return queries, self.scale * (math.log(step + 1) * self.attn_scale + 1)
         # float32 holds every position below 2^24 exactly.
         positions = mx.arange(offset + 1, offset + length + 1, dtype=mx.float32)
         steps = mx.floor(positions / self.floor_scale)
@@ -145,11 +144,13 @@ class Attention(nn.Module):
 def _attend(
     queries: mx.array, keys: mx.array | PackedArray, values: mx.array | PackedArray, scale: float
 ) -> mx.array:
-    """Each query sees all keys but those of the queries behind it."""
-    if isinstance(keys, PackedArray):
+    """Causal attention: a query sees all keys except those of later queries."""
+    if isinstance(keys, PackedArray) and isinstance(values, PackedArray):
         return packed_attention(queries, keys, values, scale)
+    if isinstance(keys, PackedArray) or isinstance(values, PackedArray):
+        raise TypeError("a cache packs keys and values together, or neither")
     if queries.shape[2] == 1:
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale)
     if mx.default_device() == mx.cpu:
-        keys = column_major(keys)  # worth a copy where several queries share it
+        keys = column_major(keys)  # worth a copy that several queries share
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask="causal")

@@ -5,6 +5,8 @@ Resident, quantized, streamed and sharded experts differ here and nowhere else.
 Shapes: N routed inputs, D hidden size.
 """
 
+from typing import Protocol
+
 import mlx.core as mx
 from mlx import nn
 
@@ -16,15 +18,24 @@ from mlx_llama4.quantization import Quantization
 SORT_FROM = 64
 
 
-class ExpertLinear(nn.Module):
-    """One linear layer per expert; each row of the input goes through the expert it names.
+class RoutedExperts(Protocol):
+    """What a mixture of experts calls: `Experts`, or something that takes their place."""
 
-    weight: [experts, out, in]
-    """
+    def __call__(self, x: mx.array, experts: mx.array, meanwhile: mx.array, /) -> mx.array:
+        """x [N, D], experts int [N] → [N, D].
+
+        meanwhile: what the caller needs besides and does not depend on the experts, so that it can
+        be computed while experts are read.
+        """
+        ...
+
+
+class ExpertLinear(nn.Module):
+    """One linear layer per expert; each row of the input goes through the expert it names."""
 
     def __init__(self, weight: mx.array):
         super().__init__()
-        self.weight = weight
+        self.weight = weight  # [experts, out, in]
 
     def __call__(self, x: mx.array, experts: mx.array, is_sorted: bool) -> mx.array:
         """x [N, 1, in], experts int [N] → [N, 1, out]; `is_sorted` promises ascending experts."""
@@ -43,11 +54,9 @@ class ExpertLinear(nn.Module):
 class QuantizedExpertLinear(nn.Module):
     """ExpertLinear on packed weights.
 
-    weight: uint32 [experts, out, in · bits / 32]; scales and, in affine mode, biases:
-    [experts, out, in / group_size]. Their dtype must be that of the input, or every call would
-    cast the scales of every expert; load.py sees to it.
-
-    Frozen, as nn.QuantizedLinear is: packed codes have no gradient. Its input has one.
+    The scales' dtype must be the input's, or every call would cast the scales of every expert;
+    opening.py sees to it. Frozen, as nn.QuantizedLinear is: packed codes have no gradient, though
+    the input has one.
     """
 
     def __init__(
@@ -59,9 +68,9 @@ class QuantizedExpertLinear(nn.Module):
     ):
         super().__init__()
         self.quantization = quantization
-        self.weight = weight
-        self.scales = scales
-        self.biases = biases
+        self.weight = weight  # uint32 [experts, out, in · bits / 32]
+        self.scales = scales  # [experts, out, in / group_size]
+        self.biases = biases  # as the scales; None in the modes other than affine
         self.freeze()
 
     def __call__(self, x: mx.array, experts: mx.array, is_sorted: bool) -> mx.array:
@@ -80,10 +89,7 @@ class QuantizedExpertLinear(nn.Module):
 
 
 class Experts(nn.Module):
-    """The routed experts' gated MLPs, stacked.
-
-    What streams experts from the disk is called alike and stands in its place.
-    """
+    """The routed experts' gated MLPs, stacked. Streamed experts take its place."""
 
     def __init__(
         self,
@@ -97,18 +103,14 @@ class Experts(nn.Module):
         self.down_proj = down_proj
 
     def __call__(self, x: mx.array, experts: mx.array, meanwhile: mx.array) -> mx.array:
-        """x [N, D], experts int [N] → [N, D].
-
-        meanwhile: what the caller needs besides and no expert has a part in, so that it can be
-        computed while experts are read. These are in memory: nothing to wait for.
-        """
+        """As RoutedExperts; these are in memory, so `meanwhile` is not used."""
         if experts.size < SORT_FROM:
-            return self.apply(x, experts, is_sorted=False)
+            return self.compute(x, experts, is_sorted=False)
         order = mx.argsort(experts)
-        return self.apply(x[order], experts[order], is_sorted=True)[mx.argsort(order)]
+        return self.compute(x[order], experts[order], is_sorted=True)[mx.argsort(order)]
 
-    def apply(self, x: mx.array, experts: mx.array, is_sorted: bool) -> mx.array:
-        """As the call; `is_sorted` promises ascending experts."""
+    def compute(self, x: mx.array, experts: mx.array, is_sorted: bool) -> mx.array:
+        """As the call, in the order given; `is_sorted` promises ascending experts."""
         x = x[:, None]  # [N, 1, D]
         gate = self.gate_proj(x, experts, is_sorted)
         up = self.up_proj(x, experts, is_sorted)
@@ -116,7 +118,7 @@ class Experts(nn.Module):
 
 
 def empty_experts(num_experts: int, hidden_size: int, intermediate_size: int) -> Experts:
-    """Experts of zeros, lazily: their weights are loaded later."""
+    """Lazy experts of zeros, whose weights are loaded later."""
     inner = mx.zeros((num_experts, intermediate_size, hidden_size))
     outer = mx.zeros((num_experts, hidden_size, intermediate_size))
     return Experts(ExpertLinear(inner), ExpertLinear(inner), ExpertLinear(outer))

@@ -1,6 +1,7 @@
-"""Llama 4: text tower, and for multimodal checkpoints vision tower and projector.
+"""Llama 4: a text tower, and in multimodal checkpoints a vision tower and a projector.
 
-Module names are the tensor names of an MLX folder (tensors.py). Knows ids and pixels, not text.
+Module names are the tensor names of an MLX folder (tensors.py). The model knows ids and pixels, not
+text.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import numpy as np
 from mlx import nn
 
 from mlx_llama4.cache.chunked import ChunkedKVCache
-from mlx_llama4.cache.kv import KVCache
+from mlx_llama4.cache.kv import AttentionCache, KVCache
 from mlx_llama4.cache.quantized import QuantizedKVCache
 from mlx_llama4.config import Config, LayerKind, TextConfig
 from mlx_llama4.errors import PromptError
@@ -22,8 +23,8 @@ from mlx_llama4.model.streaming import ExpertCache, StreamingStatistics
 from mlx_llama4.model.vision import VisionModel
 from mlx_llama4.quantization import KVQuantization
 
-# The most queries of one attention call. Where no fused kernel exists, fewer go at once as keys
-# grow more (memory.queries_at_once).
+# The most queries of one attention call. Without a fused kernel, the more keys there are, the fewer
+# queries a call takes (memory.queries_at_once).
 ATTENTION_STEP = 2048
 
 
@@ -37,6 +38,8 @@ def make_layer_cache(
 
 
 class TextModel(nn.Module):
+    """Embeddings, decoder layers and the final norm."""
+
     def __init__(self, text: TextConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size)
@@ -45,11 +48,11 @@ class TextModel(nn.Module):
 
     def embed(self, ids: mx.array) -> mx.array:
         """ids int [B, L] → [B, L, D]"""
-        # MLX unpacks its mx modes, whose scales have no float type, to bfloat16.
+        # MLX unpacks its mx modes to bfloat16, since their scales have no float dtype.
         return self.embed_tokens(ids).astype(self.norm.weight.dtype)
 
     def __call__(
-        self, x: mx.array, cache: Sequence[KVCache], attention_step: int, last_only: bool
+        self, x: mx.array, cache: Sequence[AttentionCache], attention_step: int, last_only: bool
     ) -> mx.array:
         final = self.layers[-1]
         for layer, layer_cache in zip(self.layers, cache, strict=True):
@@ -58,13 +61,15 @@ class TextModel(nn.Module):
 
 
 class LanguageModel(nn.Module):
+    """The text model and its head."""
+
     def __init__(self, text: TextConfig):
         super().__init__()
         self.model = TextModel(text)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
 
     def __call__(
-        self, x: mx.array, cache: Sequence[KVCache], attention_step: int, last_only: bool
+        self, x: mx.array, cache: Sequence[AttentionCache], attention_step: int, last_only: bool
     ) -> mx.array:
         return self.lm_head(self.model(x, cache, attention_step, last_only))
 
@@ -85,30 +90,30 @@ class Llama4(nn.Module):
 
     @property
     def expert_statistics(self) -> StreamingStatistics | None:
-        """None: all experts are in memory."""
+        """What streaming cost so far; None if all experts are in memory."""
         return None if self.expert_cache is None else self.expert_cache.statistics
 
     def __call__(
         self,
         inputs: mx.array,
-        cache: Sequence[KVCache] | None = None,
+        cache: Sequence[AttentionCache] | None = None,
         *,
         last_only: bool = False,
         attention_step: int = ATTENTION_STEP,
     ) -> mx.array:
         """Logits after each token of `inputs`: ids [B, L] or embeddings [B, L, D].
 
-        The tokens continue those in `cache`, which is brought up to date; without one, they
-        start a sequence of their own. `last_only` gives the last position's logits alone.
+        The tokens continue those in `cache`, which takes them in; without a cache they start a new
+        sequence. `last_only` returns the last position's logits alone.
         """
         embeddings = self.language_model.model.embed(inputs) if inputs.ndim == 2 else inputs
         cache = self.make_cache() if cache is None else cache
         return self.language_model(embeddings, cache, attention_step, last_only)
 
     def make_cache(self, quantization: KVQuantization | None = None) -> list[KVCache]:
-        """An empty cache for each layer, those of global layers packed if asked for.
+        """An empty cache for each layer. `quantization` packs those of global layers.
 
-        Raises InputError if this model's heads cannot be packed so.
+        Raises InputError if this model's heads cannot be packed that way.
         """
         text = self.config.text
         if quantization is not None:
@@ -127,7 +132,7 @@ class Llama4(nn.Module):
     def image_features(self, tiles: np.ndarray) -> mx.array:
         """Normalised tiles [n, 3, S, S] → features [n · tokens_per_tile, D], evaluated.
 
-        Works through a few tiles at a time: the tower's activations are far larger than its
+        The tower takes a few tiles at a time, because its activations are far larger than its
         features.
         """
         if self.config.vision is None:

@@ -8,7 +8,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_llama4.config import TextConfig
-from mlx_llama4.model.expert_linear import empty_experts
+from mlx_llama4.model.expert_linear import RoutedExperts, empty_experts
 from mlx_llama4.model.feed_forward import FeedForward
 
 
@@ -17,7 +17,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.num_experts_per_tok = text.num_experts_per_tok
         self.router = nn.Linear(text.hidden_size, text.num_local_experts, bias=False)
-        self.experts = empty_experts(
+        self.experts: RoutedExperts = empty_experts(
             text.num_local_experts, text.hidden_size, text.intermediate_size
         )
         self.shared_expert = FeedForward(text.hidden_size, text.intermediate_size)
@@ -30,7 +30,7 @@ class MixtureOfExperts(nn.Module):
         return shared + routed.reshape(batch, length, -1, hidden).sum(axis=-2)
 
     def route(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """x [B, L, D] → what the experts are given, [N, D], and which expert takes it, int [N].
+        """x [B, L, D] → the experts' inputs [N, D], and the number of the expert of each, int [N].
 
         The score is a sigmoid, taken in float32, and multiplies the expert's input, not its
         output (transformers, Llama4TextMoe).
@@ -46,7 +46,7 @@ class MixtureOfExperts(nn.Module):
             experts = mx.argmax(logits, axis=-1, keepdims=True)
         else:
             experts = mx.argpartition(-logits, kth=k - 1, axis=-1)[..., :k]
-        # The numbers of the experts have no gradient; MLX would look for one and raise.
+        # Expert numbers have no gradient; without this MLX asks for one and raises.
         experts = mx.stop_gradient(experts)
         chosen = mx.take_along_axis(logits, experts, axis=-1)
         return mx.sigmoid(chosen.astype(mx.float32)).astype(logits.dtype), experts

@@ -1,5 +1,5 @@
-"""What the model knows of experts that are not all in memory: that something else fetches them, and
-what that took. offload/ does it.
+"""What the model knows of streamed experts: that something fetches them, and at what cost.
+offload/ does the fetching.
 """
 
 from collections.abc import Mapping
@@ -9,23 +9,19 @@ from typing import Any, Protocol
 
 @dataclass
 class StreamingStatistics:
-    """Since the model was loaded.
+    """Counts since the model was loaded."""
 
-    hits, misses: experts that a step of a layer needed and that were in memory or not; where all
-    are, as many hits as there can have been. waiting_seconds: that computing waited for reads.
-    read_backs: how often the host waited for a router's output, and read_back_seconds how long,
-    computing what led to it included.
-    """
-
+    # Experts that a step of a layer needed, in memory or not. A layer that has all of its experts
+    # in memory does not look at which it needs: it counts as many hits as there can have been.
     hits: int = 0
     misses: int = 0
     bytes_read: int = 0
-    waiting_seconds: float = 0.0
-    read_backs: int = 0
-    read_back_seconds: float = 0.0
+    waiting_seconds: float = 0.0  # that computing waited for reads
+    read_backs: int = 0  # how often the host waited for a router's output
+    read_back_seconds: float = 0.0  # and how long, including the computing that led to it
 
     def since(self, before: "StreamingStatistics") -> "StreamingStatistics":
-        """What came after an earlier state of the same."""
+        """What was counted after `before`, an earlier copy."""
         return StreamingStatistics(
             **{name: value - getattr(before, name) for name, value in vars(self).items()}
         )
@@ -38,11 +34,11 @@ class ExpertCache(Protocol):
 
     @property
     def heats(self) -> Mapping[int, Any]:
-        """How much each expert has been wanted of late, by layer (offload/heat.py)."""
+        """Layer → how much each of its experts was used recently (offload/heat.py)."""
         ...
 
     def warm(self) -> None:
-        """Read experts in the background, until the first step is computed."""
+        """Reads experts in the background, until the first step is computed."""
         ...
 
     def stop_warming(self) -> None: ...

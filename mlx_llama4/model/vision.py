@@ -4,6 +4,8 @@ A MetaCLIP-style encoder. Shapes: n tiles, S tile side in pixels, p patch side i
 P = (S / p)² patches, D vision width, H heads.
 """
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 from mlx import nn
 
@@ -12,14 +14,14 @@ from mlx_llama4.model.linear import Linear
 from mlx_llama4.model.rope import VisionRope
 
 LAYER_NORM_EPSILON = 1e-5  # the reference builds its norms with torch's default, not `norm_eps`
-# Widths of heads that MLX's fused attention on Metal takes for long queries
-# (backend/metal/scaled_dot_product_attention.cpp, has_fused_kernel; those that it calls slower
-# left out). The releases' 88 is none of them, and what is not fused keeps all scores in memory.
+# Head widths for which MLX's attention on Metal has a fused kernel for long queries
+# (backend/metal/scaled_dot_product_attention.cpp, has_fused_kernel, without those it calls slower).
+# The releases' width of 88 is not among them, and unfused attention keeps all scores in memory.
 FUSED_HEAD_DIMS = (64, 72, 80, 96, 128)
 
 
 def fused_head_dim(head_dim: int) -> int:
-    """The width to pad heads to, on Metal; their own on other devices, which gain nothing."""
+    """The width to pad heads to on Metal; other devices gain nothing and keep the heads' own."""
     on_metal = mx.metal.is_available() and mx.default_device() == mx.gpu
     fitting = [width for width in FUSED_HEAD_DIMS if width >= head_dim]
     return fitting[0] if on_metal and fitting else head_dim
@@ -51,9 +53,10 @@ class VisionAttention(nn.Module):
     def _attend(self, *heads: mx.array) -> mx.array:
         """Queries, keys and values [n, P + 1, H, D / H] → [n, H, P + 1, D / H]"""
         extra = fused_head_dim(self.head_dim) - self.head_dim
+        padded: Sequence[mx.array] = heads
         if extra:  # zeros add nothing to scores, and columns of zeros to the output
-            heads = [mx.pad(part, [(0, 0)] * 3 + [(0, extra)]) for part in heads]
-        queries, keys, values = (part.transpose(0, 2, 1, 3) for part in heads)
+            padded = [mx.pad(part, [(0, 0)] * 3 + [(0, extra)]) for part in heads]
+        queries, keys, values = (part.transpose(0, 2, 1, 3) for part in padded)
         output = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale)
         return output[..., : self.head_dim]
 

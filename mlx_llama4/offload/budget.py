@@ -1,4 +1,4 @@
-"""How many experts a number of bytes keeps in memory. Needs no MLX."""
+"""How many experts a budget of bytes keeps in memory. Needs no MLX."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -6,49 +6,41 @@ from dataclasses import dataclass
 from mlx_llama4.errors import InputError
 from mlx_llama4.units import human_bytes
 
-# MLX keeps freed buffers for reuse, up to this share of the budget and no more than so many bytes.
+# MLX may keep freed buffers for reuse: at most 1/16 of the budget, and at most 256 MiB.
 BUFFER_SHARE, MOST_BUFFERS = 16, 256 * 2**20
 
 
 @dataclass(frozen=True)
 class ExpertStreaming:
-    """How routed experts are read from the disk as tokens need them.
+    """How routed experts are read from the disk as tokens need them."""
 
-    memory: bytes for experts that are kept, for those that pass through, and for the buffers that
-    MLX keeps. page_cache: may the system keep what was read.
-    """
-
-    memory: int
-    page_cache: bool = True
+    memory: int  # bytes for experts that stay, experts that pass through, and MLX's freed buffers
+    page_cache: bool = True  # False: ask the system not to cache what is read
 
 
 @dataclass(frozen=True)
 class LayerExperts:
-    """Of one MoE layer. expert_bytes: of one expert in memory. packing: experts whose arrays have
-    the same shapes and types have the same.
-    """
+    """What the budget needs to know of one MoE layer."""
 
     count: int
-    expert_bytes: int
-    packing: Hashable
+    expert_bytes: int  # of one expert, in memory
+    packing: Hashable  # equal for experts whose arrays have the same shapes and dtypes
 
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """slots: of each MoE layer, for experts that stay. lanes: for experts that pass through, as
-    many for each packing. buffers: bytes that MLX may keep for reuse.
-    """
+    """How a budget is divided."""
 
-    slots: tuple[int, ...]
-    lanes: int
-    buffers: int
+    slots: tuple[int, ...]  # of each MoE layer, for experts that stay
+    lanes: int  # of each packing, for experts that pass through
+    buffers: int  # bytes that MLX may keep for reuse
 
 
 def plan_slots(layers: Sequence[LayerExperts], memory: int) -> SlotPlan:
-    """The slots that `memory` bytes buy: a lane, then a slot for each layer, then a second lane to
-    read into while the first is computed with, then more for all layers alike.
+    """Spends `memory` bytes in this order: a lane; a slot for each layer; a second lane, to read
+    into while the first is in use; more slots, evenly over the layers.
 
-    Raises InputError if they do not even buy a lane.
+    Raises InputError if `memory` does not pay for one lane.
     """
     least = least_memory(layers)
     if memory < least:
@@ -67,13 +59,13 @@ def plan_slots(layers: Sequence[LayerExperts], memory: int) -> SlotPlan:
 
 
 def least_memory(layers: Sequence[LayerExperts]) -> int:
-    """Bytes of a lane for each packing."""
+    """Bytes of one lane for each packing: the least with which streaming works."""
     return sum({layer.packing: layer.expert_bytes for layer in layers}.values())
 
 
 def _one_more_each(layers: Sequence[LayerExperts], slots: list[int], room: int) -> int:
-    """Add a slot to each layer that has an expert left for it, as far as `room` goes; what is left
-    of that.
+    """Adds a slot to each layer that has an expert left for it, while `room` lasts; returns the
+    room left.
     """
     for index, layer in enumerate(layers):
         if slots[index] < layer.count and layer.expert_bytes <= room:

@@ -19,8 +19,8 @@ _kept_buffers = {"models": 0, "bytes": 0, "otherwise": 0}
 
 
 def _keep_buffers(nbytes: int, models: int = 1) -> None:
-    """MLX has one limit of the freed buffers that it keeps: of all models together; as it was
-    before when there is none any more.
+    """Adds to MLX's limit of freed buffers, which is global: the sum over all loaded models. Once
+    the last model is gone, the limit is what it was before the first.
     """
     kept = _kept_buffers
     if kept["models"] == 0:
@@ -31,7 +31,9 @@ def _keep_buffers(nbytes: int, models: int = 1) -> None:
 
 
 class ExpertCache:
-    """Of a whole model: its store, what passes through, and what is not computed to the end."""
+    """The experts of a whole model: their store, each layer's slots, and the outputs that MLX may
+    not have evaluated yet.
+    """
 
     def __init__(self, layers: dict[int, tuple[ExpertTensor, ...]], streaming: ExpertStreaming):
         self.store = ExpertStore(layers, streaming.page_cache)
@@ -54,7 +56,7 @@ class ExpertCache:
         weakref.finalize(self, _keep_buffers, -plan.buffers, models=-1)
 
     def warm(self) -> None:
-        """Fill slots in the background, until the first step is computed."""
+        """Fills slots in the background, until the first step is computed."""
         self.stop_warming()
         self._warming = Warming(self.layers.values())
 
@@ -69,9 +71,9 @@ class ExpertCache:
         return {index: layer.heat for index, layer in self.layers.items()}
 
     def read_back(self, chosen: mx.array, meanwhile: mx.array) -> np.ndarray:
-        """The router's choice on the host, `meanwhile` then being computed.
+        """The router's choice as numbers on the host; `meanwhile` is computed after it.
 
-        All that was computed with slots before is then evaluated, so they may be written to.
+        By then all earlier outputs of slots are evaluated, so the slots may be overwritten.
         """
         started_at = time.perf_counter()
         mx.async_eval(chosen, *self._unfinished)
@@ -83,11 +85,14 @@ class ExpertCache:
         return numbers
 
     def computing(self, output: mx.array) -> mx.array:
-        """The same array; nothing it is computed with is written to until it is evaluated."""
+        """Returns `output`, and keeps the slots it reads from being overwritten until it is
+        evaluated.
+        """
         self._unfinished.append(output)
         return output
 
     def finish(self, reading: Reading) -> None:
+        """Waits for the reading, and counts its bytes and the time spent waiting."""
         started_at = time.perf_counter()
         reading.finish()
         self.statistics.waiting_seconds += time.perf_counter() - started_at
@@ -95,15 +100,15 @@ class ExpertCache:
 
 
 class LayerCache:
-    """Of one MoE layer. held: expert → its slot; the one record of who lies where, so that whatever
-    interrupts a read leaves a slot free and no expert half there.
-    """
+    """The experts of one MoE layer that are in memory, and how the others get there."""
 
     def __init__(
         self, cache: ExpertCache, layer: int, num_experts: int, slots: int, lanes: list[Slot]
     ):
         self.cache = cache
         self.heat = Heat(num_experts)
+        # Expert → its slot. The only record of what a slot holds: an expert enters it once all of
+        # it is read, so an interrupted read leaves a free slot, never half an expert.
         self.held: dict[int, Slot] = {}
         self.capacity = slots
         self._layer = layer
@@ -111,7 +116,7 @@ class LayerCache:
         self._bank: SlotBank | None = None
 
     def bank(self) -> SlotBank:
-        """Made when it is first asked for: a model that is never used takes no more memory."""
+        """The layer's slots, allocated on the first call: an unused model takes no memory."""
         if self._bank is None:
             self._bank = SlotBank(self.cache.store.layers[self._layer], self.capacity)
         return self._bank
@@ -121,22 +126,25 @@ class LayerCache:
         return len(self.held) == len(self.heat.values)
 
     def count(self, needed: Collection[int]) -> None:
+        """Adds to the statistics which of the needed experts are in memory."""
         hits = sum(expert in self.held for expert in needed)
         self.cache.statistics.hits += hits
         self.cache.statistics.misses += len(needed) - hits
 
     def warm(self, rank: int) -> None:
-        """Hold the expert of this rank by heat, if it is not held and a slot is free."""
+        """Reads the expert of this rank, 0 the hottest, into a slot, if it is not held yet and a
+        slot is free.
+        """
         experts = self.heat.coldest_first(range(len(self.heat.values)))
         expert, free = experts[-1 - rank], self._free()
         if expert not in self.held and free:
             reading = self._start(expert, free[0])
-            reading.finish()  # for which no computing waits
+            reading.finish()  # not counted as waiting: nothing is computed meanwhile
             self.cache.statistics.bytes_read += reading.nbytes
             self.held[expert] = free[0]
 
     def hold(self, needed: Collection[int]) -> None:
-        """Have all of these in slots, of which there must be as many."""
+        """Gets all of these experts into slots; there must be at least as many slots."""
         missing = [expert for expert in needed if expert not in self.held]
         slots = self._make_room(len(missing), needed)
         under_way = []
@@ -151,8 +159,9 @@ class LayerCache:
                 reading.abandon()
 
     def pass_through(self, needed: Sequence[int]) -> Iterator[tuple[int, Slot]]:
-        """Each of these and the slot it lies in; while the caller computes with one, others are
-        read. It notes on the slot what it computes. Afterwards the hottest are held.
+        """Yields each of these experts with the slot or lane it is in, and reads others while the
+        caller computes. The caller appends what it computes to `slot.users`. Afterwards the hottest
+        experts are held.
         """
         ranked = self.heat.coldest_first([*{*needed, *self.held}])
         staying = set(ranked[max(len(ranked) - self.capacity, 0) :])
@@ -164,13 +173,13 @@ class LayerCache:
         jobs += zip(kept, self._slots_besides(staying), strict=False)
         yield from self._read_ahead(jobs, ready)
         for slot in (*self._lanes, *self.bank().slots):
-            slot.users.clear()  # part of the caller's output, which the cache looks after
+            slot.users.clear()  # part of the caller's output, which `computing` keeps track of
 
     def _read_ahead(
         self, jobs: Sequence[tuple[int, Slot]], ready: dict[int, Slot]
     ) -> Iterator[tuple[int, Slot]]:
-        """jobs: experts to read, and where to. ready: those that are there, for the waits; it is
-        emptied.
+        """jobs: experts to read, each with where to. ready: experts that are in memory, yielded
+        while reads are under way; emptied.
         """
         under_way: deque[tuple[int, Slot, Reading]] = deque()
         try:
@@ -205,12 +214,13 @@ class LayerCache:
         return expert, slot
 
     def _make_room(self, count: int, needed: Collection[int]) -> list[Slot]:
-        """Slots for so many more: free ones, then those of the coldest that are not needed."""
+        """Slots for `count` experts: free ones, then those of the coldest that are not needed."""
         others = [expert for expert in self.held if expert not in needed]
         going = [self.held[expert] for expert in self.heat.coldest_first(others)]
         return [*self._free(), *going][:count]
 
     def _slots_besides(self, staying: Collection[int]) -> list[Slot]:
+        """Free slots, then those of experts that are not to stay."""
         going = [slot for expert, slot in self.held.items() if expert not in staying]
         return [*self._free(), *going]
 
@@ -220,8 +230,8 @@ class LayerCache:
 
 
 def _while_reading(reading: Reading, ready: dict[int, Slot]) -> Iterator[tuple[int, Slot]]:
-    """Of those that are there, as many as are computed before the read is done."""
+    """Yields experts of `ready`, and computes with each, until the read is done."""
     while ready and not reading.is_done:
         expert, slot = ready.popitem()
         yield expert, slot
-        mx.eval(slot.users)  # or all would be queued at once, before what is being read
+        mx.eval(slot.users)  # or all of `ready` would be queued before the expert being read

@@ -1,8 +1,8 @@
-"""Where each expert lies in the shards of a model folder, and reading it into a place of its own.
+"""Finds each expert in the shards of a model folder and reads it into memory that it is given.
 
-An expert's rows of a stacked tensor are one contiguous range of bytes, so the folder is read as it
-is: by positioned reads, many at once, straight into the memory of the arrays that compute with
-them. Needs no MLX.
+An expert's rows of a stacked tensor are one contiguous range of bytes, so the folder needs no
+preparation. Many positioned reads go at once, straight into the memory of the arrays that compute.
+Needs no MLX.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from mlx_llama4.quantization import Quantization
 # An SSD is fastest with many requests in its queue.
 READERS = 8
 PIECE_BYTES = 4 * 2**20
-# Reads past Linux's page cache begin and end at multiples of this, in the file and in memory.
+# Reads that bypass Linux's page cache begin and end at multiples of this, in file and memory.
 ALIGNMENT = 4096
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 ITEMS = {"U32": np.uint32, "U8": np.uint8} | BITS
@@ -39,21 +39,17 @@ ITEMS = {"U32": np.uint32, "U8": np.uint8} | BITS
 
 @dataclass(frozen=True)
 class ExpertTensor:
-    """One of the stacked tensors of a layer's experts, [experts, out, columns].
-
-    name: "weight", "scales" or "biases". dtype: of the values in memory, as safetensors spells
-    it. quantization: of the projection; None: not packed.
-    """
+    """One of the stacked tensors of a layer's experts, [experts, out, columns]."""
 
     projection: str
-    name: str
+    name: str  # "weight", "scales" or "biases"
     stored: StoredTensor
-    dtype: str
-    quantization: Quantization | None
+    dtype: str  # of the values in memory, as safetensors spells it
+    quantization: Quantization | None  # of the projection; None: not packed
 
     @property
     def rows(self) -> int:
-        """Of one expert."""
+        """Rows of one expert."""
         return self.stored.shape[1]
 
     @property
@@ -62,16 +58,16 @@ class ExpertTensor:
 
     @property
     def expert_bytes(self) -> int:
-        """Of one expert, in memory."""
+        """Bytes of one expert in memory."""
         return self.rows * self.columns * np.dtype(ITEMS[self.dtype]).itemsize
 
 
 def expert_tensors(
     checkpoint: Checkpoint, config: Config, float_dtype: str
 ) -> dict[int, tuple[ExpertTensor, ...]]:
-    """MoE layer → the tensors of its experts, in a folder that is known to match its config.
+    """MoE layer → the tensors of its experts. The folder must match its config.
 
-    float_dtype: of all floats in memory: "F32", "BF16" or "F16".
+    float_dtype: "F32", "BF16" or "F16", for all floats in memory.
     """
     return {
         layer: tuple(
@@ -109,7 +105,7 @@ def _stored(
 
 
 def layer_experts(tensors: Sequence[ExpertTensor]) -> LayerExperts:
-    """What the budget has to know of a layer."""
+    """A layer's experts, as the budget sees them."""
     return LayerExperts(
         count=tensors[0].stored.shape[0],
         expert_bytes=sum(tensor.expert_bytes for tensor in tensors),
@@ -121,8 +117,8 @@ def layer_experts(tensors: Sequence[ExpertTensor]) -> LayerExperts:
 
 
 class Reading:
-    """Reads of one expert. There before the first is begun, so that one who holds it can have them
-    stopped, whatever interrupts their beginning.
+    """The reads of one expert. Made before the first read begins, so that its owner can stop them
+    even if an interruption comes between two of them.
     """
 
     def __init__(self) -> None:
@@ -133,7 +129,7 @@ class Reading:
         self._changed = threading.Condition()
 
     def begin(self, readers: ThreadPoolExecutor, read: Callable[[], None], nbytes: int) -> None:
-        """One more read, on a thread of `readers`."""
+        """Begins one more read, on a thread of `readers`."""
         self.nbytes += nbytes
         self._pieces.append(readers.submit(self._run, read))
 
@@ -142,12 +138,12 @@ class Reading:
         return all(piece.done() for piece in self._pieces)
 
     def finish(self) -> None:
-        """Wait for it. Raises RunError if a piece could not be read."""
+        """Waits for all reads. Raises RunError if one failed."""
         for piece in self._pieces:
             piece.result()
 
     def abandon(self) -> None:
-        """What was not begun is not read; returns when nothing writes any more."""
+        """Cancels reads that have not begun; returns when none writes any more."""
         with self._changed:
             self._is_abandoned = True
             self._changed.wait_for(lambda: self._writers == 0)
@@ -166,16 +162,15 @@ class Reading:
 
 
 class ExpertStore:
-    """The open shards. page_cache: may the system keep what was read.
-
-    Holds each file open, so that experts can still be read once it was moved or deleted.
+    """The shards of a folder, all held open, so that experts can be read even after a file was
+    moved or deleted. page_cache False: ask the system not to cache what is read.
     """
 
     def __init__(self, layers: dict[int, tuple[ExpertTensor, ...]], page_cache: bool = True):
         self.layers = layers
         self._page_cache = page_cache
         self._files: dict[Path, int] = {}
-        self._direct: set[Path] = set()  # of these, what is read past the page cache
+        self._direct: set[Path] = set()  # files whose reads bypass the page cache
         weakref.finalize(self, _close, self._files)
         for file in sorted({tensor.stored.file for one in layers.values() for tensor in one}):
             self._open(file)
@@ -183,9 +178,11 @@ class ExpertStore:
         self._buffers = threading.local()
 
     def read(self, layer: int, expert: int, places: Sequence[np.ndarray], reading: Reading) -> None:
-        """Begin to read an expert. places: for each of the layer's tensors [rows, columns], of the
-        integers that hold its values' bits; nothing else may use them until it is finished.
-        reading: a new one, to wait with.
+        """Begins to read an expert.
+
+        places: for each of the layer's tensors an array [rows, columns] of integers, which takes
+            the bits of the values. Nothing else may use it until `reading` is finished.
+        reading: a new one, with which to wait.
         """
         for tensor, place in zip(self.layers[layer], places, strict=True):
             row_bytes = tensor.columns * np.dtype(ITEMS[tensor.stored.dtype]).itemsize
@@ -199,7 +196,7 @@ class ExpertStore:
     def _open(self, file: Path) -> None:
         try:
             if not self._page_cache and hasattr(os, "O_DIRECT"):
-                with contextlib.suppress(OSError):  # not every file system can
+                with contextlib.suppress(OSError):  # not every file system has direct reads
                     self._files[file] = os.open(file, os.O_RDONLY | os.O_DIRECT)
                     self._direct.add(file)
                     return
@@ -213,7 +210,7 @@ class ExpertStore:
         stored = tensor.stored
         is_direct = stored.file in self._direct
         if tensor.dtype == stored.dtype and rows.flags.c_contiguous and not is_direct:
-            self._read_bytes(stored.file, memoryview(rows).cast("B"), offset)
+            self._read_bytes(stored.file, rows.data.cast("B"), offset)
             return
         items = np.dtype(ITEMS[stored.dtype])
         start = offset % ALIGNMENT if is_direct else 0
@@ -225,7 +222,7 @@ class ExpertStore:
         rows[:] = as_type(bits, stored.dtype, tensor.dtype)
 
     def _buffer(self, nbytes: int) -> memoryview:
-        """Of this thread, aligned; what it held is lost."""
+        """This thread's own buffer, page-aligned; a call overwrites what it held."""
         held = getattr(self._buffers, "bytes", None)
         if held is None or len(held) < nbytes:
             held = self._buffers.bytes = memoryview(mmap.mmap(-1, nbytes))
@@ -234,7 +231,7 @@ class ExpertStore:
     def _read_bytes(
         self, file: Path, into: memoryview, offset: int, least: int | None = None
     ) -> None:
-        """least: bytes after which the file may end; all of them by default."""
+        """Fills `into`, or at least its first `least` bytes if the file ends before it is full."""
         start, length, descriptor = offset, len(into), self._files[file]
         least = length if least is None else least
         try:

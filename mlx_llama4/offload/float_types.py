@@ -1,4 +1,4 @@
-"""Stored floats as another type, without MLX: on a reading thread, straight into its place."""
+"""Converts stored floats between types without MLX, so that reading threads can do it."""
 
 import numpy as np
 
@@ -7,8 +7,8 @@ BITS = {"F32": np.uint32, "BF16": np.uint16, "F16": np.uint16}
 
 
 def as_type(bits: np.ndarray, source: str, target: str) -> np.ndarray:
-    """Bits of floats (of dtype BITS[source]) → bits of the same in `target`, rounded to the
-    nearest, ties to even, as MLX does.
+    """Bits of floats (of dtype BITS[source]) → bits of the same values in `target`, rounded to
+    nearest, ties to even, as MLX rounds.
     """
     if source == target:
         return bits
@@ -24,5 +24,5 @@ def as_type(bits: np.ndarray, source: str, target: str) -> np.ndarray:
         with np.errstate(over="ignore"):
             return wide.view(np.float32).astype(np.float16).view(np.uint16)
     rounded = wide + 0x7FFF + ((wide >> 16) & 1)
-    is_nan = (wide & 0x7FFFFFFF) > 0x7F800000  # rounding could turn it into something else
+    is_nan = (wide & 0x7FFFFFFF) > 0x7F800000  # rounding could make it infinite
     return np.where(is_nan, 0x7FC0, rounded >> 16).astype(np.uint16)

@@ -1,7 +1,7 @@
-"""How much each expert of a layer has been wanted of late: the colder goes first.
+"""How much each expert of a layer was used recently; the coldest expert leaves memory first.
 
 A use counts half as much after HALF_LIFE further tokens, whether they came in one step or one by
-one. What was wanted is remembered beside the user's other caches, for the next start.
+one. Heat is saved in the user's cache folder for the next start.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ HALF_LIFE = 64  # tokens; chosen on recorded traces, see docs/performance.md
 
 
 class Heat:
-    """Of one layer's experts. values: float [experts]."""
+    """How hot one layer's experts are."""
 
     def __init__(self, num_experts: int):
-        self.values = np.zeros(num_experts)
+        self.values = np.zeros(num_experts)  # float64 [experts]
 
     def note(self, chosen: np.ndarray, tokens: int) -> None:
-        """chosen: experts that as many tokens took, in their order, int [tokens · k]."""
+        """Adds the experts that `tokens` tokens chose, int [tokens · k], in token order."""
         ages = np.arange(tokens - 1, -1, -1).repeat(len(chosen) // tokens)
         weights = np.exp2(-ages / HALF_LIFE)
         self.values *= 2 ** (-tokens / HALF_LIFE)
@@ -34,15 +34,15 @@ class Heat:
 
 
 def heat_file(model: str) -> Path:
-    """Where the heat of a model of this digest is remembered (identity.py)."""
+    """The file that saves the heat of the model with this digest (checkpoint/identity.py)."""
     caches = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
     root = Path(os.environ.get("XDG_CACHE_HOME") or caches)
     return root / "mlx-llama4" / "experts" / f"{model}.json"
 
 
 def recall(heats: Mapping[int, Heat], file: Path) -> None:
-    """Take over what a former run has left; nothing if that is not there, damaged or of other
-    sizes.
+    """Takes over the heat that an earlier run saved. Changes nothing if the file is missing,
+    damaged, or of other sizes.
     """
     try:
         stored = json.loads(file.read_bytes())
@@ -56,7 +56,7 @@ def recall(heats: Mapping[int, Heat], file: Path) -> None:
 
 
 def remember(heats: Mapping[int, Heat], file: Path) -> None:
-    """For the next run, if there is a place to write to: nothing depends on it."""
+    """Saves the heat for the next run. Fails silently, since nothing depends on it."""
     values = {layer: heat.values.round(6).tolist() for layer, heat in heats.items()}
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Records which experts a model's tokens choose, while it runs; trace.py says how it is written.
+"""Records which experts a model's tokens choose while it runs; trace.py describes the file.
 
-Each MoE layer's choice is read back, so that the host can no longer be a token ahead of the
-device. That costs where experts stay in memory; where they are streamed it is done anyway.
+Each MoE layer's choice is read back, so the host can no longer be a token ahead of the device. That
+costs time where all experts are in memory; streamed experts need the read-back anyway.
 """
 
 import json
@@ -11,29 +11,32 @@ from types import TracebackType
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 
 from mlx_llama4.errors import OutputError, RunError
 from mlx_llama4.files.safetensors_file import check_place
+from mlx_llama4.model.expert_linear import RoutedExperts
 from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.model.moe import MixtureOfExperts
 from mlx_llama4.offload.trace import TraceHeader
 
 
 class RoutingRecorder:
-    """A file that a model's choices go to, from `attach` until the end of the `with` block.
+    """Writes a model's choices to a file, from `attach` until the end of the `with` block.
 
-    Made before the model is loaded, so that a bad place is refused first. Raises OutputError if
-    the file is there already or cannot be made; if it cannot be written later, the model's call
-    raises RunError.
+    Make it before loading the model, so that a bad path is refused first. Raises OutputError if the
+    file exists or cannot be created. If it cannot be written later, the model's call raises
+    RunError.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self._step, self._last_layer = -1, -1
-        self._replaced: list[tuple[nn.Module, nn.Module]] = []  # feed-forwards and their experts
+        self._replaced: list[tuple[MixtureOfExperts, RoutedExperts]] = []
         check_place(path)
         try:
-            # Unbuffered, so that what an end by force leaves can be read.
+            # Unbuffered, so that a killed process leaves whole lines.
             self._file = path.open("xb", buffering=0)
         except FileExistsError:
             raise OutputError(f"{path} is there already; give another name") from None
@@ -56,13 +59,14 @@ class RoutingRecorder:
             self.path.unlink(missing_ok=True)
 
     def attach(self, model: Llama4, name: str) -> None:
-        """Record every forward pass of `model` from now on. name: what the file calls it."""
+        """Records every forward pass of `model` from now on. name: what the file calls it."""
         text = model.config.text
-        moe = [number for number, kind in enumerate(text.layers) if kind.feed_forward == "moe"]
+        layers = enumerate(model.language_model.model.layers)
+        found = ((number, layer.feed_forward) for number, layer in layers)
+        moe = {number: one for number, one in found if isinstance(one, MixtureOfExperts)}
         header = TraceHeader(name, text.num_local_experts, text.num_experts_per_tok, tuple(moe))
         self._write(header.as_json())
-        for number in moe:
-            feed_forward = model.language_model.model.layers[number].feed_forward
+        for number, feed_forward in moe.items():
             self._replaced.append((feed_forward, feed_forward.experts))
             feed_forward.experts = _RecordedExperts(feed_forward.experts, number, self._record)
 
@@ -82,10 +86,10 @@ class RoutingRecorder:
 
 
 class _RecordedExperts(nn.Module):
-    """Stands where a layer's experts stood, and tells which of them were chosen."""
+    """Takes the place of a layer's experts, and reports which were chosen."""
 
     def __init__(
-        self, experts: nn.Module, layer: int, record: Callable[[int, Sequence[int]], None]
+        self, experts: RoutedExperts, layer: int, record: Callable[[int, Sequence[int]], None]
     ):
         super().__init__()
         self.experts = experts
@@ -93,8 +97,8 @@ class _RecordedExperts(nn.Module):
         self._record = record
 
     def __call__(self, x: mx.array, chosen: mx.array, meanwhile: mx.array) -> mx.array:
-        """As the experts' own."""
+        """As `Experts.__call__`."""
         output = self.experts(x, chosen, meanwhile)
-        # Afterwards: experts that are streamed know by their own wait for it what is computed.
-        self._record(self._layer, chosen.tolist())
+        # After the experts: streamed ones read the choice back themselves, at the right moment.
+        self._record(self._layer, np.array(chosen).tolist())
         return output

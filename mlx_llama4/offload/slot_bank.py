@@ -1,4 +1,4 @@
-"""Room for experts in arrays that stay where they are, so that reads can land in them."""
+"""Slots for experts: arrays that stay at one address, so that reads can go straight into them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,10 +20,10 @@ DTYPES = {
 
 
 class SlotBank:
-    """Arrays of a number of slots, [slots, out, columns], all for experts of one packing.
+    """Arrays [slots, out, columns] for experts of one packing.
 
-    MLX knows nothing of what is written into them: whatever computes with a slot must have been
-    evaluated before.
+    MLX does not see writes into them: whatever computes with a slot must be evaluated before the
+    slot is overwritten.
     """
 
     def __init__(self, tensors: Sequence[ExpertTensor], slots: int):
@@ -44,19 +44,16 @@ class SlotBank:
 
 @dataclass
 class Slot:
-    """Room for one expert. places: of each tensor, [rows, columns], as the store writes them.
-    reading: the last read into it. users: outputs that were computed with it and may not be
-    evaluated yet.
-    """
+    """Room for one expert."""
 
     bank: SlotBank
     index: int
-    places: list[np.ndarray]
-    reading: Reading | None = None
-    users: list[mx.array] = field(default_factory=list)
+    places: list[np.ndarray]  # of each tensor [rows, columns], as ExpertStore.read takes them
+    reading: Reading | None = None  # the last read into it
+    users: list[mx.array] = field(default_factory=list)  # outputs that may not be evaluated yet
 
     def vacate(self) -> None:
-        """Return when nothing reads or writes it any more."""
+        """Returns when nothing reads or writes the slot any more."""
         if self.reading is not None:
             self.reading.abandon()
             self.reading = None
@@ -66,13 +63,13 @@ class Slot:
 
 
 def _allocate(tensor: ExpertTensor, slots: int) -> tuple[mx.array, np.ndarray]:
-    """An array, and a view of its memory [slots, rows, columns] as integers to write bits to."""
-    # As lay_out_for_cpu has it: sums in another order would be other sums.
+    """An array, and a view of its memory [slots, rows, columns] as integers."""
+    # The layout of lay_out_for_cpu, for the same order of summation and so the same sums.
     column_major = tensor.quantization is None and mx.default_device() == mx.cpu
     shape = (tensor.rows, tensor.columns)
     base = mx.zeros((slots, *(reversed(shape) if column_major else shape)), DTYPES[tensor.dtype])
     mx.eval(base)
-    # numpy knows no bfloat16; a view has the same memory.
+    # numpy has no bfloat16; an MLX view shares the memory.
     place = np.asarray(base if tensor.dtype in ("U32", "U8") else base.view(_bits(tensor.dtype)))
     if column_major:
         base, place = base.swapaxes(-1, -2), place.swapaxes(-1, -2)

@@ -1,7 +1,7 @@
-"""Routed experts of which not all are in memory: called like `Experts`, in whose place they stand.
+"""Routed experts that are read from the disk when needed; they take the place of `Experts`.
 
-Shapes: N routed inputs, D hidden size. The host has to know what the router chose: one wait in
-each layer, unless all of its experts have come to be in memory.
+Shapes: N routed inputs, D hidden size. The host must know what the router chose, so it waits once
+in each layer, unless all of the layer's experts are in memory by then.
 """
 
 import mlx.core as mx
@@ -14,7 +14,7 @@ from mlx_llama4.offload.slot_bank import Slot
 
 
 class StreamedExperts:
-    """No module: what it holds are no weights of the model, and come and go."""
+    """Not an nn.Module: its arrays are cache slots, not parameters."""
 
     def __init__(self, layer: LayerCache, num_experts_per_tok: int):
         self._layer = layer
@@ -49,7 +49,7 @@ class StreamedExperts:
         return np.array([held[expert].index for expert in experts.tolist()], np.int32)
 
     def _one_by_one(self, x: mx.array, numbers: np.ndarray, needed: list[int]) -> mx.array:
-        """Each expert with all of its inputs, in the order in which they come to be in memory."""
+        """Applies each expert to all of its inputs, in the order in which experts arrive."""
         order = np.argsort(numbers, kind="stable")
         starts = np.searchsorted(numbers[order], needed)
         inputs = dict(zip(needed, np.split(order, starts[1:]), strict=True))
@@ -63,7 +63,7 @@ class StreamedExperts:
 
 
 def _through(x: mx.array, slot: Slot) -> mx.array:
-    output = slot.bank.experts.apply(x, mx.full(len(x), slot.index, mx.uint32), is_sorted=True)
+    output = slot.bank.experts.compute(x, mx.full(len(x), slot.index, mx.uint32), is_sorted=True)
     mx.async_eval(output)
     slot.users.append(output)
     return output

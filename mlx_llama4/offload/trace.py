@@ -6,16 +6,15 @@
     {"step": 0, "layer": 1, "experts": […]}
     …
 
-A step is one forward pass: a span of a prompt, or a generated token. `experts` are its tokens' in
-order, k of each token where there are k per token. Of a span the last layer has the last token's
-alone, since the others' output there is never asked for. A step that was interrupted lacks its
-later layers.
+A step is one forward pass: a span of a prompt, or a generated token. `experts` lists the choices of
+its tokens in order, k for each token. The last layer lists the last token of a span only, because
+nothing asks for the output of the others. A step that was interrupted lacks its later layers.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from mlx_llama4.errors import InputError
 from mlx_llama4.files.json_file import parse_json
@@ -26,12 +25,12 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class TraceHeader:
-    """layers: the numbers of the MoE layers, ascending."""
+    """The first line of a trace."""
 
     model: str
     num_experts: int
     experts_per_token: int
-    layers: tuple[int, ...]
+    layers: tuple[int, ...]  # numbers of the MoE layers, ascending
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -46,13 +45,13 @@ class TraceHeader:
 
 @dataclass(frozen=True)
 class RoutingStep:
-    """One forward pass. experts: layer → those that its tokens chose."""
+    """One forward pass."""
 
-    experts: dict[int, Sequence[int]] = field(default_factory=dict)
+    experts: dict[int, Sequence[int]] = field(default_factory=dict)  # layer → its tokens' choices
 
     @property
     def choices(self) -> int:
-        """Of the layer that has the most: tokens · experts per token."""
+        """The most choices of any layer: tokens · experts per token."""
         return max(map(len, self.experts.values()))
 
 
@@ -62,12 +61,12 @@ class RoutingTrace:
     steps: Sequence[RoutingStep]
 
     def is_decode(self, step: RoutingStep) -> bool:
-        """Was it for one token alone?"""
+        """Was the step for a single token?"""
         return step.choices == self.header.experts_per_token
 
 
 def read_trace(path: Path) -> RoutingTrace:
-    """Raises InputError, with the line, if the file is no trace or damaged."""
+    """Raises InputError, with the line, if the file is not a trace or is damaged."""
     try:
         with path.open("rb") as file:
             lines = list(file)
@@ -103,7 +102,7 @@ def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 def _header(path: Path, raw: Mapping[str, Any]) -> TraceHeader:
     if raw.get("format") != FORMAT:
-        raise InputError(f"{path} is no routing trace; record one with --trace")
+        raise InputError(f"{path} is not a routing trace; record one with --trace")
     if raw.get("version") != VERSION:
         raise InputError(
             f"{path} is a routing trace of version {raw.get('version')}; "
@@ -111,7 +110,7 @@ def _header(path: Path, raw: Mapping[str, Any]) -> TraceHeader:
         )
     model, layers = raw.get("model"), raw.get("layers")
     count, each = raw.get("num_experts"), raw.get("experts_per_token")
-    is_right = (
+    if (
         isinstance(model, str)
         and _is_number(count)
         and _is_number(each)
@@ -120,16 +119,15 @@ def _header(path: Path, raw: Mapping[str, Any]) -> TraceHeader:
         and all(map(_is_number, layers))
         and layers == sorted(set(layers))
         and len(layers) > 0
-    )
-    if not is_right:
-        raise InputError(f"{path}, line 1: the header of the trace is damaged")
-    return TraceHeader(model, count, each, tuple(layers))
+    ):
+        return TraceHeader(model, count, each, tuple(layers))
+    raise InputError(f"{path}, line 1: the header of the trace is damaged")
 
 
 def _choice(
     path: Path, number: int, raw: Mapping[str, Any], header: TraceHeader
 ) -> tuple[int, int, list[int]]:
-    """Step, layer, experts."""
+    """Step, layer and experts of one line."""
     step, layer, experts = raw.get("step"), raw.get("layer"), raw.get("experts")
     if not _is_number(step) or not _is_number(layer) or not isinstance(experts, list):
         raise InputError(f"{path}, line {number}: step, layer or experts are missing or wrong")
@@ -149,6 +147,6 @@ def _choice(
     return step, layer, experts
 
 
-def _is_number(value: Any) -> bool:
-    """A whole one, not below 0; JSON's true is none."""
+def _is_number(value: Any) -> TypeGuard[int]:
+    """Is it a whole number, not below 0? JSON's true is not one."""
     return type(value) is int and value >= 0

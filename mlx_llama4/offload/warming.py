@@ -1,4 +1,4 @@
-"""Filling slots while nothing is computed: before a first question, say."""
+"""Fills slots while nothing is computed, such as before the first question of a chat."""
 
 import threading
 from collections.abc import Collection
@@ -8,36 +8,36 @@ from mlx_llama4.errors import RunError
 
 
 class Slots(Protocol):
-    """One MoE layer's slots, as far as filling them goes."""
+    """One MoE layer's slots: what it takes to fill them."""
 
     capacity: int  # experts
 
     def bank(self) -> Any:
-        """Make the memory of the slots, if it is not made yet."""
+        """Allocates the slots, if they are not allocated yet."""
         ...
 
     def warm(self, rank: int) -> None:
-        """Read the expert of this rank by heat into a free slot, if it is not held yet."""
+        """Reads the expert of this rank by heat into a free slot, if it is not held yet."""
         ...
 
 
 class Warming:
-    """Reads the experts that were hottest into free slots, in the background, until stopped.
+    """Reads the hottest experts into free slots, in the background, until stopped.
 
-    One at a time, so that stopping takes no longer than one read. Nothing else may use the layers
-    in between.
+    It reads one at a time, so that stopping takes no longer than one read. Nothing else may use the
+    layers meanwhile.
     """
 
     def __init__(self, layers: Collection[Slots]):
         self._layers = layers
         self._stopping = threading.Event()
         for layer in layers:
-            layer.bank()  # made here, not on a thread of its own
+            layer.bank()  # allocated here rather than on the thread
         self._thread = threading.Thread(target=self._run, name="expert warming", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Returns when nothing is read any more."""
+        """Stops the thread; returns when nothing is read any more."""
         self._stopping.set()
         self._thread.join()
 
@@ -49,6 +49,6 @@ class Warming:
                 try:
                     layer.warm(rank)
                 except RunError:
-                    return  # who needs that expert will be told
+                    return  # the step that needs that expert will report it
                 except RuntimeError:
-                    return  # Python is about to end, and begins no more reads
+                    return  # Python is exiting, and its thread pool takes no more reads

@@ -221,4 +221,4 @@ def test_eviction_from_end_to_end(tmp_path: Path) -> None:
     files[1].write_text("{}\n")
     result = benchmark("eviction", *files)
     assert result.returncode == 2
-    assert result.stderr == f"error: {files[1]} is no routing trace; record one with --trace\n"
+    assert result.stderr == f"error: {files[1]} is not a routing trace; record one with --trace\n"

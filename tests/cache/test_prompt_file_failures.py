@@ -65,7 +65,7 @@ def test_truncated_files(saved: Path, length: int) -> None:
 def test_files_of_another_kind(saved: Path, golden_folder: Callable[[str], Path]) -> None:
     weights = next(golden_folder("scout").glob("*.safetensors"))
     with pytest.raises(
-        CheckpointError, match="is no prompt cache; make one with: mlx-llama4 cache"
+        CheckpointError, match="is not a prompt cache; make one with: mlx-llama4 cache"
     ):
         PromptFile(weights)
     data = saved.read_bytes()
@@ -148,7 +148,7 @@ def test_nothing_but_a_prompt_cache_is_replaced(
     for name, content in (("a.png", b"\x89PNG"), ("book.txt", b"Call me Ishmael. " * 99)):
         other = tmp_path / name
         other.write_bytes(content)
-        with pytest.raises(OutputError, match="is there and no prompt cache"):
+        with pytest.raises(OutputError, match="exists and is not a prompt cache"):
             save_prompt_file(other, cache, IDENTITY)
         assert other.read_bytes() == content
     saved.write_bytes(saved.read_bytes()[:500])  # cut short it is of no more use

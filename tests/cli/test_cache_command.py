@@ -99,7 +99,7 @@ def test_what_is_refused_before_the_weights_are_read(
     assert "8 bits in groups of 64, not 4 in 64" in refused(*ask, "--cache", cached, "--kv-bits", 4)
     assert "a system prompt of its own" in refused(*ask, "--cache", cached, "--system", "Hi")
     assert "does not exist" in refused(*ask, "--cache", "nowhere")
-    assert "no prompt cache" in refused(*ask, "--cache", next(demo_folder.glob("*.safetensors")))
+    assert "not a prompt cache" in refused(*ask, "--cache", next(demo_folder.glob("*.safetensors")))
     cut = tmp_path / "cut"
     cut.write_bytes(cached.read_bytes()[:-1])
     assert "is truncated" in refused(*ask, "--cache", cut)
@@ -125,7 +125,7 @@ def test_what_is_refused_before_the_weights_are_read(
     empty.touch()
     assert "empty.txt is empty; give a text" in refused(*make, empty)
     before = book.read_bytes()
-    assert "is there and no prompt cache; give another name" in refused(
+    assert "exists and is not a prompt cache; give another name" in refused(
         "cache", book, "--model", demo_folder, "-o", book.parent / "." / "book.txt"
     )
     assert book.read_bytes() == before

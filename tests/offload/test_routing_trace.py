@@ -215,7 +215,7 @@ def test_reading(tmp_path: Path) -> None:
         (b'{"format": "mlx-lla', "line 1: the line is cut"),
         (b"\xff\xfe\n", "line 1 is not valid JSON"),
         (b"[]\n", "line 1 holds a list"),
-        (lines({"format": "other"}), "is no routing trace"),
+        (lines({"format": "other"}), "is not a routing trace"),
         (lines(HEADER | {"version": 2}), "version 2; this program reads version 1"),
         (lines(HEADER | {"layers": [2, 0]}), "line 1: the header of the trace is damaged"),
         (lines(HEADER | {"layers": []}), "line 1: the header"),
