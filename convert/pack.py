@@ -10,6 +10,7 @@ from mlx_llama4.checkpoint.sources import PackedRows, Plain
 from mlx_llama4.convert.plan import Job, Plan
 from mlx_llama4.convert.search import search_affine
 from mlx_llama4.errors import RunError
+from mlx_llama4.files.mlx_arrays import array_bytes
 from mlx_llama4.quantization import Quantization
 
 # Errors are measured on every n-th row. That a slice has millions of values makes the figure
@@ -64,7 +65,7 @@ def pack(plan: Plan, job: Job, data: list[np.ndarray]) -> PackedSlice:
         raise misfit(job.tensors[0], plan.recipe.dtype)
     _check_finite(parts, job)
     errors = {name: (error.item(), norm.item()) for name, (error, norm) in sums.items()}
-    return PackedSlice({name: _as_bytes(array) for name, array in parts.items()}, errors)
+    return PackedSlice({name: array_bytes(array) for name, array in parts.items()}, errors)
 
 
 def quantize(rows: mx.array, packing: Quantization, search: bool) -> PackedRows:
@@ -127,10 +128,3 @@ def _sampled(rows: mx.array | PackedRows) -> mx.array:
     biases = None if rows.biases is None else rows.biases[every]
     sample = PackedRows(rows.weight[every], rows.scales[every], biases, rows.quantization)
     return sample.dense()
-
-
-def _as_bytes(array: mx.array) -> memoryview:
-    array = mx.contiguous(array)
-    mx.eval(array)
-    # numpy has no bfloat16; the bytes are the same whatever they are called.
-    return memoryview(np.asarray(array.view(mx.uint8))).cast("B")

@@ -9,16 +9,13 @@ from pathlib import Path
 
 from mlx_llama4.checkpoint.open import Source, check_format
 from mlx_llama4.checkpoint.safetensors import StoredTensor
-from mlx_llama4.checkpoint.sources import OneByOne, WeightSource, num_rows, row_bytes
+from mlx_llama4.checkpoint.sources import BLOCK_BYTES, OneByOne, WeightSource, num_rows, row_bytes
 from mlx_llama4.convert.recipes import Recipe, check_rules
 from mlx_llama4.convert.shards import OutputTensor
+from mlx_llama4.files.dtypes import FLOATS, ITEM_BYTES
 from mlx_llama4.quantization import Quantization
 from mlx_llama4.tensors import TensorSpec, quantized_tensors
 
-# Rows are read in blocks of about this size; a single expert may be larger.
-BLOCK_BYTES = 16 * 2**20
-SAFETENSORS_DTYPE = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 # What a process has in memory beside slices: MLX's buffers that wait to be used again, threads.
 OVERHEAD_BYTES = 100 * 10**6
 
@@ -88,7 +85,7 @@ class Plan:
         size = sum(
             self.specs[one].size // num_rows(job.source) * rows for one in job.source.targets
         )
-        width = 4 if self.recipe.search else ITEM_BYTES[self.recipe.dtype]
+        width = 4 if self.recipe.search else ITEM_BYTES[FLOATS[self.recipe.dtype]]
         return 2 * job.nbytes + 3 * size * width
 
 
@@ -124,7 +121,7 @@ def stored_parts(
     name: str, spec: TensorSpec, packing: Quantization | None, dtype: str
 ) -> dict[str, OutputTensor]:
     """What is written for a model tensor: itself, or its words, scales and biases."""
-    stored = SAFETENSORS_DTYPE[dtype]
+    stored = FLOATS[dtype]
     if packing is None:
         return {name: OutputTensor(stored, spec.shape)}
     scales = stored if packing.mode == "affine" else "U8"

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import mlx_llama4
+from mlx_llama4 import __version__
 from mlx_llama4.checkpoint.open import Source
 from mlx_llama4.convert.journal import Entry
 from mlx_llama4.convert.pack import ErrorSums, relative_error
@@ -77,7 +77,7 @@ def conversion_json(source: Source, plan: Plan, quality: Quality) -> dict[str, A
     bytes.
     """
     return {
-        "made_by": f"mlx-llama4 {mlx_llama4.__version__}",
+        "made_by": f"mlx-llama4 {__version__}",
         "source": source.layout,
         "dtype": plan.recipe.dtype,
         "recipe": describe(plan.recipe),

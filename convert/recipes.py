@@ -21,16 +21,13 @@ from mlx_llama4.quantization import (
     packing,
     packing_name,
 )
-from mlx_llama4.tensors import Part, TensorSpec
-
-# The rest stays in 16 bits unless a rule names it: norms are vectors, and the vision tower is
-# under 2% of the bytes and sees only once what the text tower then has to work with.
-QUANTIZED_PARTS: frozenset[Part] = frozenset(
-    {"embedding", "attention", "routed experts", "shared expert", "dense MLP", "head"}
+from mlx_llama4.tensors import (
+    QUANTIZED_PARTS,
+    UNPACKED_PARTS,
+    TensorSpec,
+    in_whole_groups,
+    is_matrix,
 )
-# Not even a rule packs these, though packed ones may be kept: the router weighs 160 KB and
-# decides which 70 MB are used at all.
-UNPACKED_PARTS: frozenset[Part] = frozenset({"router", "norms"})
 
 
 @dataclass(frozen=True)
@@ -74,12 +71,12 @@ class Recipe:
 
         A row must divide into whole groups.
         """
-        if not name.endswith(".weight") or len(spec.shape) < 2:
+        if not is_matrix(name, spec):
             return None
         if spec.part in UNPACKED_PARTS:
             return stored if self.keeps else None
-        found = self._wanted(name.removesuffix(".weight"), spec, stored)
-        return found if found is None or spec.shape[-1] % found.group_size == 0 else None
+        wanted = self._wanted(name.removesuffix(".weight"), spec, stored)
+        return in_whole_groups(wanted, spec)
 
     def _wanted(
         self, module: str, spec: TensorSpec, stored: Quantization | None
@@ -182,7 +179,7 @@ def check_rules(recipe: Recipe, specs: Mapping[str, TensorSpec]) -> None:
     modules = [
         name.removesuffix(".weight")
         for name, spec in specs.items()
-        if name.endswith(".weight") and len(spec.shape) > 1 and spec.part not in UNPACKED_PARTS
+        if is_matrix(name, spec) and spec.part not in UNPACKED_PARTS
     ]
     for rule in recipe.rules:
         if not any(map(rule.matches, modules)):

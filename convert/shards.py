@@ -1,14 +1,14 @@
 """Which tensor lies where: shards, their headers, and places in them, known before any data."""
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_llama4.checkpoint.safetensors import ITEM_BYTES
+from mlx_llama4.files.dtypes import ITEM_BYTES
+from mlx_llama4.files.safetensors_header import safetensors_header
 
 # Tensor data starts at a multiple of this, the page size of Apple silicon, so that the experts
 # can later be read from the file with uncached, aligned reads.
@@ -62,19 +62,8 @@ def _nbytes(names: Iterable[str], tensors: Mapping[str, OutputTensor]) -> int:
 
 def shard_header(names: list[str], tensors: Mapping[str, OutputTensor]) -> bytes:
     """The start of a safetensors file up to its data."""
-    header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
-    offset = 0
-    for name in names:
-        tensor = tensors[name]
-        header[name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % HEADER_ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    described = {name: (tensors[name].dtype, tensors[name].shape) for name in names}
+    return safetensors_header(described, {"format": "mlx"}, HEADER_ALIGNMENT)
 
 
 def tensor_places(

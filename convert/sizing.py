@@ -15,9 +15,10 @@ from mlx_llama4.checkpoint.open import Source
 from mlx_llama4.checkpoint.sources import PackedRows, num_rows, row_bytes
 from mlx_llama4.convert.pack import measured_errors, relative_error
 from mlx_llama4.convert.plan import make_plan
-from mlx_llama4.convert.recipes import QUANTIZED_PARTS, Recipe
+from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.errors import InputError
 from mlx_llama4.quantization import AFFINE_BITS, Quantization
+from mlx_llama4.tensors import QUANTIZED_PARTS
 from mlx_llama4.units import human_bytes
 
 SAMPLED_ROWS = 512

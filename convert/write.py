@@ -26,8 +26,8 @@ from mlx_llama4.convert.shards import (
     tensor_places,
 )
 from mlx_llama4.errors import OutputError, RunError
-from mlx_llama4.files.durable import forget_cached, sync_path
-from mlx_llama4.units import human_bytes
+from mlx_llama4.files import disk
+from mlx_llama4.files.durable import MAX_CALL_BYTES, forget_cached, sync_path
 
 MAX_SHARD_BYTES = 5 * 10**9
 LOCK_NAME = "conversion.lock"
@@ -36,7 +36,6 @@ LOCK_NAME = "conversion.lock"
 # from a slow network, would be lost by the minute if it were for bytes alone.
 COMMIT_BYTES = 256 * 2**20
 COMMIT_SECONDS = 10.0
-MAX_WRITE_BYTES = 2**30  # macOS refuses more than 2 GB in one call
 CHECK_BLOCK_BYTES = 2**24
 
 
@@ -101,7 +100,7 @@ class FolderWriter:
                 stream.seek(offset + row * self.row_bytes(name))
                 view = memoryview(data)
                 while view:
-                    view = view[stream.write(view[:MAX_WRITE_BYTES]) :]
+                    view = view[stream.write(view[:MAX_CALL_BYTES]) :]
         except OSError as failure:
             raise _write_failure(self.folder, failure) from None
         self._dirty.add(file)
@@ -294,27 +293,17 @@ def check_destination(out: Path, nbytes: int) -> None:
     try:
         if out.exists() and not _is_spare(out):
             raise OutputError(f"{out} already exists; name another folder or remove it first")
-        parent = partial_folder(out).parent
-        while not parent.exists():
-            parent = parent.parent
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise OutputError(f"cannot write to {parent}; choose a folder of your own")
+        disk.check_writable(disk.nearest_folder(partial_folder(out).parent))
         free = free_bytes(out)
     except OSError as failure:
         raise OutputError(f"cannot write to {out}: {failure.strerror or failure}") from None
-    if free < nbytes:
-        raise OutputError(
-            f"{out} needs {human_bytes(nbytes)} but only {human_bytes(free)} are free on that disk"
-        )
+    disk.check_room(out, nbytes, free)
 
 
 def free_bytes(out: Path) -> int:
     """Of the disk that `out` would be on, with what an unfinished conversion to it takes."""
     partial = partial_folder(out.absolute())
-    parent = partial.parent
-    while not parent.exists():
-        parent = parent.parent
-    return shutil.disk_usage(parent).free + _taken_bytes(partial)
+    return disk.free_bytes(partial.parent) + _taken_bytes(partial)
 
 
 def _taken_bytes(folder: Path) -> int:

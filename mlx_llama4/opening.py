@@ -12,6 +12,7 @@ from mlx_llama4.checkpoint.names import is_ignored
 from mlx_llama4.checkpoint.safetensors import Checkpoint, open_checkpoint
 from mlx_llama4.config import Config, load_config
 from mlx_llama4.errors import CheckpointError
+from mlx_llama4.files.mlx_arrays import STORED_DTYPES
 from mlx_llama4.hub.repository import find_folder
 from mlx_llama4.model.cpu_layout import lay_out_for_cpu
 from mlx_llama4.model.llama4 import Llama4
@@ -26,8 +27,6 @@ from mlx_llama4.tensors import without_absent_vision
 OnLoad = Callable[[int, int], None]  # bytes of weights in memory, bytes in all
 Prepare = Callable[[Llama4], None]
 LOAD_STEP = 256 * 2**20  # bytes; the progress of a load is told so often
-
-FLOAT_NAMES = {mx.float32: "F32", mx.bfloat16: "BF16", mx.float16: "F16"}
 
 
 def ignore_load(done: int, total: int) -> None:
@@ -203,7 +202,7 @@ def _stream_experts(
 ) -> None:
     """Put what reads experts from the shards in their place."""
     text = model.config.text
-    tensors = expert_tensors(checkpoint, model.config, FLOAT_NAMES[dtype])
+    tensors = expert_tensors(checkpoint, model.config, STORED_DTYPES[dtype])
     if not tensors:
         return
     model.expert_cache = ExpertCache(tensors, streaming)

@@ -7,15 +7,6 @@ from typing import Any
 from mlx_llama4.errors import ConfigError, InputError
 from mlx_llama4.files.json_file import Keys
 
-# mode: (group sizes, bits) that MLX has kernels for
-MLX_PACKINGS = {
-    "affine": ((32, 64, 128), (1, 2, 3, 4, 5, 6, 8)),
-    "mxfp4": ((32,), (4,)),
-    "mxfp8": ((32,), (8,)),
-    "nvfp4": ((16,), (4,)),
-}
-QUANTIZATION_MODES = tuple(MLX_PACKINGS)
-
 
 @dataclass(frozen=True)
 class Quantization:
@@ -24,6 +15,17 @@ class Quantization:
     group_size: int
     bits: int
     mode: str = "affine"
+
+
+AFFINE_GROUP_SIZES = (32, 64, 128)
+AFFINE_BITS = (2, 3, 4, 5, 6, 8)  # that we pack to; MLX reads 1 too
+FIXED_MODES = {  # whose formats leave nothing to choose
+    "mxfp4": Quantization(32, 4, "mxfp4"),
+    "mxfp8": Quantization(32, 8, "mxfp8"),
+    "nvfp4": Quantization(16, 4, "nvfp4"),
+}
+QUANTIZATION_MODES = ("affine", *FIXED_MODES)
+UNPACKED_BITS = 16
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class KVQuantization:
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
             raise InputError(f"--kv-bits {self.bits}: keys and values take 4 or 8 bits")
-        if self.group_size not in MLX_PACKINGS["affine"][0]:
+        if self.group_size not in AFFINE_GROUP_SIZES:
             raise InputError(f"--kv-group-size {self.group_size}: use 32, 64 or 128")
         if self.after < 0:
             raise InputError(f"--kv-quantize-after {self.after}: give a number of tokens")
@@ -138,34 +140,17 @@ def _foreign(method: str, scheme: str | None, table: Mapping[str, Any]) -> Forei
 def _quantized_as(table: Mapping[str, Any], where: str) -> Quantization:
     keys = Keys(table, where)
     mode = table.get("mode", "affine")
-    if not isinstance(mode, str) or mode not in MLX_PACKINGS:
+    if not isinstance(mode, str) or mode not in QUANTIZATION_MODES:
         known = ", ".join(QUANTIZATION_MODES)
         raise ConfigError(f"{where}: mode {mode!r} is unknown; known are {known}")
     found = Quantization(keys.integer("group_size"), keys.integer("bits"), mode)
-    group_sizes, bits = MLX_PACKINGS[mode]
-    if found.group_size not in group_sizes or found.bits not in bits:
+    is_affine = found.group_size in AFFINE_GROUP_SIZES and found.bits in (1, *AFFINE_BITS)
+    if not (is_affine if mode == "affine" else found == FIXED_MODES[mode]):
         raise ConfigError(
             f"{where}: {found.bits} bits in groups of {found.group_size} is no {mode} packing "
             "that MLX knows"
         )
     return found
-
-
-AFFINE_BITS = (2, 3, 4, 5, 6, 8)
-
-
-AFFINE_GROUP_SIZES = (32, 64, 128)
-
-
-# The formats fix both.
-FIXED_MODES = {
-    "mxfp4": Quantization(32, 4, "mxfp4"),
-    "nvfp4": Quantization(16, 4, "nvfp4"),
-    "mxfp8": Quantization(32, 8, "mxfp8"),
-}
-
-
-UNPACKED_BITS = 16
 
 
 def packing_name(packing: Quantization | None) -> str:

@@ -6,7 +6,7 @@ derived from the config alone, serves the converter (what to write), loading and
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,6 +25,15 @@ Part = Literal[
     "vision tower",
     "projector",
 ]
+
+# What is packed unless a rule says otherwise. Norms are vectors, and the vision tower is under 2%
+# of the bytes and sees only once what the text tower then has to work with.
+QUANTIZED_PARTS: frozenset[Part] = frozenset(
+    {"embedding", "attention", "routed experts", "shared expert", "dense MLP", "head"}
+)
+# Not even a rule packs these, though packed ones may be kept: the router weighs 160 KB and
+# decides which 70 MB are used at all.
+UNPACKED_PARTS: frozenset[Part] = frozenset({"router", "norms"})
 
 VISION_PREFIXES = ("vision_model.", "multi_modal_projector.")
 
@@ -74,6 +83,28 @@ def without_absent_vision(config: Config, names: Iterable[str]) -> Config:
     if config.vision is None or any(name.startswith(VISION_PREFIXES) for name in names):
         return config
     return replace(config, vision=None, image_token_id=None)
+
+
+def is_matrix(name: str, spec: TensorSpec) -> bool:
+    """Can tensor `name` be packed at all?"""
+    return name.endswith(".weight") and len(spec.shape) > 1
+
+
+def in_whole_groups(packing: Quantization | None, spec: TensorSpec) -> Quantization | None:
+    """`packing`, or None for a tensor whose rows do not divide into groups of that size."""
+    return packing if packing is None or spec.shape[-1] % packing.group_size == 0 else None
+
+
+def packed_alike(
+    packing: Quantization | None,
+) -> Callable[[str, TensorSpec], Quantization | None]:
+    """How `convert --bits` packs each tensor."""
+
+    def of(name: str, spec: TensorSpec) -> Quantization | None:
+        is_packed = is_matrix(name, spec) and spec.part in QUANTIZED_PARTS
+        return in_whole_groups(packing, spec) if is_packed else None
+
+    return of
 
 
 def quantized_tensors(

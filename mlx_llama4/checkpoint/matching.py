@@ -14,10 +14,9 @@ from mlx_llama4.checkpoint.safetensors import Checkpoint, StoredTensor
 from mlx_llama4.checkpoint.sources import OneByOne, Plain, WeightSource
 from mlx_llama4.config import Config
 from mlx_llama4.errors import CheckpointError
+from mlx_llama4.files.dtypes import FLOAT_DTYPES
 from mlx_llama4.quantization import Quantization
 from mlx_llama4.tensors import TensorSpec, model_tensors
-
-FLOAT_DTYPES = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from mlx_llama4.checkpoint.safetensors import Checkpoint, open_checkpoint
 from mlx_llama4.checkpoint.sources import OneByOne
 from mlx_llama4.config import Config, parse_config, read_config
 from mlx_llama4.errors import CheckpointError, ConfigError
+from mlx_llama4.files.dtypes import FLOAT_DTYPES
 from mlx_llama4.quantization import ForeignQuantization, packing_name
 from mlx_llama4.tensors import without_absent_vision
 
@@ -57,7 +58,7 @@ class Source:
         """
         nbytes: Counter[str] = Counter()
         for tensor in self.checkpoint.tensors.values():
-            if tensor.dtype in ("BF16", "F16", "F32"):
+            if tensor.dtype in FLOAT_DTYPES:
                 nbytes[tensor.dtype] += tensor.nbytes
         return "float16" if nbytes and nbytes.most_common(1)[0][0] == "F16" else "bfloat16"
 

@@ -14,19 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from mlx_llama4.errors import CheckpointError, RunError
+from mlx_llama4.files.dtypes import ITEM_BYTES
+from mlx_llama4.files.durable import MAX_CALL_BYTES
 from mlx_llama4.files.json_file import parse_json, read_json
 
 INDEX_NAME = "model.safetensors.index.json"
-ITEM_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
-    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4,
-    "U64": 8, "I64": 8, "F64": 8,
-}  # fmt: skip
 # A file begins with the length of its header, in so many bytes; that may be up to the maximum.
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
-MAX_READ_BYTES = 2**30  # macOS refuses more than 2 GB in one call
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ class Checkpoint:
                 file.seek(tensor.offset + start * row_bytes)
                 view = memoryview(buffer)
                 while view:
-                    if not (count := file.readinto(view[:MAX_READ_BYTES])):
+                    if not (count := file.readinto(view[:MAX_CALL_BYTES])):
                         raise RunError(f"{tensor.file} became shorter while it was read")
                     view = view[count:]
         except OSError as failure:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
+# Rows are read in blocks of about this size; a single expert may be larger.
+BLOCK_BYTES = 16 * 2**20
+
 
 @dataclass(frozen=True)
 class PackedRows:

@@ -18,8 +18,7 @@ import numpy as np
 from mlx import nn
 
 from mlx_llama4.checkpoint.open import Source
-from mlx_llama4.checkpoint.sources import PackedRows, WeightSource, num_rows, row_bytes
-from mlx_llama4.convert.plan import BLOCK_BYTES
+from mlx_llama4.checkpoint.sources import BLOCK_BYTES, PackedRows, WeightSource, num_rows, row_bytes
 from mlx_llama4.model.block import Block
 from mlx_llama4.model.feed_forward import FeedForward
 from mlx_llama4.model.fusion import fuse

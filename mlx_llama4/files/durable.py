@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+MAX_CALL_BYTES = 2**30  # macOS refuses to read or write more than 2 GB in one call
 MS_INVALIDATE = 2  # of msync, on macOS as on Linux
 
 

@@ -2,29 +2,18 @@
 
 import contextlib
 import fcntl
-import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_llama4.errors import OutputError, RunError
-from mlx_llama4.files.durable import sync_file, sync_path
-from mlx_llama4.units import human_bytes
-
-DTYPES = {
-    mx.uint8: "U8",
-    mx.int32: "I32",
-    mx.uint32: "U32",
-    mx.float16: "F16",
-    mx.bfloat16: "BF16",
-    mx.float32: "F32",
-}
-MAX_WRITE_BYTES = 2**30  # macOS refuses more than 2 GB in one call
+from mlx_llama4.files.disk import check_room, check_writable, free_bytes
+from mlx_llama4.files.durable import MAX_CALL_BYTES, sync_file, sync_path
+from mlx_llama4.files.mlx_arrays import STORED_DTYPES, array_bytes
+from mlx_llama4.files.safetensors_header import safetensors_header
 
 
 def write_safetensors(
@@ -36,7 +25,8 @@ def write_safetensors(
     write it, one waits for the other. Raises OutputError if it cannot be written there, RunError
     if that shows on the way.
     """
-    header = _header(arrays, metadata)
+    described = {name: (STORED_DTYPES[array.dtype], array.shape) for name, array in arrays.items()}
+    header = safetensors_header(described, metadata)
     nbytes = len(header) + sum(array.nbytes for array in arrays.values())
     check_place(path, nbytes)
     partial = _partial(path)
@@ -45,7 +35,7 @@ def write_safetensors(
             try:
                 _write(file, header)
                 for array in arrays.values():
-                    _write(file, _bytes(array))
+                    _write(file, array_bytes(array))
                 sync_file(file)
                 partial.replace(path)
             except BaseException:
@@ -101,43 +91,16 @@ def check_place(path: Path, nbytes: int = 0) -> None:
             raise OutputError(f"{path} is no ordinary file; give the name of one")
         if not folder.is_dir():
             raise OutputError(f"{folder} is not a folder; create it first")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise OutputError(f"cannot write to {folder}; choose a folder of your own")
-        free = shutil.disk_usage(folder).free
+        check_writable(folder)
+        free = free_bytes(folder)
         if _partial(path).is_file():  # what a killed process left gives way
             free += _partial(path).stat().st_size
     except OSError as failure:
         raise OutputError(f"cannot write {path}: {failure.strerror or failure}") from None
-    if free < nbytes:
-        raise OutputError(
-            f"{path} needs {human_bytes(nbytes)} but only {human_bytes(free)} are free on that disk"
-        )
-
-
-def _header(arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> bytes:
-    """Length and JSON; padded so that data begins at a multiple of 8, as the format asks."""
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
-    offset = 0
-    for name, array in arrays.items():
-        header[name] = {
-            "dtype": DTYPES[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [offset, offset + array.nbytes],
-        }
-        offset += array.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _bytes(array: mx.array) -> memoryview:
-    array = mx.contiguous(array)
-    # numpy has no bfloat16.
-    array = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
-    return memoryview(np.asarray(array)).cast("B")
+    check_room(path, nbytes, free)
 
 
 def _write(file: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(file, view[:MAX_WRITE_BYTES]) :]
+        view = view[os.write(file, view[:MAX_CALL_BYTES]) :]

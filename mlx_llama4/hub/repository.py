@@ -6,7 +6,6 @@ a network too. Nothing is downloaded that cannot be used: config.json and the in
 
 import contextlib
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -192,8 +191,8 @@ def _check_config(repository: str, folder: Path, purpose: Purpose) -> None:
 def _check_room(repository: str, folder: Path, names: list[str], purpose: Purpose) -> None:
     """The hub's own check only warns, and file by file."""
     from mlx_llama4.checkpoint.safetensors import INDEX_NAME
+    from mlx_llama4.files.disk import free_bytes, shortage
     from mlx_llama4.files.json_file import read_json
-    from mlx_llama4.units import human_bytes
 
     if not (folder / INDEX_NAME).is_file():
         return
@@ -203,15 +202,11 @@ def _check_room(repository: str, folder: Path, names: list[str], purpose: Purpos
         return
     files = [folder / name for name in names if (folder / name).is_file()]
     needed = total - sum(file.stat().st_size for file in files)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
+    if (problem := shortage(repository, needed, free_bytes(folder))) is not None:
         advice = "set HF_HOME to a folder on another disk"
         if purpose == "convert":
             advice += ", or convert with --while-downloading"
-        raise HubError(
-            f"{repository} needs {human_bytes(needed)} but only {human_bytes(free)} are free; "
-            f"{advice}"
-        )
+        raise HubError(f"{problem}; {advice}")
 
 
 def _original_names(repository: str, folder: Path) -> list[str]:

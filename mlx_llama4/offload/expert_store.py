@@ -24,8 +24,9 @@ from mlx_llama4.checkpoint.matching import stored_quantization
 from mlx_llama4.checkpoint.safetensors import Checkpoint, StoredTensor
 from mlx_llama4.config import Config
 from mlx_llama4.errors import CheckpointError, RunError
+from mlx_llama4.files.dtypes import FLOAT_DTYPES, ITEM_BYTES
 from mlx_llama4.offload.budget import LayerExperts
-from mlx_llama4.offload.float_types import BITS, as_type
+from mlx_llama4.offload.float_types import as_type, bits_of
 from mlx_llama4.quantization import Quantization
 
 # An SSD is fastest with many requests in its queue.
@@ -34,7 +35,6 @@ PIECE_BYTES = 4 * 2**20
 # Reads that bypass Linux's page cache begin and end at multiples of this, in file and memory.
 ALIGNMENT = 4096
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-ITEMS = {"U32": np.uint32, "U8": np.uint8} | BITS
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ExpertTensor:
     @property
     def expert_bytes(self) -> int:
         """Bytes of one expert in memory."""
-        return self.rows * self.columns * np.dtype(ITEMS[self.dtype]).itemsize
+        return self.rows * self.columns * ITEM_BYTES[self.dtype]
 
 
 def expert_tensors(
@@ -75,7 +75,7 @@ def expert_tensors(
                 projection,
                 name,
                 stored,
-                float_dtype if stored.dtype in BITS else stored.dtype,
+                float_dtype if stored.dtype in FLOAT_DTYPES else stored.dtype,
                 quantization,
             )
             for projection in PROJECTIONS
@@ -185,7 +185,7 @@ class ExpertStore:
         reading: a new one, with which to wait.
         """
         for tensor, place in zip(self.layers[layer], places, strict=True):
-            row_bytes = tensor.columns * np.dtype(ITEMS[tensor.stored.dtype]).itemsize
+            row_bytes = tensor.columns * ITEM_BYTES[tensor.stored.dtype]
             step = max(PIECE_BYTES // row_bytes, 1)
             start = tensor.stored.offset + expert * tensor.rows * row_bytes
             for row in range(0, tensor.rows, step):
@@ -212,7 +212,7 @@ class ExpertStore:
         if tensor.dtype == stored.dtype and rows.flags.c_contiguous and not is_direct:
             self._read_bytes(stored.file, rows.data.cast("B"), offset)
             return
-        items = np.dtype(ITEMS[stored.dtype])
+        items = bits_of(stored.dtype)
         start = offset % ALIGNMENT if is_direct else 0
         stop = start + rows.size * items.itemsize
         buffer = self._buffer(-(-stop // ALIGNMENT) * ALIGNMENT)

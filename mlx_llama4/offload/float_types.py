@@ -2,12 +2,16 @@
 
 import numpy as np
 
-# Integers that hold the bits of a type, as safetensors spells it.
-BITS = {"F32": np.uint32, "BF16": np.uint16, "F16": np.uint16}
+from mlx_llama4.files.dtypes import ITEM_BYTES
+
+
+def bits_of(dtype: str) -> np.dtype:
+    """Integers that hold the bits of a type, as safetensors spells it."""
+    return np.dtype(f"u{ITEM_BYTES[dtype]}")
 
 
 def as_type(bits: np.ndarray, source: str, target: str) -> np.ndarray:
-    """Bits of floats (of dtype BITS[source]) → bits of the same values in `target`, rounded to
+    """Bits of floats (of dtype bits_of(source)) → bits of the same values in `target`, rounded to
     nearest, ties to even, as MLX rounds.
     """
     if source == target:

@@ -6,17 +6,10 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
+from mlx_llama4.files.mlx_arrays import MLX_DTYPES
 from mlx_llama4.model.expert_linear import ExpertLinear, Experts, QuantizedExpertLinear
 from mlx_llama4.offload.expert_store import ExpertTensor, Reading
 from mlx_llama4.quantization import Quantization
-
-DTYPES = {
-    "U32": mx.uint32,
-    "U8": mx.uint8,
-    "F32": mx.float32,
-    "BF16": mx.bfloat16,
-    "F16": mx.float16,
-}
 
 
 class SlotBank:
@@ -67,7 +60,8 @@ def _allocate(tensor: ExpertTensor, slots: int) -> tuple[mx.array, np.ndarray]:
     # The layout of lay_out_for_cpu, for the same order of summation and so the same sums.
     column_major = tensor.quantization is None and mx.default_device() == mx.cpu
     shape = (tensor.rows, tensor.columns)
-    base = mx.zeros((slots, *(reversed(shape) if column_major else shape)), DTYPES[tensor.dtype])
+    laid_out = reversed(shape) if column_major else shape
+    base = mx.zeros((slots, *laid_out), MLX_DTYPES[tensor.dtype])
     mx.eval(base)
     # numpy has no bfloat16; an MLX view shares the memory.
     place = np.asarray(base if tensor.dtype in ("U32", "U8") else base.view(_bits(tensor.dtype)))

@@ -14,7 +14,7 @@ from mlx_llama4.memory import tensor_bytes
 from mlx_llama4.offload.budget import BUFFER_SHARE, MOST_BUFFERS, LayerExperts, least_memory
 from mlx_llama4.planning.planner import loaded_bytes
 from mlx_llama4.quantization import UNPACKED_BITS, Quantization, packing
-from mlx_llama4.tensors import TensorSpec, layer_number, model_tensors
+from mlx_llama4.tensors import TensorSpec, layer_number, model_tensors, packed_alike
 
 if TYPE_CHECKING:
     from mlx_llama4.checkpoint.matching import Matching
@@ -98,10 +98,8 @@ def stored_experts(matching: "Matching", config: Config, dtype_bytes: int) -> Ex
 
 def experts_in_bits(config: Config, bits: int, dtype_bytes: int) -> ExpertWeights:
     """As `convert --bits` would pack them. Raises InputError."""
-    from mlx_llama4.convert.recipes import Recipe
-
-    recipe = Recipe("bfloat16", None if bits == UNPACKED_BITS else packing(bits, None, None))
-    return packed_experts(config, recipe.of, dtype_bytes)
+    wanted = None if bits == UNPACKED_BITS else packing(bits, None, None)
+    return packed_experts(config, packed_alike(wanted), dtype_bytes)
 
 
 def packed_experts(

@@ -10,9 +10,8 @@ from mlx_llama4.checkpoint.open import Source, open_source, packing_names
 from mlx_llama4.checkpoint.sources import WeightSource
 from mlx_llama4.config import Config
 from mlx_llama4.hub.remote import open_remote
+from mlx_llama4.planning.releases import title_of
 from mlx_llama4.tensors import layer_number
-
-RELEASES = {(48, 5120, 16): "Llama 4 Scout", (48, 5120, 128): "Llama 4 Maverick"}
 
 
 @dataclass(frozen=True)
@@ -97,10 +96,8 @@ def _inspect(name: str, source: Source) -> Inspection:
 
 
 def _variant(config: Config) -> str:
-    text = config.text
-    key = (text.num_hidden_layers, text.hidden_size, text.num_local_experts)
     kind = "text only" if config.vision is None else "text and images"
-    return f"{RELEASES.get(key, 'a Llama 4 of its own size')}, {kind}"
+    return f"{title_of(config) or 'a Llama 4 of its own size'}, {kind}"
 
 
 def _architecture(config: Config) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mlx_llama4.config import Config
 from mlx_llama4.errors import InputError
+from mlx_llama4.files.dtypes import FLOAT_DTYPES
 from mlx_llama4.memory import (
     CACHE_BLOCK_TOKENS,
     PREFILL_SPAN,
@@ -25,7 +26,7 @@ from mlx_llama4.memory import (
 )
 from mlx_llama4.planning.machine import GIB, MIB, Machine
 from mlx_llama4.quantization import UNPACKED_BITS, KVQuantization, packing
-from mlx_llama4.tensors import Part
+from mlx_llama4.tensors import Part, packed_alike
 
 if TYPE_CHECKING:
     from mlx_llama4.checkpoint.matching import Matching
@@ -95,10 +96,8 @@ def dtype_bytes(dtype: str | None, machine: Machine) -> int:
 
 def packed_weights(config: Config, bits: int, dtype_bytes: int) -> dict[Part, int]:
     """Bytes of each part, as `convert --bits` would pack them. Raises InputError."""
-    from mlx_llama4.convert.recipes import Recipe
-
-    recipe = Recipe("bfloat16", None if bits == UNPACKED_BITS else packing(bits, None, None))
-    return weight_bytes(config, recipe.of, dtype_bytes)
+    wanted = None if bits == UNPACKED_BITS else packing(bits, None, None)
+    return weight_bytes(config, packed_alike(wanted), dtype_bytes)
 
 
 def stored_weights(matching: "Matching", dtype_bytes: int) -> dict[Part, int]:
@@ -113,9 +112,7 @@ def stored_weights(matching: "Matching", dtype_bytes: int) -> dict[Part, int]:
 def loaded_bytes(tensors: "Iterable[StoredTensor]", dtype_bytes: int) -> int:
     """Bytes of stored tensors in memory, where load.py brings all floats to one type."""
     return sum(
-        math.prod(tensor.shape) * dtype_bytes
-        if tensor.dtype in ("BF16", "F16", "F32")
-        else tensor.nbytes
+        math.prod(tensor.shape) * dtype_bytes if tensor.dtype in FLOAT_DTYPES else tensor.nbytes
         for tensor in tensors
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_llama4.config import Config, parse_config
+from mlx_llama4.hub.released import RELEASES as REPOSITORIES
 
 _TEXT: dict[str, Any] = {
     "vocab_size": 202_048,
@@ -46,7 +47,8 @@ _SIZES: dict[str, dict[str, Any]] = {
         "use_qk_norm": False,
     },
 }
-RELEASES = tuple(_SIZES)
+RELEASES = tuple(REPOSITORIES)
+_KEYS = ("num_hidden_layers", "hidden_size", "num_local_experts")  # tell one from another
 
 
 @dataclass(frozen=True)
@@ -76,3 +78,12 @@ def release_json(name: str) -> dict[str, Any]:
         "image_token_index": 200_092,
         "torch_dtype": "bfloat16",
     }
+
+
+def title_of(config: Config) -> str | None:
+    """For people: the release with this shape; None for another."""
+    sizes = [getattr(config.text, key) for key in _KEYS]
+    for name in RELEASES:
+        if sizes == [(_TEXT | _SIZES[name])[key] for key in _KEYS]:
+            return f"Llama 4 {name.capitalize()}"
+    return None

@@ -196,7 +196,7 @@ def test_large_tensors_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.Mon
     """However few bytes a call may give."""
     values = np.arange(1000, dtype=np.float32).reshape(100, 10)
     tiny.write_safetensors(tmp_path / "model.safetensors", {"x": values})
-    monkeypatch.setattr("mlx_llama4.checkpoint.safetensors.MAX_READ_BYTES", 7)
+    monkeypatch.setattr("mlx_llama4.checkpoint.safetensors.MAX_CALL_BYTES", 7)
     checkpoint = open_checkpoint(tmp_path)
     found = checkpoint.read(checkpoint.tensors["x"], 3, 90)
     assert np.array_equal(found.view(np.float32).reshape(-1, 10), values[3:90])

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_llama4.checkpoint.fp8 import Float8
-from mlx_llama4.checkpoint.matching import FLOAT_DTYPES, Matching
+from mlx_llama4.checkpoint.matching import Matching
 from mlx_llama4.checkpoint.meta.names import Place, is_ignored, places, scales_of
 from mlx_llama4.checkpoint.meta.ranks import Joined, Transposed
 from mlx_llama4.checkpoint.safetensors import StoredTensor
 from mlx_llama4.checkpoint.sources import OneByOne, Plain, Shape, WeightSource
 from mlx_llama4.config import Config
+from mlx_llama4.files.dtypes import FLOAT_DTYPES
 from mlx_llama4.tensors import TensorSpec, model_tensors
 
 FLOAT8 = "F8_E4M3"

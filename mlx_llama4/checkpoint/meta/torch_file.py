@@ -22,8 +22,9 @@ from mlx_llama4.checkpoint.meta.torch_pickle import (
     Stored,
     read_pickle,
 )
-from mlx_llama4.checkpoint.safetensors import ITEM_BYTES, StoredTensor
+from mlx_llama4.checkpoint.safetensors import StoredTensor
 from mlx_llama4.errors import CheckpointError
+from mlx_llama4.files.dtypes import ITEM_BYTES
 
 MAX_PICKLE_BYTES = 64 * 2**20
 MAX_DIMENSIONS = 8
