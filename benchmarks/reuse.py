@@ -48,7 +48,7 @@ class Asked:
     held: int  # tokens of the prompt that the cache had before
 
 
-Rounds = dict[str, list[Asked]]  # of each way
+Rounds = dict[str, list[Asked]]  # way → a question per round
 
 
 @terminal.reports_errors
@@ -115,7 +115,7 @@ def ask_in_all_ways(
     found["same"] = reader.read(cache, prompts[1])
     reader.read(cache, other)
     found["between"] = reader.read(cache, prompts[2])
-    # Another process: what this one remembers does not count.
+    # A fresh store, as in another process: what this one remembers does not count.
     reader = _Reader(model, size.chunk // 4, PrefixStore(size.chunk, 0))
     for way, prompt in zip(("disk", "small"), prompts[3:], strict=True):
         found[way] = reader.read_from(folder / way, identity, prompt)

@@ -135,7 +135,7 @@ def layer_sessions(traces: Sequence[RoutingTrace]) -> list[LayerSession]:
 
 
 def _pooled(trace: RoutingTrace) -> list[Pass]:
-    """The passes of all layers in the order of time; each layer's experts have own numbers."""
+    """The passes of all layers in the order of time; each layer has expert numbers of its own."""
     count = trace.header.num_experts
     return [
         ([layer * count + expert for expert in experts], trace.is_decode(step))
@@ -145,7 +145,7 @@ def _pooled(trace: RoutingTrace) -> list[Pass]:
 
 
 def _half(passes: Sequence[Pass]) -> int:
-    """The pass before which half of those that count lie."""
+    """The index of the pass after half of those that count."""
     counted = [number for number, (_, counts) in enumerate(passes) if counts]
     return counted[len(counted) // 2]
 

@@ -1,7 +1,7 @@
 """Questions that the demo model was trained to answer, drawn anew from a seed.
 
-Unlike those of `mlx-llama4 demo` they are not chosen for being answered right, so the share of
-right answers says how good a copy of the model is.
+The questions of `mlx-llama4 demo` are ones it answers right; these are not chosen, so the share of
+right answers tells how good a copy of the model is.
 """
 
 import random
@@ -36,7 +36,7 @@ class Task:
 
 
 def draw_tasks(each: int, seed: int) -> list[Task]:
-    """`each` tasks of every kind."""
+    """Draw `each` tasks of every kind."""
     makers: tuple[Callable[[random.Random], Task], ...] = (
         _colour, _shape, _describe, _which, _recall, _sum,
     )  # fmt: skip
@@ -48,7 +48,7 @@ def draw_tasks(each: int, seed: int) -> list[Task]:
 
 
 def _picture(source: random.Random, count: int | None = None) -> Picture:
-    """Shapes of different kinds and colours, side by side with room between them."""
+    """Draw shapes of different kinds and colours, side by side with room between them."""
     count = count or source.randint(1, 3)
     kinds, colours = source.sample(KINDS, count), source.sample(sorted(COLOURS), count)
     side = source.choice((112, 112, 112, 160, 200))

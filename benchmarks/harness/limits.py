@@ -41,7 +41,7 @@ class Limits:
     packed_vector: float  # bytes a second of such weights, scales included, times one row
 
     def lines(self) -> dict[str, str]:
-        """For a report's setup."""
+        """Label → text, for a report's setup."""
         return {
             "memory": f"read at {human_bytes(self.bytes_per_second)} a second",
             "matmul": f"{show_rate(self.matmul)} dense, {show_rate(self.packed_matmul)} with "
@@ -51,7 +51,7 @@ class Limits:
 
 
 def measure_limits(text: TextConfig) -> Limits:
-    """Measure with the shapes of an MLP. The best of BEST_OF counts: disturbance is no limit."""
+    """Measure with the shapes of an MLP. The best of BEST_OF runs counts."""
     import mlx.core as mx
 
     dtype = getattr(mx, unpacked_dtype())
@@ -105,7 +105,7 @@ def measure_bandwidth() -> float:
 def _packed_vector(packed: Sequence["mx.array"]) -> float:
     """Bytes a second of a packed matrix times one row.
 
-    Uses as many copies as make them come from memory, as the weights of all layers do.
+    There are so many copies that they must come from memory, as the weights of all layers do.
     """
     import mlx.core as mx
 
@@ -172,7 +172,7 @@ def prefill_flops(text: TextConfig, tokens: int) -> int:
 
 
 def _feed_forward_flops(text: TextConfig, kind: LayerKind) -> int:
-    """Of a token."""
+    """FLOPs of a token's feed-forward in a layer of this kind."""
     if kind.feed_forward == "dense":
         return 6 * text.hidden_size * text.intermediate_size_mlp
     experts = 6 * text.hidden_size * text.intermediate_size * (1 + text.num_experts_per_tok)

@@ -1,4 +1,4 @@
-"""The machine that figures were measured on, in words."""
+"""The machine on which figures were measured."""
 
 import os
 import platform

@@ -55,9 +55,9 @@ def measuring(
 ) -> Iterator[Bench]:
     """Check the shared options, then start each engine once to see whether it can run here.
 
-    imports: name of each engine that has this subject → modules it needs, with commas between.
-    others: what to say of an engine that is not among them. Raises InputError or OutputError for
-    bad options, RunError if ours cannot run.
+    imports: name of each engine that can be measured → modules it needs, with commas between.
+    others: the error for any other engine. Raises InputError or OutputError for bad options,
+    RunError if ours cannot run.
     """
     outputs = Outputs(json, png)
     engines = choose_engines(only or ",".join(imports), python or (), prelude or ())

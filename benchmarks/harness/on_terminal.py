@@ -1,4 +1,4 @@
-"""A command on a terminal of its own, until it shows what is waited for."""
+"""Runs a command on a terminal of its own until it shows a text."""
 
 import io
 import os
@@ -18,7 +18,7 @@ from mlx_llama4.errors import RunError
 
 ROWS, COLUMNS = 24, 80
 LONGEST_SECONDS = 120
-# What a terminal is asked, and a plain one's answers: what it can do, where the cursor is.
+# What programs ask a terminal, and a plain one's answers: what it can do, where the cursor is.
 ANSWERS = {b"\x1b[c": b"\x1b[?62c", b"\x1b[6n": b"\x1b[1;1R"}
 ESCAPES = re.compile(
     rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|[P_^X\]].*?(?:\x1b\\|\x07)|[^\[P_^X\]])", re.DOTALL
@@ -27,9 +27,9 @@ ESCAPES = re.compile(
 
 @dataclass(frozen=True)
 class Shown:
-    """How long it took, from starting the process, and what it held then."""
+    """A process at the moment when it showed the text."""
 
-    seconds: float
+    seconds: float  # since it was started
     cpu_seconds: float
     peak_resident_bytes: int
     anonymous_bytes: int
@@ -38,9 +38,9 @@ class Shown:
 def run_until_shown(
     command: Sequence[str], text: str, folder: Path, environment: Mapping[str, str]
 ) -> Shown:
-    """Run it in `folder` until `text` is shown, then kill it.
+    """Run a command in `folder` until it shows `text`, then kill it.
 
-    Raises RunError with its last words if it ends before, or takes LONGEST_SECONDS.
+    Raises RunError with its last words if it ends first or takes longer than LONGEST_SECONDS.
     """
     ours, its = pty.openpty()
     termios.tcsetwinsize(its, (ROWS, COLUMNS))
@@ -65,7 +65,7 @@ def run_until_shown(
         seconds = time.perf_counter() - start
         memory = read_memory(process.pid)
     finally:
-        # Not by Popen, which would reap one that has ended and lose what it used.
+        # Not with Popen, which would reap a process that has ended and lose what it used.
         os.kill(process.pid, signal.SIGKILL)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -81,7 +81,7 @@ def run_until_shown(
 
 
 def _wait_for(terminal: int, text: bytes) -> str | None:
-    """None once it is there, else the last line that was."""
+    """Read until `text` is shown. Returns None then, else why not, with the last line shown."""
     until = time.perf_counter() + LONGEST_SECONDS
     seen = io.BytesIO()
     while (left := until - time.perf_counter()) > 0:
@@ -89,7 +89,7 @@ def _wait_for(terminal: int, text: bytes) -> str | None:
             break
         try:
             more = os.read(terminal, 65536)
-        except OSError:  # Linux: nobody has it open any more
+        except OSError:  # Linux, once no process has the terminal open
             more = b""
         if not more:
             break

@@ -38,7 +38,7 @@ class Preset(StrEnum):
     maverick = "maverick"
 
 
-# Heads of 88 as the releases' vision tower has them, and tiles of their 336 pixels.
+# Heads of 88 and tiles of 336 pixels, as in the releases' vision tower.
 SMALL_VISION = {
     "hidden_size": 176,
     "intermediate_size": 704,
@@ -149,11 +149,11 @@ def unpacked_dtype() -> str:
 
 
 def weight_memory() -> int:
-    """Bytes that the device which computes can hold."""
+    """Bytes of weights that the device in use can hold."""
     import mlx.core as mx
 
     machine = this_machine()
     if machine.has_gpu or mx.default_device() == mx.cpu:
         return machine.usable
-    # CUDA: weights lie in the memory of the card.
+    # CUDA: weights are in the card's memory.
     return int(mx.device_info(mx.gpu)["total_memory"])

@@ -18,17 +18,14 @@ HOW_MEASURED = (
 
 @dataclass(frozen=True)
 class Memory:
-    """peak_resident_bytes: the most so far, on macOS what it is now; it counts pages of files too.
+    """A process's memory."""
 
-    anonymous_bytes: what it is now, without pages that are in a file anyway.
-    """
-
-    peak_resident_bytes: int
-    anonymous_bytes: int
+    peak_resident_bytes: int  # the most so far (on macOS: now), pages of files included
+    anonymous_bytes: int  # now, without pages that are in a file anyway
 
 
 def read_memory(pid: int) -> Memory | None:
-    """None once the process has given its memory back."""
+    """The memory of a process now; None once it has given its memory back."""
     return _read_mac(pid) if IS_MAC else _read_linux(pid)
 
 

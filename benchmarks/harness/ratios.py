@@ -1,4 +1,4 @@
-"""How ours compares: the ratio of medians, and how far chance alone could move it."""
+"""The ratio of two engines' medians, and how far chance alone could move it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median of ours over median of a peer; low, high: a 95% interval, None of a single round."""
+    """The median of ours over the median of a peer."""
 
     value: float
-    low: float | None
+    low: float | None  # of a 95% interval; None if there was a single round
     high: float | None
 
 
 def ratio_of_medians(ours: Sequence[float], peer: Sequence[float], seed: int = 0) -> Ratio | None:
-    """Entry i of both is round i; None if the peer's median is not above zero.
+    """Entry i of both lists is round i. Returns None if the peer's median is not above zero.
 
-    The interval is the percentile bootstrap's: rounds are drawn with replacement, both engines'
-    figures of a round together, so that a slow minute of the machine counts for both. Few
-    rounds make it too narrow: it cannot reach beyond the ratios that were seen.
+    The interval is a percentile bootstrap: it draws rounds with replacement and keeps both
+    engines' figures of a round together, so a slow minute of the machine counts for both. With few
+    rounds it is too narrow: it cannot reach beyond the ratios that were seen.
     """
     rounds = np.array([ours, peer], float)  # [2, rounds]
     medians = np.median(rounds, axis=1)

@@ -1,4 +1,4 @@
-"""A share of right answers, and how sure it is."""
+"""A share of right answers, and its confidence interval."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's, 95%: unlike mean ± deviation it is right at 0 and 1 and for few questions."""
+        """Wilson's 95% interval, which holds near 0 and 1 and for few questions as well."""
         n, share = self.asked, self.value
         centre = share + Z * Z / (2 * n)
         half = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))

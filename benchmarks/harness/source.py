@@ -1,7 +1,7 @@
 """Random bfloat16 checkpoints to work on, in Hugging Face's layout, with the demo's tokenizer.
 
-Written a block at a time, so that size costs no memory. A sparse one is all header: its data
-are holes that read as zeros, and the disk holds next to nothing.
+They are written a block at a time, so that size costs no memory. A sparse one is all header: its
+data are holes that read as zeros and take no room on the disk.
 """
 
 import json
@@ -24,7 +24,7 @@ from mlx_llama4.units import human_bytes
 ITEM_BYTES = 2
 BLOCK_ITEMS = 4 * 2**20
 SHARD_BYTES = 200 * 10**6
-# The most that a run writes beside the source, as a share of it: 8 bits, scales, small parts.
+# The most that a run writes, as a share of the source: 8 bits, scales, small parts.
 OUTPUT_SHARE = 0.6
 
 SIDE_FILES = (
@@ -43,10 +43,7 @@ class Preset(StrEnum):
 
 @dataclass(frozen=True)
 class Size:
-    """Every layer has experts, and every fourth sees everything unless global_layers is false.
-
-    chunk: tokens. sparse: weights are zeros that take no room on the disk.
-    """
+    """The shapes of a model. Every layer has experts."""
 
     hidden_size: int
     layers: int
@@ -56,9 +53,9 @@ class Size:
     head_dim: int = 64
     heads: int = 8
     key_value_heads: int = 2
-    chunk: int = 8192
-    global_layers: bool = True
-    sparse: bool = False
+    chunk: int = 8192  # tokens
+    global_layers: bool = True  # every fourth layer is global
+    sparse: bool = False  # weights are zeros that take no room on the disk
 
 
 SIZES = {
@@ -82,19 +79,19 @@ def describe(preset: Preset) -> str:
 
 
 def data_bytes(preset: Preset) -> int:
-    """Of all its tensors."""
+    """Bytes of all tensors of a preset."""
     return sum(map(_nbytes, _shapes(SIZES[preset]).values()))
 
 
 def write_source(preset: Preset, folder: Path, seed: int = 0) -> Path:
-    """Write the checkpoint of a preset. Raises InputError if the disk has no room for it."""
+    """Write a preset's checkpoint. Raises InputError if the disk has no room for it."""
     size = SIZES[preset]
     check_room(folder.parent, data_bytes(preset), size.sparse)
     return write_checkpoint(size, folder, seed)
 
 
 def check_room(folder: Path, source_bytes: int, source_is_free: bool) -> None:
-    """Raises InputError if source and output of a run do not fit on the disk of `folder`."""
+    """Raises InputError if the disk of `folder` has no room for a run's source and output."""
     needed = source_bytes * (OUTPUT_SHARE + (0 if source_is_free else 1))
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -105,7 +102,7 @@ def check_room(folder: Path, source_bytes: int, source_is_free: bool) -> None:
 
 
 def write_checkpoint(size: Size, folder: Path, seed: int = 0) -> Path:
-    """config.json, tokenizer, shards and their index."""
+    """Write config.json, tokenizer, shards and their index."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config(size), indent=2))
     for name in SIDE_FILES:
@@ -125,13 +122,13 @@ def write_checkpoint(size: Size, folder: Path, seed: int = 0) -> Path:
 
 
 def config(size: Size) -> dict[str, Any]:
-    """config.json as the releases spell it: the peers do not read transformers 5's spelling."""
+    """config.json as the releases spell it; the peers cannot read transformers 5's spelling."""
     raw = json.loads((CHECKPOINT / "config.json").read_text())
     for part in (raw["text_config"], raw["vision_config"]):
         part["rope_theta"] = part.pop("rope_parameters")["rope_theta"]
     for key in ("layer_types", "moe_layers", "no_rope_layers", "no_rope_layer_interval"):
         del raw["text_config"][key]
-    raw["vision_config"]["vision_feature_layer"] = -1  # mlx-vlm wants it said
+    raw["vision_config"]["vision_feature_layer"] = -1  # mlx-vlm needs it
     raw["torch_dtype"] = raw.pop("dtype")
     raw["text_config"] |= {
         "hidden_size": size.hidden_size,
@@ -155,7 +152,7 @@ def config(size: Size) -> dict[str, Any]:
 
 
 def _shapes(size: Size) -> Shapes:
-    """Name → shape as Hugging Face stores them: gate and up in one, experts [expert, in, out]."""
+    """Name → shape in Hugging Face's layout: gate and up in one, experts [expert, in, out]."""
     shapes: Shapes = {}
     for name, spec in model_tensors(parse_config(config(size))).items():
         module = name.removesuffix(".weight")
@@ -181,7 +178,7 @@ def _shards(shapes: Shapes) -> Iterator[Shapes]:
 
 
 def _write_shard(stream: IO[bytes], shapes: Shapes, random: np.random.Generator | None) -> None:
-    """random: None leaves the data as holes."""
+    """Write a safetensors file. random: None leaves its data as holes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
