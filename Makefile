@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 BENCHMARK = echo && $(BIN)/python -m benchmarks
 PYTHONS := python3.12 python3.13 python3.14 python3.11 python3
 
+# Half of a test's time is the start of processes, so two go on together even on two cores; more
+# than four would each have models of their own in memory. The slow tests measure, so one by one.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
+
 # Prints why a Python will not do; nothing if it will.
 CHECK := import platform, sys; \
   v = sys.version_info[:2]; \
@@ -28,7 +32,7 @@ demo: $(STAMP)
 	@echo "Here the command is $(BIN)/mlx-llama4; after . $(BIN)/activate just mlx-llama4."
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: $(STAMP)
 	@$(BIN)/python -m pytest -m slow

@@ -55,8 +55,11 @@ def _process_left_alone() -> Iterator[None]:
 
 
 def refused(*arguments: object, code: int = 2, text: str | None = None, **extra: str) -> str:
-    """The one line that a command says when it cannot do what is asked."""
-    result = run(*arguments, text=text, **extra)
+    """The one line that a command says when it cannot do what is asked.
+
+    In this process, unless it needs an environment: libraries read theirs when they are imported.
+    """
+    result = (run if extra else run_here)(*arguments, text=text, **extra)
     assert result.returncode == code, result
     assert result.stdout == ""
     lines = result.stderr.splitlines()

@@ -8,17 +8,17 @@ import atexit
 import os
 import shutil
 import tempfile
+import warnings
 
 # Reduced-precision matmuls would drown what the goldens are for.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
-from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.cli.talk.talk import Talk
 from mlx_llama4.convert.recipes import Recipe
@@ -55,6 +55,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = [item for item in items if (subject,) in (m.args for m in item.iter_markers("prove"))]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
+
+
+PEER_EPSILON, TRUE_EPSILON = 1e-6, 1e-5  # of the peers' QK norm, and of config.json
 
 
 @pytest.fixture(scope="session")
@@ -94,8 +97,9 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def demo_chat(demo_folder: Path) -> Chat:
+    """Not to be talked with: others take its model."""
     return Chat.open(demo_folder)
 
 
@@ -103,11 +107,9 @@ def demo_chat(demo_folder: Path) -> Chat:
 def talk(demo_chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Talk:
     """Nothing said yet; what it keeps goes to a folder of its own."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    demo_chat.options = ChatOptions(GenerationSettings(max_tokens=60))
-    demo_chat.cache = PromptCache(demo_chat.model.make_cache())
-    demo_chat.document = []
-    demo_chat.reset()
-    return Talk(demo_chat)
+    options = ChatOptions(GenerationSettings(max_tokens=60))
+    chat = Chat(demo_chat.model, demo_chat.processor, options, demo_chat.identity)
+    return Talk(chat)
 
 
 @pytest.fixture
@@ -143,3 +145,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_checkpoint(folder, case.config, case.weights(), "BF16", shards=3)
     (folder / "tokenizer.json").write_bytes((CHECKPOINT / "tokenizer.json").read_bytes())
     return folder
+
+
+@pytest.fixture
+def right_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the peers' weightless norms use the config's epsilon."""
+    rms_norm = mx.fast.rms_norm
+
+    def patched(x: mx.array, weight: mx.array | None, eps: float, **stream: object) -> mx.array:
+        return rms_norm(x, weight, TRUE_EPSILON if eps == PEER_EPSILON else eps, **stream)
+
+    monkeypatch.setattr(mx.fast, "rms_norm", patched)
+
+
+@pytest.fixture(scope="module")
+def mlx_lm() -> Iterator[object]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlx_lm.utils as module
+    yield module

@@ -198,3 +198,15 @@ def _entry(folder: Path, path: Path) -> dict[str, object]:
     oid = hashlib.sha1(path.read_bytes()).hexdigest()
     name = str(path.relative_to(folder))
     return {"type": "file", "path": name, "size": path.stat().st_size, "oid": oid}
+
+
+def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    """For a process that is to meet this hub, and keep what it fetches in `tmp_path`."""
+    return {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_CACHE": str(tmp_path / "home" / "hub"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": "",
+    }

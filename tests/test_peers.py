@@ -4,8 +4,7 @@ mlx-lm is there wherever we are; mlx-vlm only with the `peers` extra, so a folde
 is kept in golden/mlx_vlm_4bit (see golden/README.md), and .ci/peers.py runs the other direction.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,7 +18,7 @@ from mlx_llama4.planning.inspection import inspect_folder
 from mlx_llama4.quantization import Quantization
 from tests import tiny
 from tests.golden import cases
-from tests.model.test_goldens import goldens
+from tests.golden.logits import goldens
 from tests.tolerance import assert_same_logits
 
 RECIPES = {
@@ -29,26 +28,6 @@ RECIPES = {
 }
 IDS = mx.array(cases.text_ids(150))
 # Both peers have this epsilon of the QK norm written into their code; the config says 1e-5.
-PEER_EPSILON, TRUE_EPSILON = 1e-6, 1e-5
-
-
-@pytest.fixture
-def right_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the peers' weightless norms use the config's epsilon."""
-    rms_norm = mx.fast.rms_norm
-
-    def patched(x: mx.array, weight: mx.array | None, eps: float, **stream: object) -> mx.array:
-        return rms_norm(x, weight, TRUE_EPSILON if eps == PEER_EPSILON else eps, **stream)
-
-    monkeypatch.setattr(mx.fast, "rms_norm", patched)
-
-
-@pytest.fixture(scope="module")
-def mlx_lm() -> Iterator[object]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import mlx_lm.utils as module
-    yield module
 
 
 def converted(root: Path, name: str, recipe: Recipe) -> Path:

@@ -1,8 +1,6 @@
 """`python -m benchmarks convert`: its sources, and the whole way on the demo's checkpoint."""
 
 import json
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,20 +24,9 @@ from mlx_llama4.config import load_config
 from mlx_llama4.demo.questions import CHECKPOINT
 from mlx_llama4.errors import InputError
 from mlx_llama4.tensors import model_tensors
+from tests.benchmarks.program import benchmark
 
-ROOT = Path(__file__).parents[2]
 TINY = Size(64, 2, 4, 64, 128, head_dim=16, heads=4)
-
-
-def benchmark(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("sparse", [False, True])

@@ -13,7 +13,7 @@ from benchmarks.harness.process_memory import read_memory
 from benchmarks.harness.resident import Resident
 from benchmarks.harness.rounds import Runs
 from mlx_llama4.errors import RunError
-from tests.benchmarks.test_convert import benchmark
+from tests.benchmarks.program import benchmark
 
 CODE = """
 import sys

@@ -29,7 +29,7 @@ from benchmarks.eviction.policies import (
 from benchmarks.harness.shares import Share
 from mlx_llama4.errors import InputError
 from mlx_llama4.offload.trace import RoutingStep, RoutingTrace, TraceHeader
-from tests.benchmarks.test_convert import benchmark
+from tests.benchmarks.program import benchmark
 
 
 def hits(bank: Bank, passes: Sequence[Sequence[int]]) -> list[int]:

@@ -8,7 +8,7 @@ from benchmarks.harness import limits
 from benchmarks.harness.limits import decode_bytes, measure_limits, prefill_flops
 from benchmarks.harness.presets import preset_config, preset_folder
 from mlx_llama4.config import parse_config
-from tests.benchmarks.test_convert import benchmark
+from tests.benchmarks.program import benchmark
 
 TINY = parse_config(preset_config("tiny")).text
 HIDDEN, WIDTH, EXPERTS, HEADS, HEAD_DIM, VOCABULARY = 320, 512, 16, 5, 64, 3072

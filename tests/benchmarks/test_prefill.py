@@ -11,7 +11,7 @@ from benchmarks.harness.scaled_model import SCALES, feed_forward_over_attention,
 from benchmarks.harness.source import Size, write_checkpoint
 from benchmarks.positions import OFFSETS, RELEASED, measure, write_layer
 from mlx_llama4.config import load_config
-from tests.benchmarks.test_convert import benchmark
+from tests.benchmarks.program import benchmark
 
 BELOW = ("  of the matmul limit", "  peak memory", "  of the process")
 TINY = ("--scale", 64, "--layers", 4, "--experts", 2, "--rounds", 1)

@@ -24,7 +24,7 @@ from mlx_llama4.opening import load
 from mlx_llama4.planning.inspection import inspect_folder
 from mlx_llama4.planning.releases import release_config
 from mlx_llama4.quantization import FIXED_MODES, Quantization
-from tests.benchmarks.test_convert import benchmark
+from tests.benchmarks.program import benchmark
 
 STAR = Path(__file__).parents[2] / "mlx_llama4/demo/pictures/star.png"
 

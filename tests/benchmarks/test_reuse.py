@@ -8,7 +8,7 @@ import pytest
 from benchmarks.harness.scaled_model import scaled_down, write_model
 from benchmarks.reuse import QUESTION_TOKENS, WAYS, ask_in_all_ways
 from mlx_llama4.opening import load_model
-from tests.benchmarks.test_convert import benchmark
+from tests.benchmarks.program import benchmark
 
 CHUNK = 128
 

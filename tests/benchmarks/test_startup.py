@@ -12,7 +12,7 @@ from benchmarks.harness.engines import OURS
 from benchmarks.harness.on_terminal import run_until_shown
 from benchmarks.load import read_plainly
 from mlx_llama4.errors import RunError
-from tests.benchmarks.test_convert import benchmark
+from tests.benchmarks.program import benchmark
 
 # Asks as our chat does, and goes on only when it is answered.
 ASKING = """

@@ -30,7 +30,7 @@ from benchmarks.streaming.reader import read_with_store
 from benchmarks.streaming.report import Found, derive, speed_rows, token_rows
 from mlx_llama4.checkpoint.safetensors import open_checkpoint
 from mlx_llama4.offload.budget import LayerExperts, plan_slots
-from tests.benchmarks.test_convert import benchmark
+from tests.benchmarks.program import benchmark
 
 COUNTS = {
     "decode": {

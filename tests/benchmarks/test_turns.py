@@ -21,7 +21,7 @@ from benchmarks.turns import (
     heaviest_turn,
 )
 from mlx_llama4.opening import open_folder
-from tests.benchmarks.test_convert import benchmark
+from tests.benchmarks.program import benchmark
 
 CHUNK = 100
 # 90 tokens a turn: 60 to read, 30 to write.

@@ -13,7 +13,7 @@ from benchmarks.vision import PEER, part_flops, same_outputs, tower_config
 from mlx_llama4.config import parse_config
 from mlx_llama4.errors import RunError
 from mlx_llama4.planning.releases import release_json
-from tests.benchmarks.test_convert import benchmark
+from tests.benchmarks.program import benchmark
 
 PARTS = ("layer", "tower", "own_tower")
 

@@ -22,7 +22,7 @@ from mlx_llama4.prompt.prompt import PlacedImage, Prompt
 from mlx_llama4.quantization import KVQuantization
 from tests import tiny
 from tests.golden import cases
-from tests.model.test_goldens import goldens
+from tests.golden.logits import goldens
 from tests.tolerance import assert_same_logits
 
 CHUNK = 4

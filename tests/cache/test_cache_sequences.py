@@ -7,8 +7,6 @@ back to what another prompt left, fork, be interrupted anywhere; plain or packed
 import contextlib
 import shutil
 import tempfile
-from dataclasses import dataclass
-from functools import cache as memoized
 from pathlib import Path
 
 import mlx.core as mx
@@ -28,25 +26,17 @@ from mlx_llama4.cache.prefixes import PrefixStore
 from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.cache.prompt_file import PromptFile, save_prompt_file
 from mlx_llama4.checkpoint.identity import Identity
-from mlx_llama4.convert.recipes import Recipe
-from mlx_llama4.convert.run import convert
 from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.generation.prefill import prefill
 from mlx_llama4.model.block import Block
-from mlx_llama4.model.llama4 import Llama4
-from mlx_llama4.opening import load_model
-from mlx_llama4.prompt.prompt import Prompt, place_images
+from mlx_llama4.prompt.prompt import place_images
 from mlx_llama4.quantization import KVQuantization
-from tests import tiny
-from tests.generation.test_generation import FixedImage
+from tests.prompts import Text, picture, words
 from tests.proofs import scaled
+from tests.small_model import CHUNK, DENSE, PACKED_ERROR, model_of
 from tests.tolerance import tolerance
 
-CHUNK = 8
 IDENTITY = Identity("tiny", "model", "tokenizer")
-# Without experts, for comparing packed keys and values with plain ones: the least of differences
-# sends a token to another expert now and then, and that is no small difference any more.
-DENSE = "dense"
 CASES = [
     ("scout", None),
     ("maverick", None),
@@ -55,60 +45,6 @@ CASES = [
     (DENSE, KVQuantization(8, 32)),
     (DENSE, KVQuantization(8, 32, after=20)),
 ]
-# Largest difference that 8 bits make to logits of a standard deviation of 2.
-PACKED_ERROR = 0.05
-
-
-@memoized
-def model_of(preset: str) -> Llama4:
-    """Four layers: three chunked and a global one."""
-    overrides = {"attention_chunk_size": CHUNK, "num_hidden_layers": 4, "head_dim": 32}
-    if preset == DENSE:
-        preset, overrides["moe_layers"] = "scout", []
-    config = tiny.config(preset, **overrides)
-    folder = Path(tempfile.mkdtemp())
-    try:
-        source = tiny.write_checkpoint(folder / "source", config, tiny.tensors(config))
-        convert(source, folder / "mlx", Recipe("float32", None))
-        return load_model(folder / "mlx", mx.float32)
-    finally:
-        shutil.rmtree(folder)
-
-
-@dataclass(frozen=True, eq=False)
-class Text:
-    """What a prompt is made of, and what a single pass over it gives."""
-
-    ids: tuple[int, ...] = ()
-    images: tuple[FixedImage, ...] = ()
-
-    def __add__(self, other: "Text") -> "Text":
-        return Text(self.ids + other.ids, self.images + other.images)
-
-    @property
-    def prompt(self) -> Prompt:
-        return Prompt(np.array(self.ids, np.int32), self.images)
-
-    def cut(self, model: Llama4, position: int) -> "Text":
-        """Up to a position, or to the picture that it falls into."""
-        images = place_images(self.prompt, model.config)
-        position = min([position, *(i.start for i in images if i.start < position < i.stop)])
-        return Text(self.ids[:position], tuple(i.image for i in images if i.stop <= position))
-
-
-@memoized
-def picture(seed: int) -> Text:
-    """A picture of one tile, or of two and the global one, and the ids that stand for it."""
-    grid = ((1, 1), (1, 2))[seed % 2]
-    pixels = tiny.pixels([grid], seed)
-    tiles = np.full(pixels.shape, seed, np.uint8)  # what tells the pictures apart
-    ids = tiny.image_ids([grid])[0]
-    first, last = np.flatnonzero((ids == 310) | (ids == 311))
-    return Text(tuple(ids[first : last + 1].tolist()), (FixedImage(tiles, grid, (1, 1), pixels),))
-
-
-def words(seed: int, length: int) -> Text:
-    return Text(tuple(tiny.text_ids(length, seed)[0].tolist()))
 
 
 # Few, so that prompts begin alike.

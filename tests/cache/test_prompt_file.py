@@ -22,26 +22,13 @@ from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.prompt import Prompt, place_images
 from mlx_llama4.quantization import KVQuantization
 from tests import tiny
-from tests.generation.test_generation import image_prompt
+from tests.cache.filled import IDENTITY, filled, text
 from tests.golden import cases
-from tests.model.test_goldens import goldens
+from tests.golden.logits import goldens
+from tests.prompts import image_prompt
 from tests.tolerance import assert_same_logits
 
 CHUNK = 32
-IDENTITY = Identity("tiny", "model", "tokenizer")
-
-
-def text(length: int) -> np.ndarray:
-    return tiny.text_ids(length, seed=length)[0].astype(np.int32)
-
-
-def filled(
-    model: Llama4, ids: np.ndarray, quantization: KVQuantization | None = None
-) -> PromptCache:
-    cache = PromptCache(model.make_cache(quantization))
-    mx.eval(model(mx.array(ids[None]), cache.layers))
-    cache.record(ids, [])
-    return cache
 
 
 def payload(path: Path) -> int:

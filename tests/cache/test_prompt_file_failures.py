@@ -22,7 +22,7 @@ from mlx_llama4.files.safetensors_file import check_place, write_safetensors
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.quantization import KVQuantization
 from tests import tiny
-from tests.cache.test_prompt_file import IDENTITY, filled, text
+from tests.cache.filled import IDENTITY, filled, text
 
 
 @pytest.fixture

@@ -7,11 +7,10 @@ import pytest
 
 from mlx_llama4.convert.run import convert
 from tests import meta_layout, tiny
-from tests.commands import refused, run
-from tests.convert.test_convert import FOUR_BITS
-from tests.convert.test_convert_failures import files
+from tests.commands import refused, run_here
+from tests.convert.folders import FOUR_BITS, files
 from tests.golden import cases
-from tests.prompt.test_tiktoken_file import RANKS, write
+from tests.prompt.ranks import RANKS, write
 
 WEIGHTS = "model.safetensors"
 
@@ -40,10 +39,10 @@ def test_from_tokenizer_model_to_an_answer(tmp_path: Path) -> None:
     assert "no tokenizer.json" in refused("convert", source, out)
     write(source / "tokenizer.model", RANKS)
     assert "not converted yet" in refused("ask", "Hi", "-m", source)
-    assert "Meta's layout, 2 files" in run("inspect", source).stdout
-    converted = run("convert", source, out)
+    assert "Meta's layout, 2 files" in run_here("inspect", source).stdout
+    converted = run_here("convert", source, out)
     assert converted.returncode == 0, converted.stderr
     assert "Meta's layout, 2 files" in converted.stderr
     assert {"tokenizer.json", "tokenizer_config.json"} <= {path.name for path in out.iterdir()}
-    answer = json.loads(run("ask", "the he", "-m", out, "--max-tokens", 3, "--json").stdout)
+    answer = json.loads(run_here("ask", "the he", "-m", out, "--max-tokens", 3, "--json").stdout)
     assert answer["generated_tokens"] > 0

@@ -10,7 +10,7 @@ import pytest
 from mlx_llama4.checkpoint.meta.layout import is_meta, open_meta
 from mlx_llama4.errors import CheckpointError, ConfigError, InputError, RunError
 from tests import meta_layout, tiny
-from tests.checkpoint.test_meta import (
+from tests.checkpoint.meta_folders import (
     PREFIX,
     SMALL,
     float8_checkpoint,

@@ -16,12 +16,12 @@ from mlx_llama4.convert.run import Report, convert
 from mlx_llama4.opening import load_model
 from mlx_llama4.quantization import Quantization
 from tests import tiny
-from tests.convert.test_convert import arrays, expected_arrays
+from tests.checkpoint.quantized import QUANTIZED, one_by_one
+from tests.convert.folders import arrays, expected_arrays
 from tests.golden import cases
 from tests.raw_safetensors import Raw, bfloat16, read_raw, write_raw
 from tests.tolerance import assert_same_logits
 
-QUANTIZED = Path(__file__).parents[1] / "golden" / "quantized"
 VLM_FOLDER = QUANTIZED.parent / "mlx_vlm_4bit"
 INTEGERS = [name for name in cases.QUANTIZED if name.startswith("int")]
 IDS = mx.array(cases.quantized_ids())
@@ -223,24 +223,6 @@ def test_experts_of_several_packings(tmp_path: Path) -> None:
     kept = arrays(tmp_path / "kept")
     assert kept[f"{name}.weight"].dtype == mx.bfloat16
     assert kept[f"{name.replace('up_proj', 'gate_proj')}.weight"].dtype == mx.uint32
-
-
-def one_by_one(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The experts as modules of their own, [out, in]."""
-    result = {}
-    for name, array in weights.items():
-        stem, found, kind = name.rpartition(".experts.")
-        if not found:
-            result[name] = array
-            continue
-        for index, expert in enumerate(array):
-            parts = {"down_proj": expert.T}
-            if kind == "gate_up_proj":
-                gate, up = np.split(expert.T, 2)
-                parts = {"gate_proj": gate, "up_proj": up}
-            for part, matrix in parts.items():
-                result[f"{stem}.experts.{index}.{part}.weight"] = matrix
-    return result
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])

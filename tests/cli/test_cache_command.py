@@ -10,7 +10,7 @@ import pytest
 
 from mlx_llama4.cache.prompt_file import PromptFile
 from mlx_llama4.demo.questions import NOTES, PICTURES
-from tests.commands import refused, run
+from tests.commands import refused, run_here
 
 QUESTION = "What is the code of walnut?"
 ANSWER = "The code of walnut is 407."
@@ -27,7 +27,7 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cached(book: Path, demo_folder: Path) -> Path:
     """The book, with 8-bit keys and values."""
     path = book.with_name("book.safetensors")
-    result = run("cache", book, "--model", demo_folder, "-o", path, "--kv-bits", 8)
+    result = run_here("cache", book, "--model", demo_folder, "-o", path, "--kv-bits", 8)
     assert result.returncode == 0, result.stderr
     size = path.stat().st_size / 1000
     assert result.stdout == f"{path}: {PromptFile(path).tokens} tokens, {size:.3g} KB\n"
@@ -35,7 +35,7 @@ def cached(book: Path, demo_folder: Path) -> Path:
 
 
 def test_ask_with_a_cache(cached: Path, demo_folder: Path) -> None:
-    result = run("ask", QUESTION, "--model", demo_folder, "--cache", cached, "--json")
+    result = run_here("ask", QUESTION, "--model", demo_folder, "--cache", cached, "--json")
     found = json.loads(result.stdout)
     assert found["text"] == ANSWER
     assert found["cached_tokens"] == PromptFile(cached).tokens
@@ -47,15 +47,15 @@ def test_small_pictures_and_standard_input(demo_folder: Path, tmp_path: Path) ->
     full, small = tmp_path / "full", tmp_path / "small"
     picture = ("--image", PICTURES / "star.png")
     for path, options in ((full, ()), (small, ("--small",))):
-        result = run(
+        result = run_here(
             "cache", "-", "--model", demo_folder, *picture, "-o", path, *options, text=NOTES
         )
         assert result.returncode == 0, result.stderr
-        answer = run("ask", "What is in the image?", "--model", demo_folder, "--cache", path)
+        answer = run_here("ask", "What is in the image?", "--model", demo_folder, "--cache", path)
         assert "star" in answer.stdout
     assert small.stat().st_size < 0.8 * full.stat().st_size
     # Pictures alone are a document too.
-    assert run("cache", "--model", demo_folder, *picture, "-o", full).returncode == 0
+    assert run_here("cache", "--model", demo_folder, *picture, "-o", full).returncode == 0
 
 
 def test_chat_with_a_cache_goes_on_saves_and_goes_back(
@@ -63,17 +63,17 @@ def test_chat_with_a_cache_goes_on_saves_and_goes_back(
 ) -> None:
     saved = tmp_path / "saved"
     typed = f"{QUESTION}\n/retry\n/retry What is 2 plus 3?\n/undo\n{QUESTION}\n/save {saved}\n"
-    result = run("chat", "--model", demo_folder, "--cache", cached, text=typed)
+    result = run_here("chat", "--model", demo_folder, "--cache", cached, text=typed)
     assert result.stdout.splitlines() == [ANSWER, ANSWER, "2 plus 3 is 5.", ANSWER]
     assert f"[{saved}: " in result.stderr
-    result = run("chat", "--model", demo_folder, "--cache", saved, text="/retry\n")
+    result = run_here("chat", "--model", demo_folder, "--cache", saved, text="/retry\n")
     assert result.stdout.splitlines() == [ANSWER]
 
 
 def test_commands_of_chat_that_cannot_be_done(demo_folder: Path, tmp_path: Path) -> None:
     typed = f"/retry\n/undo\n/undo x\n/save\n/save {tmp_path}/a\nHello\n/save {tmp_path}\n/undo 2\n"
     typed += "/save ~nobody-of-this-name/a\n"
-    result = run("chat", "--model", demo_folder, text=typed)
+    result = run_here("chat", "--model", demo_folder, text=typed)
     assert result.returncode == 0
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert errors == [
@@ -177,7 +177,7 @@ def test_ctrl_c_keeps_what_was_read(book: Path, demo_folder: Path, tmp_path: Pat
     assert result.returncode == 0, result.stderr
     assert result.stderr.splitlines()[0] == "256"
     assert list(tmp_path.iterdir()) == [out]
-    again = run("cache", book, "--model", demo_folder, "-o", tmp_path / "again")
+    again = run_here("cache", book, "--model", demo_folder, "-o", tmp_path / "again")
     assert again.returncode == 0
     assert out.stat().st_size == (tmp_path / "again").stat().st_size
 
@@ -218,14 +218,14 @@ def test_ctrl_c_while_the_file_is_written_keeps_what_was_read(
     assert result.returncode == 130
     assert "the same command goes on from there" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out.unfinished"]
-    assert run(*command).returncode == 0
+    assert run_here(*command).returncode == 0
     assert list(tmp_path.iterdir()) == [out]
 
 
 def test_small_files_say_all_their_tokens(demo_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "small"
-    run("cache", "-", "--model", demo_folder, "-o", path, "--small", text=NOTES)
-    result = run("chat", "--model", demo_folder, "--cache", path, text="")
+    run_here("cache", "-", "--model", demo_folder, "-o", path, "--small", text=NOTES)
+    result = run_here("chat", "--model", demo_folder, "--cache", path, text="")
     assert result.stderr == f"[{path}: {PromptFile(path).tokens} tokens]\n"
 
 
@@ -236,11 +236,11 @@ def test_an_unfinished_file_of_another_command(
     """Neither its system prompt nor its packing is taken over."""
     out = tmp_path / "out"
     make = ("cache", book, "--model", demo_folder, "-o", out)
-    assert run(*make).returncode == 0
+    assert run_here(*make).returncode == 0
     size = out.stat().st_size
     for other in (("--kv-bits", 8), ("--system", "You are a helpful assistant.")):
-        assert run(*make, *other).returncode == 0
+        assert run_here(*make, *other).returncode == 0
         out.rename(tmp_path / "out.unfinished")
-        assert run(*make).returncode == 0
+        assert run_here(*make).returncode == 0
         assert PromptFile(out).quantization is None
         assert out.stat().st_size == size

@@ -1,4 +1,4 @@
-"""The command line, as a user meets it: in processes of their own."""
+"""The command line, as a user meets it: each command in a process of its own, too."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from mlx_llama4.cli import options
 from mlx_llama4.demo.questions import CHECKPOINT, PICTURES
 from mlx_llama4.generation.settings import GenerationSettings
 from tests import tiny
-from tests.commands import run
+from tests.commands import run, run_here
 
 
 def test_help() -> None:
@@ -21,7 +21,7 @@ def test_help() -> None:
     assert result.returncode == 0
     for command in ("convert", "ask", "chat", "cache", "plan", "inspect", "demo"):
         assert command in result.stdout
-        assert "Example" in run(command, "--help").stdout
+        assert "Example" in run_here(command, "--help").stdout
 
 
 def test_version() -> None:
@@ -73,7 +73,7 @@ def test_demo_kept(tmp_path: Path) -> None:
     assert result.returncode == 0, result
     assert f"  mlx-llama4 chat --model '{folder}'\n" in result.stdout
     assert "mlx-llama4 demo -o" not in result.stdout
-    assert run("ask", "What is 7 plus 5?", "--model", folder).stdout == "7 plus 5 is 12.\n"
+    assert run_here("ask", "What is 7 plus 5?", "--model", folder).stdout == "7 plus 5 is 12.\n"
     result = run("demo", "-o", folder)
     assert result.returncode == 2
     assert "already exists" in result.stderr
@@ -106,7 +106,7 @@ def test_ask(demo_folder: Path) -> None:
 def test_ask_about_two_images_with_the_model_from_the_environment(demo_folder: Path) -> None:
     images = ("-i", PICTURES / "first.png", "-i", PICTURES / "second.png")
     question = "Which image has a triangle?"
-    result = run("ask", question, *images, MLX_LLAMA4_MODEL=str(demo_folder))
+    result = run_here("ask", question, *images, MLX_LLAMA4_MODEL=str(demo_folder))
     assert result.stdout == "The triangle is in the second image.\n"
 
 
@@ -117,7 +117,7 @@ def test_ask_reads_standard_input(demo_folder: Path) -> None:
 
 def test_ask_json(demo_folder: Path) -> None:
     wide = PICTURES / "wide.png"
-    result = run("ask", "What shape is red?", "-m", demo_folder, "-i", wide, "--json")
+    result = run_here("ask", "What shape is red?", "-m", demo_folder, "-i", wide, "--json")
     answer = json.loads(result.stdout)
     assert answer["text"] == "The square is red."
     assert (answer["prompt_tokens"], answer["image_tiles"], answer["image_tokens"]) == (40, 3, 12)
@@ -154,7 +154,7 @@ def test_sampling_defaults_are_the_model_s(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_ask_says_when_the_quota_cut_the_answer(talkative: Path) -> None:
-    result = run("ask", "Hello", "-m", talkative, "--max-tokens", 5)
+    result = run_here("ask", "Hello", "-m", talkative, "--max-tokens", 5)
     assert (result.returncode, result.stderr) == (0, "(stopped after 5 tokens)\n")
 
 
@@ -185,11 +185,11 @@ def test_chat(demo_folder: Path) -> None:
 
 
 def test_inspect(demo_folder: Path) -> None:
-    result = run("inspect", demo_folder)
+    result = run_here("inspect", demo_folder)
     assert result.returncode == 0
     for part in ("3,118,528", "quantized: 8 bits", "complete: 249 tensors in 1 file"):
         assert part in result.stdout
-    found = json.loads(run("inspect", CHECKPOINT, "--json").stdout)
+    found = json.loads(run_here("inspect", CHECKPOINT, "--json").stdout)
     assert (found["complete"], found["parameters"]) == (True, 3118528)
 
 
@@ -201,7 +201,7 @@ def test_inspect_names_what_is_missing(demo_folder: Path, tmp_path: Path) -> Non
         config["text_config"][key] = None
     config["text_config"]["no_rope_layer_interval"] = 3
     (folder / "config.json").write_text(json.dumps(config))
-    result = run("inspect", folder)
+    result = run_here("inspect", folder)
     assert result.returncode == 1
     assert "missing: 9 tensors" in result.stdout
     assert "language_model.model.layers.6.self_attn.q_proj.weight" in result.stdout
@@ -211,12 +211,12 @@ def test_convert(tmp_path: Path) -> None:
     result = run("convert", CHECKPOINT, tmp_path / "out", "--bits", 8, "--group-size", 32)
     assert result.returncode == 0
     assert "from 6.24 MB" in result.stderr
-    assert run("ask", "Hello", "-m", tmp_path / "out").stdout == "Hello! How can I help you?\n"
-    plain = run("convert", CHECKPOINT, tmp_path / "plain", "--dtype", "float32")
+    assert run_here("ask", "Hello", "-m", tmp_path / "out").stdout == "Hello! How can I help you?\n"
+    plain = run_here("convert", CHECKPOINT, tmp_path / "plain", "--dtype", "float32")
     assert "12.5 MB from 6.24 MB" in plain.stderr
-    default = run("convert", CHECKPOINT, tmp_path / "default")
+    default = run_here("convert", CHECKPOINT, tmp_path / "default")
     assert default.returncode == 0
-    assert "4 bits" in run("inspect", tmp_path / "default").stdout
+    assert "4 bits" in run_here("inspect", tmp_path / "default").stdout
 
 
 def test_example(tmp_path: Path) -> None:

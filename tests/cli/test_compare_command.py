@@ -22,8 +22,8 @@ from mlx_llama4.prompt.processor import Processor
 from mlx_llama4.prompt.tokenizer import Tokenizer, check_same_vocabulary
 from mlx_llama4.prompt.windows import image_windows, text_windows
 from tests import tiny
-from tests.commands import ENVIRONMENT, refused, run
-from tests.evaluation.test_compare import windows_of
+from tests.commands import ENVIRONMENT, refused, run_here
+from tests.evaluation.windows import windows_of
 from tests.golden import cases
 
 
@@ -36,7 +36,7 @@ def notes(tmp_path: Path) -> Path:
 
 def test_table(demo_folder: Path, notes: Path) -> None:
     star = PICTURES / "star.png"
-    result = run("compare", CHECKPOINT, demo_folder, "--text", notes, "--image", star)
+    result = run_here("compare", CHECKPOINT, demo_folder, "--text", notes, "--image", star)
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert re.fullmatch(rf"A: {CHECKPOINT}, 6\.24 MB \(Hugging Face layout, BF16\)", lines[0])
@@ -52,7 +52,7 @@ def test_table(demo_folder: Path, notes: Path) -> None:
 def test_json(demo_folder: Path, notes: Path) -> None:
     """Windows as told, and of images none."""
     options = ("--text", notes, "--window", 50, "--max-tokens", 120)
-    result = run("compare", CHECKPOINT, demo_folder, *options, "--json")
+    result = run_here("compare", CHECKPOINT, demo_folder, *options, "--json")
     assert (result.returncode, result.stderr) == (0, "")
     found = json.loads(result.stdout)
     assert found["a"]["folder"] == str(CHECKPOINT) and found["b"]["folder"] == str(demo_folder)

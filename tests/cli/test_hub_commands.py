@@ -7,18 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import refused, run
-from tests.hub_server import NAME, TOKEN, Hub
-
-
-def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
-    return {
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_CACHE": str(tmp_path / "home" / "hub"),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": "",
-    }
+from tests.hub_server import NAME, TOKEN, Hub, environment
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -22,36 +23,22 @@ from mlx_llama4.planning.inspection import inspect_folder
 from mlx_llama4.planning.machine import GIB, Machine, mac
 from mlx_llama4.planning.planner import Usage, need_of, packed_weights
 from tests import tiny
-from tests.cli.test_hub_commands import environment
-from tests.commands import ENVIRONMENT, refused, run
-from tests.hub_server import Hub
+from tests.commands import refused, run, run_here
+from tests.hub_server import Hub, environment
 
 MEGABYTE = 10**6
 
 
 def planned(*arguments: object) -> dict:
-    result = run("plan", *arguments, "--json")
+    result = run_here("plan", *arguments, "--json")
     assert (result.returncode, result.stderr) == (0, "")
     return json.loads(result.stdout)
 
 
 def run_on(machine: Machine, *arguments: object, text: str = "") -> subprocess.CompletedProcess:
-    """As `run`, on a machine with other memory."""
-    code = (
-        "from mlx_llama4.planning import machine\n"
-        "from mlx_llama4.__main__ import run\n"
-        f"machine.this_machine = lambda: machine.{machine!r}\n"
-        "run()"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=ENVIRONMENT,
-        check=False,
-    )
+    """As `run_here`, on a machine with other memory."""
+    with mock.patch("mlx_llama4.planning.machine.this_machine", lambda: machine):
+        return run_here(*arguments, text=text)
 
 
 def small(megabytes: float) -> Machine:
@@ -107,7 +94,7 @@ THREE_BITS = "mlx-llama4 convert scout scout-3bit --bits 3"
 @pytest.mark.parametrize("name", ["scout", "maverick", "behemoth"])
 @pytest.mark.parametrize("memory", ["64GB", "512GB"])
 def test_pages_fit_a_terminal(name: str, memory: str) -> None:
-    result = run("plan", name, "--memory", memory, "--context", "1M", "--kv-bits", 8)
+    result = run_here("plan", name, "--memory", memory, "--context", "1M", "--kv-bits", 8)
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
@@ -148,7 +135,7 @@ def test_the_first_line_is_the_verdict_and_the_last_the_next_command(
     arguments: tuple[object, ...], line: str, command: str
 ) -> None:
     """Without a model it is about the best of the family."""
-    lines = run("plan", *arguments).stdout.splitlines()
+    lines = run_here("plan", *arguments).stdout.splitlines()
     assert lines[0].startswith(line)
     assert f"Next: {command}" in lines[-3:]
     verdict = planned(*arguments)["verdict"]
@@ -157,10 +144,10 @@ def test_the_first_line_is_the_verdict_and_the_last_the_next_command(
 
 
 def test_verdicts_of_folders(demo_folder: Path, tmp_path: Path) -> None:
-    lines = run("plan", demo_folder, "--memory", "16GB").stdout.splitlines()
+    lines = run_here("plan", demo_folder, "--memory", "16GB").stdout.splitlines()
     assert lines[0].startswith(f"16 GB: {demo_folder}, up to 32K tokens")
     assert lines[-1] == f"Next: mlx-llama4 chat --model {demo_folder}"
-    lines = run("plan", CHECKPOINT, "--memory", "16GB").stdout.splitlines()
+    lines = run_here("plan", CHECKPOINT, "--memory", "16GB").stdout.splitlines()
     assert lines[-1] == f"Next: mlx-llama4 convert {CHECKPOINT} checkpoint-4bit"
 
 
@@ -172,15 +159,15 @@ def test_speeds_of_small_models_are_plain_numbers(capsys: pytest.CaptureFixture)
 
 def test_the_sysctl_is_named_where_it_helps() -> None:
     """In 4 bits Scout fits 64 GB, but not what the GPU may wire of it."""
-    page = run("plan", "scout", "--memory", "64GB", "--context", "4K").stdout
+    page = run_here("plan", "scout", "--memory", "64GB", "--context", "4K").stdout
     assert "fits if the limit is raised" in page
     assert page.splitlines()[-1].strip() == "sudo sysctl iogpu.wired_limit_mb=61440"
     for options in (("--memory", "64GB", "--bits", 8), ("--memory", "512GB")):
-        assert "sysctl" not in run("plan", "scout", *options, "--context", "4K").stdout
+        assert "sysctl" not in run_here("plan", "scout", *options, "--context", "4K").stdout
 
 
 def test_behemoth_is_not_released() -> None:
-    page = run("plan", "behemoth", "--memory", "128GB").stdout
+    page = run_here("plan", "behemoth", "--memory", "128GB").stdout
     for words in ("not released", "288B active", "16 experts", "about 2T", "KV cache: unknown"):
         assert words in page
     plan = planned("behemoth", "--memory", "128GB", "--bits", 8)
@@ -223,7 +210,7 @@ def test_repositories(hub: Hub, tmp_path: Path, checkpoint: Path) -> None:
 
 
 def test_without_memory_it_is_this_machine() -> None:
-    page = run("plan", "scout", "--context", "1K").stdout
+    page = run_here("plan", "scout", "--context", "1K").stdout
     assert "this M" in page or "this machine of" in page
 
 

@@ -24,7 +24,7 @@ from mlx_llama4.planning.inspection import inspect_folder
 from mlx_llama4.planning.machine import Machine
 from mlx_llama4.planning.planner import Usage, need_of
 from tests import tiny
-from tests.commands import refused, run
+from tests.commands import refused, run_here
 
 STREAM = Experts(Where.stream)
 
@@ -141,7 +141,7 @@ def test_options_that_contradict_each_other() -> None:
 def test_ask_streams_and_reports(demo_folder: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     options = ("--expert-memory", "300KB", "--no-page-cache", "--trace", trace, "--json")
-    result = run("ask", "What is 7 plus 5?", "-m", demo_folder, *options)
+    result = run_here("ask", "What is 7 plus 5?", "-m", demo_folder, *options)
     assert result.returncode == 0, result
     assert result.stderr.startswith("Experts: streaming 1.33 MB from the disk with 300 KB kept")
     answer = json.loads(result.stdout)

@@ -20,7 +20,7 @@ from mlx_llama4.convert.write import LOCK_NAME, FolderWriter
 from mlx_llama4.errors import CheckpointError, OutputError, RunError
 from mlx_llama4.quantization import FIXED_MODES, Quantization
 from tests import tiny
-from tests.convert.test_convert import FOUR_BITS, PLAIN, arrays
+from tests.convert.folders import FOUR_BITS, PLAIN, arrays, files
 from tests.golden import cases
 
 
@@ -28,10 +28,6 @@ def broken(tmp_path: Path, change: Callable[[dict[str, np.ndarray]], None]) -> P
     weights = cases.MODELS["scout"].weights()
     change(weights)
     return tiny.write_checkpoint(tmp_path / "broken", cases.MODELS["scout"].config, weights)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 NORM = "language_model.model.norm.weight"

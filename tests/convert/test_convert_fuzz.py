@@ -22,8 +22,8 @@ from mlx_llama4.convert.search import pack_codes
 from mlx_llama4.errors import Llama4Error
 from mlx_llama4.quantization import Quantization
 from tests import tiny
-from tests.checkpoint.test_source_formats import one_by_one
-from tests.convert.test_convert import arrays
+from tests.checkpoint.quantized import one_by_one
+from tests.convert.folders import arrays
 from tests.proofs import scaled
 from tests.raw_safetensors import Raw, bfloat16, float32, read_raw, write_raw
 

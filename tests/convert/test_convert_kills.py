@@ -14,8 +14,7 @@ import mlx_llama4.convert.write as write_module
 from mlx_llama4.convert.run import convert
 from mlx_llama4.errors import OutputError, RunError
 from tests import tiny
-from tests.convert.test_convert import FOUR_BITS
-from tests.convert.test_convert_failures import files
+from tests.convert.folders import FOUR_BITS, files
 from tests.proofs import scaled
 
 DRIVER = """

@@ -13,7 +13,7 @@ from mlx_llama4.convert.run import convert
 from mlx_llama4.errors import CheckpointError, ConfigError, Llama4Error, RunError
 from mlx_llama4.quantization import Quantization
 from tests import tiny
-from tests.checkpoint.test_source_formats import QUANTIZED
+from tests.checkpoint.quantized import QUANTIZED
 from tests.raw_safetensors import Raw, bfloat16, read_raw, write_raw
 
 Change = Callable[[dict[str, Raw]], object]

@@ -34,12 +34,9 @@ from mlx_llama4.quantization import (
 from mlx_llama4.tensors import model_tensors
 from mlx_llama4.units import parse_bytes
 from tests import tiny
-from tests.convert.test_convert import arrays
+from tests.convert.folders import arrays
 from tests.golden import cases
-from tests.test_peers import mlx_lm, right_epsilon
 from tests.tolerance import assert_same_logits
-
-__all__ = ["mlx_lm", "right_epsilon"]  # fixtures
 
 IDS = mx.array(cases.text_ids(40))
 LAYER = "language_model.model.layers.{}"

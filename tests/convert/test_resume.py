@@ -16,8 +16,7 @@ from mlx_llama4.convert.run import Progress, Settings, convert
 from mlx_llama4.convert.write import FolderWriter, free_bytes
 from mlx_llama4.errors import OutputError, RunError
 from mlx_llama4.files.durable import _invalidate
-from tests.convert.test_convert import FOUR_BITS, PLAIN
-from tests.convert.test_convert_failures import files
+from tests.convert.folders import FOUR_BITS, PLAIN, files
 
 
 @pytest.fixture

@@ -19,22 +19,15 @@ from mlx_llama4.evaluation.comparison import Figures, WindowComparison, compare,
 from mlx_llama4.evaluation.layerwise import LayerwiseModel
 from mlx_llama4.opening import load_model
 from mlx_llama4.prompt.processor import Processor
-from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.prompt.tokenizer import Tokenizer
 from mlx_llama4.prompt.windows import Window, image_windows, text_windows
 from mlx_llama4.quantization import Quantization
 from tests import tiny
+from tests.evaluation.windows import windows_of
 from tests.golden import cases
 
 # What float32 leaves uncertain in a log-probability, relative to the largest.
 ROUNDING = 1e-5
-
-
-def windows_of(*lengths: int, first: int = 0) -> list[Window]:
-    return [
-        Window(Prompt(tiny.text_ids(length, seed=length)[0].astype(np.int32)), first)
-        for length in lengths
-    ]
 
 
 def log_probabilities(folder: Path, window: Window) -> np.ndarray:

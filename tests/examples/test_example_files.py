@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlx_llama4.demo.questions import PICTURES
-from tests.examples.test_examples import load, rows_of, where_scripts_run  # noqa: F401 (a fixture)
+from tests.examples.scripts import load, rows_of
 
 
 def run(demo_folder: Path, name: str, *arguments: object) -> int:

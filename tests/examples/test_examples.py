@@ -2,20 +2,18 @@
 
 import ast
 import csv
-import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from mlx_llama4.chat import Chat
 from mlx_llama4.demo.questions import NOTES, PICTURES
+from tests.examples.scripts import EXAMPLES, load, rows_of
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "common")
 WITH_OPTIONS = [name for name in SCRIPTS if name != "notebook_use"]
 WITH_OUTPUT = ["folder_to_jsonl", "batch_questions", "receipts_to_csv"]
@@ -25,21 +23,6 @@ DESCRIPTIONS = {
     "three.png": "From left to right: an orange square, a purple cross and a black triangle.",
     "two.png": "From left to right: a blue circle and a green star.",
 }
-
-
-@pytest.fixture(autouse=True)
-def where_scripts_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As `python examples/NAME.py` has it: the script's folder on the path."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    monkeypatch.chdir(tmp_path)
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -67,10 +50,6 @@ def stopped_by_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patched:
         patched.setattr(Chat, "send", counted)
         yield
-
-
-def rows_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -16,9 +16,9 @@ from mlx_llama4.generation import batch
 from mlx_llama4.generation.batch import Request, generate_batch
 from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.model.llama4 import Llama4
-from tests.cache.test_cache_sequences import CHUNK, model_of, words
-from tests.generation.test_batch import ENDS, Results, assert_same, at_most, run_all, run_alone
-from tests.generation.test_generation import Letters
+from tests.generation.batches import ENDS, Results, assert_same, at_most, run_all, run_alone
+from tests.prompts import Letters, words
+from tests.small_model import CHUNK, model_of
 from tests.streamed import ONE, folder, load_streamed
 
 

@@ -13,16 +13,9 @@ from mlx_llama4.generation.generate import Statistics
 from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.prompt import Prompt
-from tests.cache.test_cache_sequences import model_of, picture, words
-from tests.generation.test_batch import (
-    assert_same,
-    at_most,
-    eight,
-    row_counts,  # noqa: F401  (a fixture)
-    run_all,
-    run_alone,
-)
-from tests.generation.test_generation import FixedImage, Letters
+from tests.generation.batches import assert_same, at_most, eight, run_all, run_alone
+from tests.prompts import FixedImage, Letters, picture, words
+from tests.small_model import model_of
 
 
 def test_statistics_are_the_row_s() -> None:
@@ -76,7 +69,7 @@ def test_none_is_there_just_now() -> None:
     assert order == [0, 0, 1, 0, 1, 0]
 
 
-def test_cancelled_rows_leave(row_counts: list[int]) -> None:  # noqa: F811
+def test_cancelled_rows_leave(row_counts: list[int]) -> None:
     """At once, also when another's step is being shown; the last one ends the batch."""
     model = model_of("scout")
     requests = [

@@ -32,9 +32,9 @@ from mlx_llama4.opening import load_model
 from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.quantization import KVQuantization
 from tests import tiny
-from tests.cache.test_cache_sequences import PACKED_ERROR, model_of, words
-from tests.generation.test_generation import Letters
+from tests.prompts import Letters, words
 from tests.proofs import scaled
+from tests.small_model import PACKED_ERROR, model_of
 from tests.streamed import ONE_A_LAYER, folder, load_streamed
 
 FEW = 40  # different tokens, so that runs of three come again

@@ -1,7 +1,6 @@
 """Prefill, decode, sampling, text as it comes."""
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import mlx.core as mx
 import numpy as np
@@ -18,13 +17,13 @@ from mlx_llama4.generation.prefill import prefill
 from mlx_llama4.generation.sampler import keep_top_p, make_sampler
 from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.model.llama4 import Llama4
-from mlx_llama4.prompt.image import TiledImage
 from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.prompt.tokenizer import Tokenizer
 from tests import tiny
 from tests.golden import cases
+from tests.golden.logits import goldens
 from tests.golden.pictures import TOKENIZER_FOLDER
-from tests.model.test_goldens import goldens
+from tests.prompts import Letters, image_prompt
 from tests.tolerance import assert_same_logits
 
 Models = Callable[[str], Llama4]
@@ -35,32 +34,6 @@ IDENTITY = np.repeat(np.arange(256, dtype=np.float32)[:, None], 3, axis=1)
 
 def text_prompt(length: int) -> Prompt:
     return Prompt(cases.text_ids(length)[0].astype(np.int32))
-
-
-@dataclass(frozen=True)
-class Letters:
-    """Stands for a processor: each token is a letter."""
-
-    end_tokens: Collection[int] = ()
-
-    def token_bytes(self, token: int) -> bytes:
-        return bytes([97 + token % 26])
-
-
-class FixedImage(TiledImage):
-    """An image whose pixel values are the goldens' own."""
-
-    def pixel_values(self) -> np.ndarray:
-        return self.table
-
-
-def image_prompt(grids: list[tuple[int, int]]) -> Prompt:
-    pixels, images, start = tiny.pixels(grids), [], 0
-    for rows, columns in grids:
-        tiles = pixels[start : start + rows * columns + (rows * columns > 1)]
-        images.append(FixedImage(np.zeros(tiles.shape, np.uint8), (rows, columns), (1, 1), tiles))
-        start += len(tiles)
-    return Prompt(tiny.image_ids(grids)[0].astype(np.int32), tuple(images))
 
 
 @pytest.mark.parametrize("name", ["scout", "maverick"])

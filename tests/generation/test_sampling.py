@@ -20,8 +20,8 @@ from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.prompt.tokenizer import Tokenizer
 from tests.golden import cases
+from tests.golden.logits import goldens
 from tests.golden.pictures import TOKENIZER_FOLDER
-from tests.model.test_goldens import goldens
 
 LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=30)
 

@@ -21,12 +21,10 @@ from mlx_llama4.errors import Llama4Error, RunError
 from mlx_llama4.hub.remote import RemoteCheckpoint, open_remote
 from mlx_llama4.hub.remote_shards import RemoteShards
 from tests import tiny
-from tests.cli.test_hub_commands import environment
 from tests.commands import ENVIRONMENT, refused
 from tests.commands import run as run_command
-from tests.convert.test_convert import FOUR_BITS
-from tests.convert.test_convert_failures import files
-from tests.hub_server import STALL_SECONDS, Hub
+from tests.convert.folders import FOUR_BITS, files
+from tests.hub_server import STALL_SECONDS, Hub, environment
 
 NAME = "owner/layers"
 SHARDS = 4

@@ -13,6 +13,7 @@ from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.opening import load_model
 from tests import tiny
 from tests.golden import cases
+from tests.golden.logits import goldens
 from tests.tolerance import assert_same_logits
 
 Models = Callable[[str], Llama4]
@@ -20,10 +21,6 @@ Models = Callable[[str], Llama4]
 TEXTS = [(name, length) for name, case in cases.MODELS.items() for length in case.texts]
 IMAGES = [(name, image_case) for name, case in cases.MODELS.items() for image_case in case.images]
 BOTH = ("scout", "maverick")
-
-
-def goldens(name: str) -> dict[str, np.ndarray]:
-    return np.load(Path(__file__).parents[1] / "golden" / f"{name}.npz")
 
 
 @pytest.mark.parametrize("name", cases.MODELS)

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_llama4.config import Config
 from mlx_llama4.model.llama4 import Llama4
 from tests.golden import cases
-from tests.model.test_goldens import goldens
+from tests.golden.logits import goldens
 from tests.tolerance import tolerance
 
 # (golden model, what is wrong, change to its text config)

@@ -9,32 +9,28 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
-from transformers.models.llama4 import processing_llama4
 
 from mlx_llama4.config import load_config
 from mlx_llama4.errors import CheckpointError, ConfigError, PromptError
-from mlx_llama4.prompt.chat_template import DEFAULT_TEMPLATE, ChatTemplate, load_chat_template
+from mlx_llama4.prompt.chat_template import DEFAULT_TEMPLATE, load_chat_template
 from mlx_llama4.prompt.processor import Processor
 from mlx_llama4.prompt.tokenizer import Tokenizer
 from tests.golden import pictures
+from tests.prompt.references import (
+    FOLDER,
+    MARKS,
+    OURS,
+    REFERENCE,
+    REFERENCE_TEMPLATE,
+    SPECIALS,
+    processor_with,
+)
 
-REFERENCE_TEMPLATE = processing_llama4.chat_template
-FOLDER = pictures.TOKENIZER_FOLDER
 GOLDEN_IDS = json.loads((Path(__file__).parents[1] / "golden" / "templates.json").read_text())
 ROLES = ("system", "user", "assistant", "ipython", "tool")
 
 
-def processor_with(template: str) -> Processor:
-    demo = Processor.load(FOLDER, load_config(FOLDER))
-    tokenizer = demo.tokenizer
-    variables = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot|>"}
-    chat = ChatTemplate(template, list(tokenizer.special_ids), variables)
-    return Processor(tokenizer, chat, demo.tiler, demo.tokens_per_tile)
-
-
-OURS, REFERENCE = processor_with(DEFAULT_TEMPLATE), processor_with(REFERENCE_TEMPLATE)
 TEMPLATES = pytest.mark.parametrize("processor", [OURS, REFERENCE], ids=["ours", "checkpoint's"])
-SPECIALS = sorted(OURS.tokenizer.special_ids)
 
 
 def with_images(messages: list[dict], sizes: list[tuple[int, int]]) -> list[dict]:
@@ -106,17 +102,6 @@ def test_special_names_in_text_stay_text(processor: Processor, role: str, name: 
         special = set(processor.tokenizer.special_ids.values())
         assert [i for i in prompt.ids if i in special] == [i for i in harmless.ids if i in special]
         assert name.encode() in decoded(processor, prompt.ids)
-
-
-# What could be taken for a mark, an escape, or a place for given ids.
-MARKS = (
-    "\ufdd0\ufdd1",
-    "\ufdd0\ufdd2",
-    "\ufdd0\ufdd30\ufdd4",
-    "\ufdd0",
-    "\ufdd4",
-    "\\ufdd0\\ufdd1",
-)
 
 
 @TEMPLATES

@@ -1,6 +1,5 @@
 """tokenizer.model → the ids that tiktoken gives, by an implementation of its rule in this file."""
 
-import base64
 import json
 import re
 from itertools import pairwise
@@ -19,14 +18,7 @@ from mlx_llama4.prompt.tiktoken_file import (
     tokenizer_files,
 )
 from mlx_llama4.prompt.tokenizer import Tokenizer
-
-# "abcd" can come about in three ways, "bcd" in two; " the" needs "he", which outranks it; "ace" is
-# the union of no two; "d'" is in one word with an "S" and no other letter behind it.
-UNIONS = [b"he", b"cd", b" t", b"bc", b"ab", b"the", b"bcd", b" the", b"abcd", b"12", b"\n\n"]
-UNIONS += ["é".encode(), b"  ", b"'s", b"He", b"123", b"ace", b"d'"]
-RANKS = {
-    token: rank for rank, token in enumerate([*(bytes([byte]) for byte in range(256)), *UNIONS])
-}
+from tests.prompt.ranks import RANKS, write
 
 # The pattern for the ASCII letters, digits and signs that the texts below are made of.
 ASCII_PATTERN = re.compile(
@@ -34,12 +26,6 @@ ASCII_PATTERN = re.compile(
     r"|[^\r\na-zA-Z0-9]?[A-Z]+[a-zé]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|[0-9]{1,3}| ?[^\sa-zA-Z0-9é]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-
-
-def write(path: Path, ranks: dict[bytes, int]) -> Path:
-    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items()]
-    path.write_text("".join(lines))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from mlx_llama4.errors import PromptError
 from mlx_llama4.prompt.processor import Processor
 from mlx_llama4.prompt.replies import ToolCall, parse_reply
 from tests.golden import pictures
-from tests.prompt.test_prompt import (
+from tests.prompt.references import (
     FOLDER,
     MARKS,
     OURS,
