@@ -8,12 +8,12 @@ from benchmarks.streaming.disk import ExpertRanges, Speed, forget, timed
 from mlx_llama4.checkpoint.safetensors import open_checkpoint
 from mlx_llama4.config import load_config
 from mlx_llama4.offload.expert_store import (
-    ITEMS,
     ExpertStore,
     ExpertTensor,
     Reading,
     expert_tensors,
 )
+from mlx_llama4.offload.float_types import bits_of
 
 
 def read_with_store(folder: Path, experts: ExpertRanges, page_cache: bool) -> Speed:
@@ -42,4 +42,4 @@ def read_with_store(folder: Path, experts: ExpertRanges, page_cache: bool) -> Sp
 
 def _place(tensor: ExpertTensor) -> np.ndarray:
     """Memory for a tensor, touched once as a slot in use is."""
-    return np.ones((tensor.rows, tensor.columns), ITEMS[tensor.dtype])
+    return np.ones((tensor.rows, tensor.columns), bits_of(tensor.dtype))
