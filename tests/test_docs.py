@@ -1,11 +1,13 @@
-"""The links of the documentation lead somewhere, and its computed figures are computed."""
+"""The documentation is up to date: links, computed figures, options, and a plan that is shown."""
 
 import re
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from benchmarks import macs
+from mlx_llama4.cli.main import app
 from mlx_llama4.planning.expert_weights import experts_in_bits
 from mlx_llama4.planning.machine import GIB, mac
 from mlx_llama4.planning.placement import place, tokens_per_second
@@ -102,3 +104,36 @@ def test_the_readme_holds_the_planner_s_contexts(memory: int, bits: int) -> None
     row = readme_row(memory)
     assert f"Scout in {bits} bits, up to {tokens_name(context)} tokens" in row
     assert f" {400e9 / macs.decoded_bytes('scout', bits):.0f}" in row.rpartition("|")[0]
+
+
+def synopsis(command: str) -> str:
+    """The first block of a command's section of docs/using.md."""
+    text = (ROOT / "docs" / "using.md").read_text("utf-8")
+    section = text[re.search(rf"^## {command}$", text, re.MULTILINE).end() :]
+    return BLOCK.search(section)[0]
+
+
+@pytest.mark.parametrize(
+    "command", ["convert", "ask", "cache", "plan", "models", "inspect", "compare"]
+)
+def test_a_synopsis_has_exactly_the_options_of_its_command(command: str) -> None:
+    options = {
+        name
+        for parameter in get_command(app).commands[command].params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+        if name.startswith("--")
+    }
+    aliases = {"--temp", "--page-cache", "--out"}  # named in the text, or by their short form
+    written = set(re.findall(r"--[a-z][a-z0-9-]*", synopsis(command)))
+    assert written - options == set()
+    assert options - written - aliases == set()
+
+
+def test_the_plan_that_is_shown_is_what_plan_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "using.md").read_text("utf-8")
+    typed, shown = re.search(
+        r"^\$ mlx-llama4 (plan .*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE
+    ).groups()
+    with pytest.raises(SystemExit):
+        app(typed.split())
+    assert capsys.readouterr().out == shown
