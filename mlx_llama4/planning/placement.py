@@ -1,6 +1,6 @@
 """Where a model's routed experts are kept: all in memory, or on the disk, read as tokens need them.
 
-By the formulas of planner.py and budget.py. Needs no MLX.
+By the formulas of planner.py and offload/budget.py. Needs no MLX.
 """
 
 from dataclasses import dataclass, replace

@@ -90,7 +90,7 @@ class Need:
 
 
 def dtype_bytes(dtype: str | None, machine: Machine) -> int:
-    """Of an element of what is not packed, where config.json says `dtype`; see load.py."""
+    """Of an element of what is not packed, where config.json says `dtype`; see opening.py."""
     return 4 if dtype == "float32" or not machine.has_gpu else 2
 
 
@@ -110,7 +110,7 @@ def stored_weights(matching: "Matching", dtype_bytes: int) -> dict[Part, int]:
 
 
 def loaded_bytes(tensors: "Iterable[StoredTensor]", dtype_bytes: int) -> int:
-    """Bytes of stored tensors in memory, where load.py brings all floats to one type."""
+    """Bytes of stored tensors in memory, where opening.py brings all floats to one type."""
     return sum(
         math.prod(tensor.shape) * dtype_bytes if tensor.dtype in FLOAT_DTYPES else tensor.nbytes
         for tensor in tensors

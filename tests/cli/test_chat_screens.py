@@ -1,6 +1,6 @@
 """The chat as it is seen: driven on a terminal, compared with screens kept in golden/screens/.
 
-    REMAKE_SCREENS=1 python -m pytest tests/test_chat_screens.py
+    REMAKE_SCREENS=1 python -m pytest tests/cli/test_chat_screens.py
 
 writes those anew; look at each before it is committed (`git diff tests/golden/screens`). They hold
 what has scrolled off too, without blanks at the ends of lines. Figures of speed and memory, and the
