@@ -99,7 +99,7 @@ class ReadingClock:
         self.seconds = 0.0
         self._lock, self._running, self._began = threading.Lock(), 0, 0.0
         self._preadv = os.preadv
-        os.preadv = self._timed  # type: ignore[assignment]
+        os.preadv = self._timed
 
     def _timed(self, *arguments: Any) -> int:
         with self._lock:
