@@ -158,7 +158,8 @@ def _read_calls(content: str, start: int, names: Collection[str]) -> list[ToolCa
             raise UnreadableError(f"more than {MAX_CALLS} calls at once are not taken")
     if not calls:
         raise _NoCallsError
-    if unknown := next((call.name for call in calls if call.name not in names), None):
+    unknown = next((call.name for call in calls if call.name not in names), None)
+    if unknown is not None:  # it may be empty
         known = ", ".join(sorted(names)) or "none"
         raise _UnknownToolError(f"there is no tool {unknown[:60]!r}; there are: {known}")
     return calls

@@ -173,6 +173,8 @@ REFUSED = {
     "[f(a=1), print(b=2)]": "there is no tool 'print'",
     "h(a=1)": "there is no tool 'h'",
     '{"name": "h", "parameters": {}}': "there is no tool 'h'",
+    '{"name": "", "parameters": {}}': "there is no tool ''",
+    '[f(a=1), {"name": "", "parameters": {}}]': "there is no tool ''",
     '{"name": "f", "parameters": [1]}': "must be a dict",
     '{"name": "f", "parameters": "x"}': "'{' should come after",
     '{"name": "f", "arguments": "{} x"}': "nothing should come after",

@@ -5,7 +5,6 @@ and Python is asked to do nothing for it.
 import ast
 import json
 import random
-import re
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -198,8 +197,11 @@ def as_python_reads(text: str) -> list[tuple[str, dict[str, Any]]] | None:
         return None
     if any(word in text for word in ("true", "false", "null", "\\/", "\\u", '"name"')):
         return None
+    bare = text.strip().removeprefix("<|python_start|>").removesuffix("<|python_end|>")
+    if "<|python_" in bare:  # amid the calls, where it is no part of Python
+        return None
     try:
-        (statement,) = ast.parse(re.sub(r"<\|python_\w+\|>|^Well:", "", text).strip()).body
+        (statement,) = ast.parse(bare.removeprefix("Well:").strip()).body
         return [
             (
                 ast.unparse(call.func),
@@ -207,7 +209,7 @@ def as_python_reads(text: str) -> list[tuple[str, dict[str, Any]]] | None:
             )
             for call in statement.value.elts
         ]
-    except (SyntaxError, ValueError, AttributeError):
+    except (SyntaxError, ValueError, AttributeError, MemoryError):  # the last for nesting
         return None
 
 
