@@ -63,6 +63,10 @@ class Journal:
                 break
         return True, entries
 
+    def is_of_this_version(self) -> bool:
+        lines = _parsed_lines(self.path)
+        return bool(lines) and lines[0].get("version") == JOURNAL_VERSION
+
     def mend(self, entries: Iterable[Entry]) -> None:
         """Write the journal anew, without a torn last line, which the next would be joined to."""
         fresh = self.path.with_suffix(".new")

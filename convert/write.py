@@ -227,9 +227,12 @@ class FolderWriter:
         is_same, entries = self._journal.read()
         if has_progress(self.folder) and not is_same and not self._restart:
             self._release()
+            other, how = "with other options", "repeat those"
+            if not self._journal.is_of_this_version():
+                other, how = "by another version of mlx-llama4", "use that one"
             raise OutputError(
-                f"{self.folder} holds an unfinished conversion with other options; repeat those "
-                "to finish it, or add --restart to throw it away"
+                f"{self.folder} holds an unfinished conversion {other}; {how} to finish it, "
+                "or add --restart to throw it away"
             )
         keeps = is_same and not self._restart
         kept = {LOCK_NAME, JOURNAL_NAME, *self._shards} if keeps else {LOCK_NAME}

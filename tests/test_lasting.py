@@ -145,7 +145,8 @@ def test_a_journal_of_another_version(source: Path, copies: Path, version: str) 
     result = run_here("convert", source, copies / "stopped", *RECIPE)
     assert (result.returncode, result.stdout) == (2, "")
     _, line = result.stderr.splitlines()  # the first says what the source is
-    assert "stopped.partial holds an unfinished conversion" in line and "--restart" in line
+    assert "stopped.partial holds an unfinished conversion by another version" in line
+    assert "--restart" in line
     assert journal.read_bytes() == before
 
 
