@@ -176,7 +176,8 @@ def _look(plain: bool) -> tuple["Look", str]:
 
     detected = preview.detect()
     typed = detected.typed.decode(errors="ignore").translate(terminal.CONTROLS)
-    if detected.protocol is None:
+    protocol = detected.protocol
+    if protocol is None:
         return Look(markdown=True), typed
 
     def show(image: "PromptImage") -> None:
@@ -186,7 +187,7 @@ def _look(plain: bool) -> tuple["Look", str]:
             return
         with contextlib.suppress(Llama4Error):
             picture = open_image(image.source)
-            terminal.line(preview.picture(picture, detected.protocol).removesuffix("\n"))
+            terminal.line(preview.picture(picture, protocol).removesuffix("\n"))
 
     return Look(markdown=True, preview=show), typed
 

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from mlx_llama4.planning.placement import Placement, StreamingPlan
     from mlx_llama4.planning.planner import MemoryPlan
     from mlx_llama4.planning.verdict import Verdict
+    from mlx_llama4.tensors import Part
 
 COLUMNS = 80  # of a terminal as it first opens
 # Parts of the model that are said together.
-GROUPS = {
+GROUPS: "dict[str, tuple[Part, ...]]" = {
     "routed experts": ("routed experts",),
     "shared experts": ("shared expert",),
     "dense MLPs": ("dense MLP",),
@@ -71,7 +72,7 @@ def _bytes_rows(plan: "MemoryPlan") -> list[tuple[str, ...]]:
     from mlx_llama4.units import human_bytes
 
     text, need, weights = plan.subject.config.text, plan.chosen.need, plan.chosen.weights
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for group, parts in GROUPS.items():
         if nbytes := sum(weights.get(part, 0) for part in parts):
             rows.append((group, human_bytes(nbytes), ""))
@@ -106,7 +107,9 @@ def _fit_rows(plan: "MemoryPlan", streaming: "StreamingPlan | None") -> list[tup
     from mlx_llama4.units import human_bytes
 
     verdict = {"yes": "fits", "raised": "fits if the limit is raised", "no": "does not fit"}
-    rows = [("all in memory", human_bytes(plan.chosen.need.total), verdict[plan.chosen.fit])]
+    rows: list[tuple[str, ...]] = [
+        ("all in memory", human_bytes(plan.chosen.need.total), verdict[plan.chosen.fit])
+    ]
     if streaming is not None:
         least, default = streaming.least, streaming.default
         fits = f"{verdict[least.fit]}, an expert at a time in memory"
@@ -218,7 +221,7 @@ def _streamed_json(placement: "Placement") -> dict[str, Any]:
 
     rates = tokens_per_second(placement.bytes_per_token)
     return {
-        "expert_memory": placement.streaming.memory,
+        "expert_memory": placement.streaming and placement.streaming.memory,
         "prefill_step": placement.usage.span,
         "total_bytes": placement.need.total,
         "fits": placement.fit,

@@ -41,7 +41,7 @@ class ModelSpeed:
     load_seconds: float
     streamed: bool
     prompt_tokens: int
-    prefill_tokens_per_second: float
+    prefill_tokens_per_second: float | None
     new_tokens: int
     decode_tokens_per_second: float | None
     peak_bytes: int

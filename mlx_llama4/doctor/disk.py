@@ -65,7 +65,8 @@ Block = tuple[Path, int, int]  # file, where, bytes
 
 def _blocks(files: Sequence[Path], nbytes: int) -> list[Block]:
     """The last of a file may be shorter, where O_DIRECT still wants the room of a whole one."""
-    blocks, left = [], nbytes
+    blocks: list[Block] = []
+    left = nbytes
     for file in files:
         size = file.stat().st_size
         for start in range(0, size, BLOCK_BYTES):

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -68,12 +69,16 @@ def _output(*command: str) -> str:
     return found.stdout.strip()
 
 
+def _count(name: str) -> int:
+    return int(sysctl(name))
+
+
 def _processor_of_mac() -> str:
     name, cores = sysctl("machdep.cpu.brand_string"), sysctl("hw.physicalcpu")
     kinds = []
     for level in range(3):
-        kind = attempt(lambda level=level: sysctl(f"hw.perflevel{level}.name"))
-        count = attempt(lambda level=level: int(sysctl(f"hw.perflevel{level}.physicalcpu")))
+        kind = attempt(partial(sysctl, f"hw.perflevel{level}.name"))
+        count = attempt(partial(_count, f"hw.perflevel{level}.physicalcpu"))
         if not isinstance(kind, Unknown) and not isinstance(count, Unknown):
             kinds.append(f"{count} {kind.lower()}")
     return f"{name}, {cores} cores" + (f" ({', '.join(kinds)})" if kinds else "")

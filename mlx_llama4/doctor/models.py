@@ -57,9 +57,10 @@ def packed(name: str, dtype: mx.Dtype) -> Llama4:
 def unpacked(name: str) -> Llama4:
     """What `packed` stands for, in float32."""
     arrays = [(key, mx.array(a)) for key, a in weights(name).items() if not is_packed(key)]
-    for key, (weight, *scaling) in _packed(name).items():
-        scaling = [array.astype(mx.float32) for array in scaling]  # or they would round the product
-        weight = mx.dequantize(weight, *scaling, PACKING.group_size, PACKING.bits)
+    for key, (packed, scales, biases) in _packed(name).items():
+        # In float32, or they would round the product.
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+        weight = mx.dequantize(packed, scales, biases, PACKING.group_size, PACKING.bits)
         arrays.append((f"{key}.weight", weight))
     return _model(name, arrays)
 
@@ -80,9 +81,9 @@ def _packed(name: str) -> dict[str, tuple[mx.array, mx.array, mx.array]]:
         for key, array in weights(name).items():
             if is_packed(key):
                 weight = mx.array(array).astype(mx.bfloat16)
-                parts = mx.quantize(weight, PACKING.group_size, PACKING.bits)
-                mx.eval(parts)
-                result[key.removesuffix(".weight")] = tuple(parts)
+                packed, scales, biases = mx.quantize(weight, PACKING.group_size, PACKING.bits)
+                mx.eval(packed, scales, biases)
+                result[key.removesuffix(".weight")] = packed, scales, biases
     return result
 
 

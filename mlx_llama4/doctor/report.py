@@ -125,7 +125,7 @@ def model_lines(model: ModelSpeed) -> Lines:
         ("model takes", f"at most {human_bytes(model.peak_bytes)} while it answers"),
         (
             "model reads",
-            f"{model.prompt_tokens} tokens at {model.prefill_tokens_per_second:,.1f} tokens/s",
+            f"{model.prompt_tokens} tokens at {model.prefill_tokens_per_second or 0:,.1f} tokens/s",
         ),
         (
             "model writes",

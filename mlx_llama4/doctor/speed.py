@@ -87,13 +87,16 @@ def measure_decode(work: Work | None = None) -> DecodeSpeed:
     fill(model, weights, lambda path: PACKING if path in packed else None)
     _run(model, work.prompt_tokens, WARMING_TOKENS)  # weights are drawn, kernels built
     measured = _run(model, work.prompt_tokens, work.new_tokens)
+    prefill, decode = measured.prefill_tokens_per_second, measured.decode_tokens_per_second
+    if prefill is None or decode is None:
+        raise ValueError("no tokens came")
     return DecodeSpeed(
         work,
         config.text.num_hidden_layers,
         dtype,
         token_bytes,
-        measured.prefill_tokens_per_second,
-        measured.decode_tokens_per_second,
+        prefill,
+        decode,
     )
 
 

@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_llama4.checkpoint.open import Source
+from mlx_llama4.config import VisionConfig
 from mlx_llama4.errors import CheckpointError, PromptError, RunError
 from mlx_llama4.evaluation.layerwise import SPAN, LayerwiseModel
 from mlx_llama4.prompt.windows import Window
@@ -56,6 +57,12 @@ class Figures:
         return self.perplexity_b / self.perplexity_a
 
 
+def _vision_of(source: Source) -> VisionConfig:
+    if source.config.vision is None:
+        raise PromptError(f"{source.folder} has no vision tower; leave out the images")
+    return source.config.vision
+
+
 def check_comparable(a: Source, b: Source, windows: Sequence[Window]) -> None:
     """Can both be given these windows?
 
@@ -64,14 +71,14 @@ def check_comparable(a: Source, b: Source, windows: Sequence[Window]) -> None:
     """
     for source in (a, b):
         source.matching.check(source.folder)
-    sizes = {"vocab_size": [one.config.text.vocab_size for one in (a, b)]}
+    sizes: dict[str, list[int | None]] = {
+        "vocab_size": [one.config.text.vocab_size for one in (a, b)]
+    }
     if any(window.prompt.images for window in windows):
-        for source in (a, b):
-            if source.config.vision is None:
-                raise PromptError(f"{source.folder} has no vision tower; leave out the images")
+        towers = [_vision_of(source) for source in (a, b)]
         sizes |= {
-            "image_size": [one.config.vision.image_size for one in (a, b)],
-            "tokens per tile": [one.config.vision.tokens_per_tile for one in (a, b)],
+            "image_size": [tower.image_size for tower in towers],
+            "tokens per tile": [tower.tokens_per_tile for tower in towers],
             "image_token_index": [one.config.image_token_id for one in (a, b)],
         }
     for name, (first, second) in sizes.items():
@@ -129,10 +136,10 @@ def compare(
     targets = [window.prompt.ids[window.first + 1 :] for window in windows]
     pieces = [
         [
-            _Positions(*(x[start : start + SPAN] for x in pair), following[start : start + SPAN])
-            for start in range(0, len(pair[0]), SPAN)
+            _Positions(ours[at : at + SPAN], theirs[at : at + SPAN], following[at : at + SPAN])
+            for at in range(0, len(ours), SPAN)
         ]
-        for *pair, following in zip(*counted, targets, strict=True)
+        for ours, theirs, following in zip(*counted, targets, strict=True)
     ]
     first = 0
     for heads in zip(*(model.head_blocks(HEAD_ROWS) for model in models), strict=True):

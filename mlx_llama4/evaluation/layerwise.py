@@ -8,7 +8,7 @@ all formats go through the same arithmetic and only what they stored makes a dif
 Shapes: L tokens, D hidden size, k experts per token.
 """
 
-import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from mlx import nn
 
 from mlx_llama4.checkpoint.open import Source
 from mlx_llama4.checkpoint.sources import BLOCK_BYTES, PackedRows, WeightSource, num_rows, row_bytes
+from mlx_llama4.errors import PromptError
 from mlx_llama4.model.block import Block
 from mlx_llama4.model.feed_forward import FeedForward
 from mlx_llama4.model.fusion import fuse
@@ -40,13 +41,18 @@ Slice = list[tuple[WeightSource, int, int]]
 
 @dataclass(eq=False)
 class _Span:
-    """x: hidden states [1, L, D] of some tokens. inputs [L · k, D] and experts [L · k]: what the
-    routed experts of the layer at hand are given, and which of them.
-    """
+    """Some tokens of a prompt."""
 
-    x: mx.array
-    inputs: mx.array | None = None
-    experts: np.ndarray | None = None
+    x: mx.array  # hidden states [1, L, D]
+
+
+@dataclass(frozen=True)
+class _Routed:
+    """What the routed experts of one layer do for a span."""
+
+    span: _Span
+    inputs: mx.array  # [L · k, D]
+    experts: np.ndarray  # [L · k], the expert of each
 
 
 class LayerwiseModel:
@@ -118,6 +124,8 @@ class LayerwiseModel:
 
     @property
     def _patch_id(self) -> int:
+        if self.config.image_token_id is None:
+            raise PromptError("this checkpoint has no vision tower; leave out the images")
         return self.config.image_token_id
 
     def _image_features(self, prompts: Sequence[Prompt]) -> list[mx.array | None]:
@@ -148,6 +156,7 @@ class LayerwiseModel:
             del block.feed_forward["experts"]  # read one by one below
         names = [name for name in self._sources if name.startswith(prefix)]
         self._load(block, [name for name in names if EXPERTS not in name], prefix)
+        routed: list[_Routed] = []
         for spans in windows:
             cache = make_layer_cache(text, kind)
             for span in spans:
@@ -158,28 +167,25 @@ class LayerwiseModel:
                 x = block.attend(span.x, cache, ATTENTION_STEP)
                 normed = block.post_attention_layernorm(x)
                 span.x = x + block.feed_forward.shared_expert(normed)
-                span.inputs, experts = block.feed_forward.route(normed)
-                mx.eval(span.x, span.inputs)
-                span.experts = np.array(experts)
+                inputs, experts = block.feed_forward.route(normed)
+                mx.eval(span.x, inputs)
+                routed.append(_Routed(span, inputs, np.array(experts)))
         del block
         if kind.feed_forward == "moe":
-            spans = [span for spans in windows for span in spans]
-            self._add_experts([name for name in names if EXPERTS in name], spans)
+            self._add_experts([name for name in names if EXPERTS in name], routed)
 
-    def _add_experts(self, names: Sequence[str], spans: Sequence[_Span]) -> None:
+    def _add_experts(self, names: Sequence[str], routed: Sequence[_Routed]) -> None:
         """The routed experts' share of a layer's output; those that no token chose are not read."""
-        chosen = np.unique(np.concatenate([span.experts for span in spans])).tolist()
+        chosen = np.unique(np.concatenate([one.experts for one in routed])).tolist()
         sources = self._distinct(names)
         slices = [[(source, expert, expert + 1) for source in sources] for expert in chosen]
         for expert, weights in zip(chosen, self._read(slices), strict=True):
-            self._add_expert(expert, weights, spans)
+            self._add_expert(expert, weights, routed)
         unread = self.config.text.num_local_experts - len(chosen)
         self._on_bytes(_slice_bytes([(source, 0, unread) for source in sources]))
-        for span in spans:
-            span.inputs = span.experts = None
 
     def _add_expert(
-        self, expert: int, weights: dict[str, mx.array], spans: Sequence[_Span]
+        self, expert: int, weights: dict[str, mx.array], routed: Sequence[_Routed]
     ) -> None:
         text = self.config.text
         mlp = FeedForward(text.hidden_size, text.intermediate_size)
@@ -187,11 +193,11 @@ class LayerwiseModel:
         mlp.load_weights(
             [(name.split(EXPERTS)[1], array.squeeze(0)) for name, array in weights.items()]
         )
-        for span in spans:
-            inputs = np.flatnonzero(span.experts == expert)
+        for one in routed:
+            inputs = np.flatnonzero(one.experts == expert)
             if len(inputs):
-                tokens = mx.array(inputs // text.num_experts_per_tok)
-                span.x = span.x.at[0, tokens].add(mlp(span.inputs[mx.array(inputs)]))
+                span, tokens = one.span, mx.array(inputs // text.num_experts_per_tok)
+                span.x = span.x.at[0, tokens].add(mlp(one.inputs[mx.array(inputs)]))
                 mx.eval(span.x)
 
     def _load(self, module: nn.Module, names: Iterable[str], prefix: str = "") -> None:
@@ -216,10 +222,10 @@ class LayerwiseModel:
     def _read(self, slices: Sequence[Slice]) -> Iterator[dict[str, mx.array]]:
         """Model tensor → its rows in float32, of each slice; the next is read meanwhile."""
         with ThreadPoolExecutor(1, "read") as reader:
-            reading = reader.submit(self._fetch, slices[0]) if slices else None
-            for slice_, following in itertools.pairwise([*slices, None]):
-                data = reading.result()
-                reading = None if following is None else reader.submit(self._fetch, following)
+            reading = deque(reader.submit(self._fetch, slice_) for slice_ in slices[:1])
+            for index, slice_ in enumerate(slices):
+                data = reading.popleft().result()
+                reading.extend(reader.submit(self._fetch, one) for one in slices[index + 1 :][:1])
                 arrays: dict[str, mx.array] = {}
                 for (source, start, stop), part in zip(slice_, data, strict=True):
                     decoded = source.decode(part, start, stop)

@@ -212,7 +212,7 @@ class ChatTemplate:
     def _call_end(self) -> SpecialToken | None:
         """What the template ends an assistant's message with that calls tools."""
         call = {"name": "f", "arguments": {}}
-        messages = [
+        messages: list[Mapping[str, Any]] = [
             {"role": "user", "content": ""},
             {"role": "assistant", "content": "", "tool_calls": [call]},
         ]

@@ -45,7 +45,8 @@ class Reader:
 
     def at(self, symbol: str) -> bool:
         """Whether `symbol` comes next, behind white space; which is then passed."""
-        self.position = WHITE_SPACE.match(self.text, self.position).end()
+        if space := WHITE_SPACE.match(self.text, self.position):
+            self.position = space.end()
         return self.text.startswith(symbol, self.position)
 
     def take(self, symbol: str) -> bool:

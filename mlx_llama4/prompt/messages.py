@@ -50,8 +50,8 @@ def joined_texts(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     return [
         message
         if isinstance(message["content"], str)
-        else dict(message) | {"content": _joined(message["content"])}
-        for message in messages
+        else message | {"content": _joined(message["content"])}
+        for message in map(dict, messages)
     ]
 
 
@@ -61,5 +61,5 @@ def _joined(parts: Sequence[Mapping[str, Any]]) -> list[Message]:
         if joined and joined[-1]["type"] == part["type"] == "text":
             joined[-1] = {"type": "text", "text": joined[-1]["text"] + part["text"]}
         else:
-            joined.append(part)
+            joined.append(dict(part))
     return joined

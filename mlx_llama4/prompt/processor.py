@@ -153,7 +153,7 @@ class Processor:
         """How many of a prompt's tokens a picture takes."""
         return len(self._image_ids(iter([image])))
 
-    def _image_ids(self, waiting: Iterator[TiledImage]) -> list[int]:
+    def _image_ids(self, waiting: Iterator[PromptImage]) -> list[int]:
         """<|image_start|>, the tiles of each row with an x separator between and a y separator
         after, then <|image|> and the global or only tile, <|image_end|>.
         """

@@ -176,11 +176,12 @@ def _item(reader: Reader, is_first: bool) -> list[ToolCall]:
     """A list of calls, or a call."""
     start = reader.position
     try:
-        calls = _list(reader) if reader.at("[") else [_call(reader)]
+        if reader.at("["):
+            return _list(reader)
+        if (call := _call(reader)) is not None:
+            return [call]
     except _NoCallsError:
-        calls = [None]
-    if None not in calls:
-        return calls
+        pass
     if is_first:
         raise _NoCallsError
     reader.position = start
@@ -193,7 +194,7 @@ def _item(reader: Reader, is_first: bool) -> list[ToolCall]:
 def _list(reader: Reader) -> list[ToolCall]:
     start = reader.position
     reader.take("[")
-    calls = []
+    calls: list[ToolCall] = []
     while not (calls and reader.take("]")):
         call = _call(reader)
         if call is None and not calls:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 Schema = dict[str, Any]
 
 SIMPLE = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
-PYTHON_TYPES = {
+PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
     "string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None),
     "array": list, "object": dict,
 }  # fmt: skip
@@ -57,9 +57,9 @@ def mismatch(value: Any, schema: Mapping[str, Any], name: str) -> str | None:
         return f"{name} must be {_in_words(schema)}, not {_shortened(value)}"
     if "enum" in schema and value not in schema["enum"]:
         return f"{name} must be {_in_words(schema)}, not {_shortened(value)}"
-    if schema["type"] == "array" and "items" in schema:
+    if isinstance(value, list) and "items" in schema:
         parts = ((f"{name}[{i}]", item, schema["items"]) for i, item in enumerate(value))
-    elif schema["type"] == "object" and "additionalProperties" in schema:
+    elif isinstance(value, dict) and "additionalProperties" in schema:
         inner = schema["additionalProperties"]
         parts = ((f"{name}[{key!r}]", item, inner) for key, item in value.items())
     else:

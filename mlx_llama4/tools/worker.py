@@ -6,6 +6,7 @@ with a line end, to the file descriptor FD, not to standard output, where tools 
 """
 
 import hashlib
+import io
 import json
 import os
 import sys
@@ -27,7 +28,8 @@ def main() -> None:
     request = json.load(sys.stdin)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     answer = _answer(request)
     sys.stdout.flush()
     with os.fdopen(answers, "w", encoding="utf-8", errors="backslashreplace") as file:

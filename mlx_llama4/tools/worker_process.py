@@ -51,6 +51,7 @@ def ask_worker(request: dict[str, Any], timeout_seconds: float) -> Outcome:
                 pass_fds=[writing],
                 start_new_session=True,
             )
+        assert process.stdout is not None  # a pipe was asked for
         printed = stack.enter_context(process.stdout)
         streams = _Stream(answer), _Stream(printed)
         try:
@@ -60,8 +61,8 @@ def ask_worker(request: dict[str, Any], timeout_seconds: float) -> Outcome:
             process.wait()
         for stream in streams:
             stream.drain()
-        kept = [bytes(stream.kept) for stream in streams]
-        return Outcome(*kept, streams[1].dropped, exit_code)
+        said, shown = streams
+        return Outcome(bytes(said.kept), bytes(shown.kept), shown.dropped, exit_code)
 
 
 @dataclass

@@ -6,8 +6,12 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from mlx_llama4.cli.console import terminal
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -39,12 +43,12 @@ def byte_progress(transient: bool = False) -> Iterator[Update]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=transient) as progress:
-        task = None
+        task: TaskID | None = None
         doing = ""
 
         def update(what: str, done: int, total: int, before: int) -> None:
             nonlocal task, doing
-            if what != doing:
+            if task is None or what != doing:
                 if task is not None:
                     progress.remove_task(task)
                 # What was there before must not count as speed.
@@ -134,7 +138,8 @@ class ReadingProgress:
             return text
         tokens, seconds = self._seen[-1]
         rate = tokens / max(seconds, 1e-9)
-        left = time_left(self._seen, done - self._first, total - self._first)
+        first = self._first or 0
+        left = time_left(self._seen, done - first, total - first)
         return f"{text}, {rate:,.0f} tokens/s, {_duration(left)} left"
 
 

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import typer
@@ -172,7 +172,7 @@ def status(text: str) -> Iterator[None]:
         yield
 
 
-def table(rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
+def table(rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
     """Aligned columns on standard output; the columns numbered in `right` are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

@@ -1,8 +1,7 @@
 """An answer on the terminal, piece by piece; as Markdown where that is wanted."""
 
-import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.console.progress import ReadingProgress
@@ -42,9 +41,12 @@ class Answer:
 
     def show(self, pieces: Iterator[str]) -> None:
         """Write the pieces as they come; however it ends, no more of them are asked for."""
-        with contextlib.closing(pieces):
+        try:
             for piece in pieces:
                 self.write(piece)
+        finally:
+            if isinstance(pieces, Generator):
+                pieces.close()
 
     def write(self, piece: str) -> None:
         self._progress.clear()

@@ -52,6 +52,13 @@ class ListOf:
 
     number: int | None
 
+    def next_marker(self) -> str:
+        """What stands before its next item."""
+        if self.number is None:
+            return "• "
+        self.number += 1
+        return f"{self.number}. "
+
 
 @dataclass
 class Leaf:
@@ -101,41 +108,47 @@ def parse(source: str, numbers: dict[int, int], known: int) -> list[Leaf]:
             path.append(ListOf(None if number is None else number - 1))
         elif token.type == "list_item_open":
             items = path[-1]
-            if items.number is not None:
-                items.number += 1
-            marker = "• " if items.number is None else f"{items.number}. "
-            path.append(Container(token.map[0], marker, " " * len(marker)))
+            marker = items.next_marker() if isinstance(items, ListOf) else "• "
+            path.append(Container(_lines_of(token)[0], marker, " " * len(marker)))
         elif token.type == "blockquote_open":
-            path.append(Container(token.map[0], "│ ", "│ "))
+            path.append(Container(_lines_of(token)[0], "│ ", "│ "))
         elif token.type in {"bullet_list_close", "ordered_list_close", "blockquote_close"}:
             path.pop()
         elif token.type == "list_item_close":
-            if not path[-1].used:
-                leaves.append(_leaf("empty", path, path[-1].line, lines, ""))
+            item = path[-1]
+            if isinstance(item, Container) and not item.used:
+                leaves.append(_leaf("empty", path, item.line, lines, ""))
             path.pop()
         elif token.type in {"paragraph_open", "heading_open"}:
             inline = next(tokens)
             kind = "text" if token.type[0] == "p" else "heading"
-            leaf = _leaf(kind, path, token.map[0], lines, inline.content, token.tag)
+            leaf = _leaf(kind, path, _lines_of(token)[0], lines, inline.content, token.tag)
             leaves.append(leaf)
         elif token.type in {"fence", "code_block"}:
             kind = "fence" if token.type == "fence" else "code"
-            leaf = _leaf(kind, path, token.map[0], lines, token.content, token.markup)
+            first, stop = _lines_of(token)
+            leaf = _leaf(kind, path, first, lines, token.content, token.markup)
             leaf.info = token.info
-            last = lines[min(token.map[1], len(lines)) - 1].lstrip(" >").rstrip()
+            last = lines[min(stop, len(lines)) - 1].lstrip(" >").rstrip()
             ends = set(last) == {token.markup[:1]} and len(last) >= len(token.markup)
-            leaf.closed = token.map[1] - 1 > token.map[0] and ends
+            leaf.closed = stop - 1 > first and ends
             leaves.append(leaf)
         elif token.type == "hr":
-            leaves.append(_leaf("rule", path, token.map[0], lines, ""))
+            leaves.append(_leaf("rule", path, _lines_of(token)[0], lines, ""))
         elif token.type == "table_open":
-            leaf = _leaf("table", path, token.map[0], lines, "")
+            leaf = _leaf("table", path, _lines_of(token)[0], lines, "")
             for part in tokens:
                 if part.type == "table_close":
                     break
                 leaf.tokens.append(part)
             leaves.append(leaf)
     return leaves
+
+
+def _lines_of(token: Token) -> tuple[int, int]:
+    """The first source line of a block, and the one after its last; every block token has both."""
+    first, stop = token.map or (0, 0)
+    return first, stop
 
 
 def _leaf(
@@ -154,7 +167,7 @@ def _leaf(
     elif kind == "empty":
         raw = source.rstrip() + " "
     else:
-        raw = re.match(r"[ >]*", source)[0]
+        raw = source[: len(source) - len(source.lstrip(" >"))]
     for part in containers:
         if not part.used:
             begun = lines[part.line].rstrip() + " "
@@ -172,10 +185,14 @@ def _blocks() -> MarkdownIt:
     return parser
 
 
+def _as_written(url: str) -> str:
+    return url
+
+
 @lru_cache(1)
 def _inlines() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "maxNesting": 100}).enable("strikethrough")
-    parser.normalizeLink = lambda url: url  # shown as it was written
+    parser.normalizeLink = _as_written  # type: ignore[method-assign]  # meant to be replaced
     parser.inline.ruler2.after("balance_pairs", "close_open_marks", _close_open_marks)
     return parser
 

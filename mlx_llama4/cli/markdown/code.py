@@ -1,7 +1,7 @@
 """Code highlighted line by line, and whole tables, as rows of text."""
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +12,7 @@ THEME = "ansi_dark"  # the terminal's own colours, readable on light and dark
 TAB = 4  # columns
 STEP = 10  # lines after which it is tried to forget those before
 AGREE = 5  # lines that must look the same without them
+SIDES: dict[str, JustifyMethod] = {"left": "left", "center": "center", "right": "right"}
 MOST = 80  # lines remembered, whatever they are
 
 
@@ -46,8 +47,8 @@ class Highlighter:
 
     def _highlight(self, lines: list[str]) -> list[Text]:
         lines = [line.expandtabs(TAB) for line in lines]
-        rows = self._syntax.highlight("\n".join(lines)).split("\n", allow_blank=True)
-        rows = [*rows[: len(lines)], *(Text() for _ in lines[len(rows) :])]
+        found = self._syntax.highlight("\n".join(lines)).split("\n", allow_blank=True)
+        rows = [*found[: len(lines)], *(Text() for _ in lines[len(found) :])]
         return [
             row if row.plain == line else Text(line) for row, line in zip(rows, lines, strict=True)
         ]
@@ -60,7 +61,7 @@ def table_rows(console: Console, leaf: Leaf, width: int) -> list[Text]:
     head = True
     for token in leaf.tokens:
         if token.type in {"th_open", "td_open"}:
-            side = str(token.attrs.get("style", "")).removeprefix("text-align:") or "left"
+            side = SIDES[str(token.attrs.get("style", "")).removeprefix("text-align:") or "left"]
         elif token.type == "inline":
             cell, _ = inline(token.content, provisional=False)
             cell.justify = side

@@ -81,7 +81,7 @@ class StreamingMarkdown:
             return  # nothing of it can be shown before its line is whole
         self._parse()
         while len(self._leaves) > self._known + 1:
-            self._print_rest(self._leaf)
+            self._print_rest(self._leaves[self._known])
             self._known += 1
             self._begin_leaf()
             if len(self._leaves) == self._known + 1:
@@ -97,8 +97,9 @@ class StreamingMarkdown:
     def _drop_printed(self) -> None:
         """Replace all before the last leaf by an `x` in each container that may go on."""
         before, last = self._leaves[-2:]
-        chain = {part.line: part.opening for part in before.path if isinstance(part, Container)}
-        if None in chain.values():
+        holders = [part for part in before.path if isinstance(part, Container)]
+        chain = {part.line: part.opening for part in holders if part.opening is not None}
+        if any(part.opening is None for part in holders):
             return
         context = []
         for opening in chain.values():
@@ -162,7 +163,7 @@ class StreamingMarkdown:
 
     def _print_some_text(self) -> bool:
         """Print a line that is whole, or a row that is full; whether there was one."""
-        leaf = self._leaf
+        leaf = self._leaves[self._known]
         lines = leaf.content.split("\n")
         source = self._source.split("\n")
         number = 1 if self._continued and len(lines[0]) <= self._continued else 0
@@ -196,7 +197,7 @@ class StreamingMarkdown:
         """The line of a paragraph that the source ends with, spaces at its end included."""
         last = self._source.rpartition("\n")[2]
         if number == 0:
-            return last[len(leaf.raw) :]
+            return last[len(leaf.raw or "") :]
         return leaf.content.split("\n")[number].strip() + last[len(last.rstrip()) :]
 
     def _print_code(self, leaf: Leaf, final: bool) -> None:
@@ -272,7 +273,7 @@ class StreamingMarkdown:
                 text = Text(leaf.markup + leaf.info + self._buffer, FAINT)
             else:
                 line = self._unfinished_code(leaf) + self._buffer
-                text = self._highlighter.line(line) if line else None
+                text = self._highlighter.line(line) if line and self._highlighter else None
         elif leaf.kind == "table":
             text = Text((self._source + self._buffer).rpartition("\n")[2].strip(), FAINT)
             text.truncate(self._width(leaf), overflow="ellipsis")
@@ -285,7 +286,7 @@ class StreamingMarkdown:
     def _unfinished_code(self, leaf: Leaf) -> str:
         last = self._source.rpartition("\n")[2]
         if not last.strip():  # the parser leaves out spaces at the end
-            return last[len(leaf.raw) :]
+            return last[len(leaf.raw or "") :]
         return leaf.content.removesuffix("\n").rpartition("\n")[2]
 
     def _unfinished_text(self, leaf: Leaf, fresh: bool) -> Text | None:

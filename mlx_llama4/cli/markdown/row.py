@@ -3,11 +3,12 @@
 from rich.console import Console
 from rich.control import Control
 from rich.segment import ControlType, Segment, Segments
+from rich.style import Style
 from rich.text import Text
 
 from mlx_llama4.cli.markdown.blocks import cells
 
-Cell = tuple[str, object]  # a character and its style
+Cell = tuple[str, Style | None]  # a character and its style
 OVER = Control(ControlType.CARRIAGE_RETURN).segment
 ERASE = Control((ControlType.ERASE_IN_LINE, 0)).segment
 

@@ -1,5 +1,6 @@
 """What a chat can tell of itself: /stats, /tokens, /cache, /context."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mlx_llama4.chat.conversation import questions
@@ -123,7 +124,7 @@ def _beginning(content: str | list) -> str:
     return text if len(text) <= 50 else text[:49] + "…"
 
 
-def _table(rows: list[tuple[str, ...]]) -> None:
+def _table(rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *rest in rows:
         cells = [f"{first:{widths[0]}}", *rest[:-1], rest[-1]]

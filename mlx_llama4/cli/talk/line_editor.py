@@ -183,7 +183,8 @@ def _completer(complete: Callable[[str], Iterable[str] | None]) -> "Completer":
             self, document: Document, event: "CompleteEvent"
         ) -> Iterator["Completion"]:
             before = document.text_before_cursor
-            word = LAST_WORD.search(before)[0]
+            last = LAST_WORD.search(before)
+            word = last[0] if last else ""
             choices = complete(before)
             if choices is not None:
                 for choice in choices:

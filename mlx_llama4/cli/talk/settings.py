@@ -2,13 +2,15 @@
 
 import difflib
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_llama4.cli.talk.draft_setting import Draft, drafter, drafts_with
 from mlx_llama4.errors import InputError, Llama4Error
 
 if TYPE_CHECKING:
     from mlx_llama4.cli.talk.talk import Talk
+
+Number = TypeVar("Number", int, float)
 
 FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty")
 INTEGERS = ("top_k", "seed")
@@ -22,10 +24,10 @@ def set_value(talk: "Talk", name: str, value: str) -> None:
         stop = (value,) if value and value != "none" else ()
         options.settings = replace(settings, stop=stop)
     elif name == "max_tokens":
-        number = _number(name, value, int)
-        if number < 1:
-            raise InputError(f"max_tokens {number} must be 1 or more")
-        options.settings = replace(settings, max_tokens=number)
+        tokens = _number(name, value, int)
+        if tokens < 1:
+            raise InputError(f"max_tokens {tokens} must be 1 or more")
+        options.settings = replace(settings, max_tokens=tokens)
     elif name == "draft":
         if value not in list(Draft):
             raise InputError(f"draft is {' or '.join(Draft)}, not {value!r}: /set draft VALUE")
@@ -33,8 +35,8 @@ def set_value(talk: "Talk", name: str, value: str) -> None:
     elif name == "seed" and value == "none":
         talk.chat.set_settings(replace(settings, seed=None))
     elif name in FLOATS or name in INTEGERS:
-        number = _number(name, value, float if name in FLOATS else int)
-        talk.chat.set_settings(replace(settings, **{name: number}))
+        changed: dict[str, Any] = {name: _number(name, value, float if name in FLOATS else int)}
+        talk.chat.set_settings(replace(settings, **changed))
     else:
         raise _unknown(name)
 
@@ -60,7 +62,7 @@ def _unknown(name: str) -> Llama4Error:
     return Llama4Error(f"there is no setting {name}; {advice}")
 
 
-def _number(name: str, value: str, kind: type) -> float:
+def _number(name: str, value: str, kind: type[Number]) -> Number:
     try:
         return kind(value)
     except ValueError:
