@@ -381,7 +381,8 @@ def test_the_worker_starts_without_mlx() -> None:
 
 def test_the_documented_file_is_one(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "tools.md").read_text()
-    (tmp_path / "house.py").write_text(text.partition("```python file=house.py\n")[2].partition("```")[0])
+    block = text.partition("```python file=house.py\n")[2].partition("```")[0]
+    (tmp_path / "house.py").write_text(block)
     (tmp_path / "readings.json").write_text('{"cellar": {"temperature": 9.5}}')
     tools = ToolFile.open(tmp_path / "house.py")
     assert tools.names == ["read_sensor", "set_heating"]
