@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         RunError,
     )
     from mlx_llama4.generation.batch import Request, generate_batch
+    from mlx_llama4.generation.generate import generate, stream_generate
     from mlx_llama4.generation.sampler import make_sampler
     from mlx_llama4.generation.settings import GenerationSettings
     from mlx_llama4.opening import load
@@ -50,9 +51,11 @@ __all__ = [
     "Request",
     "RunError",
     "__version__",
+    "generate",
     "generate_batch",
     "load",
     "make_sampler",
+    "stream_generate",
 ]
 
 # Name → the module it comes from. No name is a module's of this package: importing that module
@@ -63,9 +66,11 @@ _MODULES = {
     "GenerationSettings": "generation.settings",
     "KVQuantization": "quantization",
     "Request": "generation.batch",
+    "generate": "generation.generate",
     "generate_batch": "generation.batch",
     "load": "opening",
     "make_sampler": "generation.sampler",
+    "stream_generate": "generation.generate",
 } | {name: "errors" for name in __all__ if name.endswith("Error")}
 
 

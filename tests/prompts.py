@@ -6,10 +6,13 @@ from functools import cache as memoized
 
 import numpy as np
 
+from mlx_llama4.config import GenerationConfig
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.image import TiledImage
 from mlx_llama4.prompt.prompt import Prompt, place_images
 from tests import tiny
+
+NO_DEFAULTS = GenerationConfig(())
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,7 @@ class Letters:
     """Stands for a processor: each token is a letter."""
 
     end_tokens: Collection[int] = ()
+    defaults: GenerationConfig = NO_DEFAULTS
 
     def token_bytes(self, token: int) -> bytes:
         return bytes([97 + token % 26])

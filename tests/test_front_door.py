@@ -33,9 +33,11 @@ NAMES = [
     "Request",
     "RunError",
     "__version__",
+    "generate",
     "generate_batch",
     "load",
     "make_sampler",
+    "stream_generate",
 ]
 
 

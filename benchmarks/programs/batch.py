@@ -56,11 +56,11 @@ def ours(folder: Path) -> Ways:
         return Prompt(np.array(given, np.int32))
 
     def alone(prompt: Prompt, count: int) -> Iterator[int]:
-        settings = GenerationSettings(max_tokens=count)
+        settings = GenerationSettings(max_tokens=count, temperature=0.0)
         return (step.token for step in stream_generate(model, processor, prompt, settings))
 
     def request(prompt: Prompt, count: int) -> Request:
-        return Request(prompt, GenerationSettings(max_tokens=count))
+        return Request(prompt, GenerationSettings(max_tokens=count, temperature=0.0))
 
     def batch(requests: Iterator[Request | None]) -> Tokens:
         for number, step in generate_batch(model, processor, requests):

@@ -27,7 +27,7 @@ def ours(folder: Path, ids: np.ndarray, longest: int) -> Generating:
 
     model, processor = load(folder)
     processor.end_tokens = frozenset()
-    settings = GenerationSettings(max_tokens=longest)
+    settings = GenerationSettings(max_tokens=longest, temperature=0.0)
     steps = stream_generate(model, processor, Prompt(ids), settings)
     return (step.token for step in steps), mx.default_stream(mx.default_device())
 

@@ -1,55 +1,28 @@
-"""Several prompts at once: read one after the other, gone on with together.
+"""Several prompts at once: read one after the other, their answers decoded together.
 
 A decode step reads the weights once, for as many rows as take part: so several answers together
 come faster than one after another. Each row is what `stream_generate` would have made of it alone,
 in caches of its own (cache/row_caches.py), with chunk borders of its own.
 """
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 
 import mlx.core as mx
 
-from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.cache.row_caches import decoded_together
 from mlx_llama4.errors import InputError, Llama4Error
-from mlx_llama4.generation.choice import Choice, Chooser, wait_for
-from mlx_llama4.generation.generate import Statistics, Step, StepWriter, TokenText, room
+from mlx_llama4.generation.generate import Step, TokenText
 from mlx_llama4.generation.image_features import ImageFeatureCache
-from mlx_llama4.generation.prefill import PREFILL_SPAN, ignore_progress, prefill
-from mlx_llama4.generation.settings import DEFAULTS, GenerationSettings
-from mlx_llama4.generation.stop import StopStrings
+from mlx_llama4.generation.prefill import PREFILL_SPAN
+from mlx_llama4.generation.rows import CancelledError, Request, Row, without_frames
 from mlx_llama4.generation.wired import wired
 from mlx_llama4.model.llama4 import Llama4
-from mlx_llama4.prompt.prompt import Prompt, check_length
 
 BATCH_SIZE = 8
 
-
-@dataclass(eq=False)
-class Request:
-    """A prompt and its generation settings, as `stream_generate` takes them, without `draft`.
-
-    A cache, and a sampler that is given and draws, must be the request's own. The cache can be
-    used afterwards; its `offset` tells what it has taken in: prompt and tokens, perhaps without
-    the last, or after `cancel`, or where the batch was closed, with one that was never yielded.
-    statistics: of the row; its seconds count from when it joins, and none of the experts is in
-    them.
-    """
-
-    prompt: Prompt
-    settings: GenerationSettings = DEFAULTS
-    cache: Sequence[KVCache] | None = None
-    statistics: Statistics = field(default_factory=Statistics)
-    on_prefill: Callable[[int, int], None] = ignore_progress
-    is_cancelled: bool = field(default=False, init=False)
-
-    def cancel(self) -> None:
-        """Have the row leave, or never join; no step of it comes any more. A prompt that is being
-        read is given up after `prefill_step` tokens at most.
-        """
-        self.is_cancelled = True
+Event = tuple[int, Step | Llama4Error]  # a request's number, and what came of it
 
 
 @wired
@@ -61,14 +34,14 @@ def generate_batch(
     batch_size: int = BATCH_SIZE,
     features: ImageFeatureCache | None = None,
     prefill_step: int = PREFILL_SPAN,
-) -> Iterator[tuple[int, Step | Llama4Error]]:
+) -> Iterator[Event]:
     """Pairs of a request's number, counted from 0, and its next step; at most `batch_size` rows
-    go on at once. A row's last step has a finish_reason.
+    are decoded at once. A row's last step has a finish_reason.
 
     A request is asked for when there is room for it, and its prompt is then read, while the others
     wait: what waits takes no memory. None instead of one says that none is there just now; it is
     asked for again after the next step, or at once if no row is left. Where a row's request
-    cannot be done (its prompt is too long, a picture cannot be read) or gone on with (its schema
+    cannot be done (its prompt is too long, a picture cannot be read) or continued (its schema
     is too complex after all), its error comes in place of a step and nothing after it; the others
     go on. What concerns them all is raised and ends the batch: RunError if experts cannot be read
     from the disk, InputError for a batch size below 1, and whatever `requests` or a row's
@@ -78,14 +51,12 @@ def generate_batch(
     another order. With a grammar in a row, or experts streamed, the device is not kept a token
     ahead.
     """
-    if batch_size < 1:
-        raise InputError(f"batch size {batch_size} must be 1 or more")
-    features = ImageFeatureCache() if features is None else features
-    waiting, number, is_open = iter(requests), 0, True
-    rows: list[_Row] = []
-    mx.reset_peak_memory()
-    while is_open or rows:
-        while is_open and len(rows) < batch_size:
+    batch = Batch(
+        model, processor, batch_size=batch_size, features=features, prefill_step=prefill_step
+    )
+    waiting, is_open = iter(requests), True
+    while is_open or batch.is_busy:
+        while is_open and batch.has_room:
             try:
                 request = next(waiting)
             except StopIteration:
@@ -93,161 +64,156 @@ def generate_batch(
                 break
             if request is None:
                 break
-            try:
-                row = _Row(number, request)
-                row.join(model, processor, features, prefill_step)
-                rows.append(row)
-            except _CancelledError:
-                pass
-            except InputError as failure:
-                yield number, _alone(failure)
-            del row, request  # or their caches would stay for as long as others go on
-            number += 1
-        yield from _step(model, rows)
-        rows = [row for row in rows if row.goes_on]
+            batch.add(request)
+            del request  # or its cache would stay for as long as others go on
+            yield from batch.read_prompts()
+        yield from batch._told()
 
 
-def _step(model: Llama4, rows: Sequence["_Row"]) -> Iterator[tuple[int, Step | Llama4Error]]:
-    """The next token of each row, and what comes after it begun on the device as soon as can be."""
-    # As in decode.py: the host waits for what streamed experts read, and for what a grammar allows.
-    streamed = model.expert_statistics is not None
-    ahead = not streamed and all(row.request.settings.grammar is None for row in rows)
-    for row in (row for row in rows if row.goes_on):
-        try:
-            row.choose_token()
-        except Llama4Error as failure:
-            row.has_ended = True
-            yield row.number, _alone(failure)
-    rows = [row for row in rows if row.goes_on]
-    mx.async_eval([row.choice for row in rows])
-    if ahead:
-        # Of a row that turns out to end here, one token in vain: what it gives is never looked at.
-        _forward(model, [row for row in rows if row.left > 1])
-    steps = [row.take_token() for row in rows]
-    if not ahead and not streamed:
-        _forward(model, [row for row in rows if row.goes_on])
-    for row, step in zip(rows, steps, strict=True):
-        if not row.request.is_cancelled:
-            yield row.number, step
-    if streamed:
-        _forward(model, [row for row in rows if row.goes_on])
+class Batch:
+    """Rows that are decoded together; requests join and leave between steps.
 
+    For one thread, and within `wired_memory()` on a Mac; only `Request.cancel` may be called from
+    another thread. Once a method has raised something, the batch is of no use any more; what each
+    of them raises is what `generate_batch` raises.
+    """
 
-def _forward(model: Llama4, rows: Sequence["_Row"]) -> None:
-    """Feed each row its token, all in one pass."""
-    if not rows:
-        return
-    tokens = mx.concatenate([row.choice.token for row in rows])
-    logits = model(tokens[:, None], decoded_together([row.cache for row in rows]))[:, -1]
-    mx.async_eval(logits)
-    for row, row_logits in zip(rows, mx.split(logits, len(rows)), strict=True):
-        row.logits = row_logits
-
-
-class _CancelledError(Exception):
-    """Of a row that has not joined yet."""
-
-
-def _alone(failure: Llama4Error) -> Llama4Error:
-    """Without its traceback, whose frames would keep the caches of all rows."""
-    return failure.with_traceback(None)
-
-
-class _Row:
-    """A request that has joined. left: tokens that may yet come."""
-
-    cache: Sequence[KVCache]
-    logits: mx.array  # [1, vocabulary]
-    choice: Choice
-
-    def __init__(self, number: int, request: Request):
-        self.number = number
-        self.request = request
-        self.left = request.settings.max_tokens
-        self.has_ended = False
-
-    @property
-    def goes_on(self) -> bool:
-        return not self.has_ended and not self.request.is_cancelled
-
-    def join(
+    def __init__(
         self,
         model: Llama4,
         processor: TokenText,
-        features: ImageFeatureCache,
-        prefill_step: int,
-    ) -> None:
-        """Read the prompt to its end, so that only one at a time has activations in memory.
+        *,
+        batch_size: int = BATCH_SIZE,
+        features: ImageFeatureCache | None = None,
+        prefill_step: int = PREFILL_SPAN,
+    ):
+        if batch_size < 1:
+            raise InputError(f"batch size {batch_size} must be 1 or more")
+        self._model = model
+        self._processor = processor
+        self._batch_size = batch_size
+        self._features = ImageFeatureCache() if features is None else features
+        self._prefill_step = prefill_step
+        self._numbers = itertools.count()
+        self._joining: deque[Row] = deque()  # the first of them may be reading its prompt
+        self._rows: list[Row] = []  # whose prompts are read
+        self._unfed: list[Row] = []  # whose last token has been told, and not been fed yet
+        mx.reset_peak_memory()
 
-        Raises InputError for what is wrong with the request, _CancelledError if it was cancelled,
-        RunError if experts cannot be read.
+    def add(self, request: Request) -> int:
+        """The request's number, counted from 0. It waits until there is a row for it."""
+        row = Row(next(self._numbers), request)
+        self._joining.append(row)
+        return row.number
+
+    def cancel(self, number: int) -> None:
+        """As its `Request.cancel`; nothing happens if it has ended."""
+        for row in (*self._joining, *self._rows):
+            if row.number == number:
+                row.request.cancel()
+
+    @property
+    def is_busy(self) -> bool:
+        """Is anything left to do?"""
+        self._drop_ended()
+        return bool(self._joining or self._rows)
+
+    @property
+    def has_room(self) -> bool:
+        """Would one more request have a row at once?"""
+        self._drop_ended()
+        return len(self._joining) + len(self._rows) < self._batch_size
+
+    def step(self) -> list[Event]:
+        """Read a span of the prompt that is to join next, and then choose a token for each row
+        whose prompt is read: so a long prompt holds up the others for no longer than a span takes.
+
+        With streamed experts each span reads them anew: there `read_prompts` reads less.
         """
-        request, prompt, settings = self.request, self.request.prompt, self.request.settings
-        self._check_wanted()
-        check_length(prompt, model.config)
-        if request.cache is not None and request.cache[0].offset >= len(prompt.ids):
-            raise InputError(
-                f"the cache holds {request.cache[0].offset} tokens, the prompt has only "
-                f"{len(prompt.ids)}"
-            )
-        settings.check()
-        if settings.draft is not None:
-            raise InputError("rows of a batch are decoded without drafts; leave out draft")
-        room_left = model.config.text.max_position_embeddings - len(prompt.ids)
-        self.left = min(settings.max_tokens, room_left)
-        self._writer = StepWriter(processor, StopStrings(settings.stop), self.left)
-        self._matcher = None if settings.grammar is None else settings.grammar.start()
-        self._choose = Chooser(
-            settings.make_sampler(), settings.make_adjustments(), settings.logprobs or 0, prompt.ids
-        )
-        self._joined_at = time.perf_counter()
-        self.cache = model.make_cache() if request.cache is None else request.cache
-        request.statistics.begin(model, prompt, cached=self.cache[0].offset)
-        for layer in self.cache:
-            layer.reserve(room(prompt, self.left))
-        self.logits = prefill(
-            model,
-            prompt,
-            self.cache,
-            span=prefill_step,
-            features=features,
-            on_progress=self._on_prefill,
-        )
-        mx.eval(self.logits, [array for layer in self.cache for array in layer.arrays])
-        self._prefill_seconds = time.perf_counter() - self._joined_at
-        self._check_wanted()
+        self._feed()
+        events = [*self._read_span(), *self._choose()]
+        self._drop_ended()
+        return [(row.number, event) for row, event in events]
 
-    def _on_prefill(self, done: int, total: int) -> None:
-        self.request.on_prefill(done, total)
-        self._check_wanted()
+    def read_prompts(self) -> list[Event]:
+        """Read prompts to their ends, one after the other, as long as there are rows for them. The
+        events are errors.
+        """
+        events = []
+        while self._joining and len(self._rows) < self._batch_size:
+            events += self._read_span()
+        return [(row.number, event) for row, event in events]
 
-    def _check_wanted(self) -> None:
-        if self.request.is_cancelled:
-            raise _CancelledError
+    def _told(self) -> Iterator[Event]:
+        """Without reading: a token of each row, told only if its row is still wanted then. What
+        streamed experts must be read for comes when all have been told.
+        """
+        for row, event in self._choose():
+            if not row.request.is_cancelled:
+                yield row.number, event
+        self._drop_ended()
+        self._feed()
 
-    def choose_token(self) -> None:
-        """Lazily. Raises RunError if the schema turns out to be too complex."""
-        allowed = None if self._matcher is None else self._matcher.allowed()
-        self.choice = self._choose(self.logits, allowed)
+    def _drop_ended(self) -> None:
+        self._joining = deque(row for row in self._joining if row.goes_on)
+        self._rows = [row for row in self._rows if row.goes_on]
 
-    def take_token(self) -> Step | Llama4Error:
-        """Wait for the token that was chosen; an error if the schema does not allow it."""
-        chosen = wait_for(self.choice)
-        self.left -= 1
-        if self._matcher is not None:
+    def _read_span(self) -> list[tuple[Row, Step | Llama4Error]]:
+        """Only one prompt at a time has activations in memory."""
+        if not self._joining or len(self._rows) >= self._batch_size:
+            return []
+        row = self._joining[0]
+        events: list[tuple[Row, Step | Llama4Error]] = []
+        try:
+            if not row.has_begun:
+                row.begin(self._model, self._processor, self._features, self._prefill_step)
+            if not row.read_on():
+                return []
+            self._rows.append(row)
+        except CancelledError:
+            pass
+        except InputError as failure:
+            events.append((row, without_frames(failure)))
+        self._joining.popleft()
+        return events
+
+    def _choose(self) -> list[tuple[Row, Step | Llama4Error]]:
+        """The next token of each row, and what comes after it begun on the device as soon as can
+        be.
+        """
+        self._drop_ended()
+        # As in decode.py: the host waits for what streamed experts read, and for what a grammar
+        # allows.
+        streamed = self._model.expert_statistics is not None
+        ahead = not streamed and all(row.request.settings.grammar is None for row in self._rows)
+        events: list[tuple[Row, Step | Llama4Error]] = []
+        for row in self._rows:
             try:
-                self._matcher.accept(chosen.token)
+                row.choose_token()
             except Llama4Error as failure:
-                self.has_ended = True
-                return _alone(failure)
-        step = self._writer.step(chosen)
-        self.has_ended = step.finish_reason is not None
-        statistics = self.request.statistics
-        statistics.count(time.perf_counter() - self._joined_at)
-        # Others may have joined between the prompt's end and the first token.
-        new = statistics.prompt_tokens - statistics.cached_tokens
-        statistics.prefill_tokens_per_second = new / self._prefill_seconds
-        statistics.finish_reason = step.finish_reason
-        if self.request.settings.logprobs is not None:
-            statistics.steps.append(step)
-        return step
+                row.has_ended = True
+                events.append((row, without_frames(failure)))
+        rows = [row for row in self._rows if row.goes_on]
+        mx.async_eval([row.choice for row in rows])
+        if ahead:
+            # Of a row that turns out to end here, one token in vain: nobody looks at what it gives.
+            self._forward([row for row in rows if row.left > 1])
+        events += [(row, row.take_token()) for row in rows]
+        self._unfed = [] if ahead else [row for row in rows if row.goes_on]
+        if not streamed:
+            self._feed()
+        return events
+
+    def _feed(self) -> None:
+        rows, self._unfed = self._unfed, []
+        self._forward([row for row in rows if row.goes_on])
+
+    def _forward(self, rows: Sequence[Row]) -> None:
+        """Feed each row its token, all in one pass."""
+        if not rows:
+            return
+        tokens = mx.concatenate([row.choice.token for row in rows])
+        logits = self._model(tokens[:, None], decoded_together([row.cache for row in rows]))[:, -1]
+        mx.async_eval(logits)
+        for row, row_logits in zip(rows, mx.split(logits, len(rows)), strict=True):
+            row.logits = row_logits

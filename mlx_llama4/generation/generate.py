@@ -1,13 +1,15 @@
 """Prompt → text, one token at a time, with the device kept one token ahead of the host."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import mlx.core as mx
 
 from mlx_llama4.cache.kv import KVCache
+from mlx_llama4.config import GenerationConfig
+from mlx_llama4.errors import PromptError
 from mlx_llama4.generation.choice import Chooser, Chosen
 from mlx_llama4.generation.decode import decode, decode_constrained
 from mlx_llama4.generation.detokenizer import StreamingDetokenizer
@@ -20,7 +22,13 @@ from mlx_llama4.generation.wired import wired
 from mlx_llama4.memory import CACHE_BLOCK_TOKENS
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.model.streaming import StreamingStatistics
+from mlx_llama4.prompt.checks import check_message
+from mlx_llama4.prompt.messages import joined_texts, user_message
 from mlx_llama4.prompt.prompt import Prompt, check_length
+
+if TYPE_CHECKING:
+    from mlx_llama4.prompt.image import ImageSource, PromptImage
+    from mlx_llama4.prompt.processor import Processor
 
 FinishReason = Literal["stop", "length"]
 
@@ -85,10 +93,15 @@ class Statistics:
 
 
 class TokenText(Protocol):
-    """What a generation asks of a processor: a token's bytes, and which tokens end an answer."""
+    """What a generation asks of a processor: a token's bytes, which tokens end an answer, and how
+    the model's own generation_config.json says that tokens are chosen.
+    """
 
     @property
     def end_tokens(self) -> Collection[int]: ...
+
+    @property
+    def defaults(self) -> GenerationConfig: ...
 
     def token_bytes(self, token: int, /) -> bytes: ...
 
@@ -97,6 +110,7 @@ class Wordless:
     """In a processor's place where only ids count: no token has a text, and none ends an answer."""
 
     end_tokens: frozenset[int] = frozenset()
+    defaults = GenerationConfig(())
 
     def token_bytes(self, token: int, /) -> bytes:
         return b""
@@ -118,7 +132,7 @@ def stream_generate(
     """Continue the prompt until an end token, a stop string or the settings' `max_tokens`.
 
     Logits are first adjusted, then what the grammar does not allow is left out, then the sampler
-    chooses. Settings that are not `resolved` take the likeliest token unless they say otherwise.
+    chooses. What the settings leave open is as the processor's `defaults` say.
 
     `cache` may hold the prompt's beginning. It takes in the prompt and then the tokens yielded,
     the last one perhaps not: its `offset` tells. If a drafted answer ends early, it may hold some
@@ -128,6 +142,7 @@ def stream_generate(
     out of range.
     """
     check_length(prompt, model.config)
+    settings = settings.resolved(processor.defaults)
     settings.check()
     room_left = model.config.text.max_position_embeddings - len(prompt.ids)
     max_tokens = min(settings.max_tokens, room_left)
@@ -169,6 +184,72 @@ def stream_generate(
         yield step
         if step.finish_reason is not None:
             return
+
+
+def generate(
+    model: Llama4,
+    processor: "Processor",
+    prompt: str | Sequence[Mapping[str, Any]] | Prompt,
+    settings: GenerationSettings = DEFAULTS,
+    *,
+    images: "Sequence[ImageSource | PromptImage]" = (),
+    system: str | None = None,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    verbose: bool = False,
+) -> str:
+    """The whole answer to one prompt.
+
+    prompt: a question, put to the model through its chat template after `images` and below
+    `system`; or messages; or a Prompt, which is continued as it is. max_tokens, temperature: in
+    place of the settings'. verbose: print the answer as it comes, and what it took.
+
+    Raises PromptError for messages that the model cannot take, ImageError for a picture that cannot
+    be read, InputError for settings out of range.
+    """
+    given = _as_prompt(processor, prompt, images, system)
+    if max_tokens is not None:
+        settings = replace(settings, max_tokens=max_tokens)
+    if temperature is not None:
+        settings = replace(settings, temperature=temperature)
+    statistics = Statistics()
+    texts: list[str] = []
+    for step in stream_generate(model, processor, given, settings, statistics=statistics):
+        texts.append(step.text)
+        if verbose:
+            print(step.text, end="", flush=True)
+    if verbose:
+        rates = (statistics.prefill_tokens_per_second, statistics.decode_tokens_per_second)
+        read, written = ("" if rate is None else f", {rate:.1f} a second" for rate in rates)
+        print(f"\n{statistics.prompt_tokens} tokens read{read}")
+        print(f"{statistics.generated_tokens} tokens written{written}")
+    return "".join(texts)
+
+
+def _as_prompt(
+    processor: "Processor",
+    prompt: str | Sequence[Mapping[str, Any]] | Prompt,
+    images: "Sequence[ImageSource | PromptImage]",
+    system: str | None,
+) -> Prompt:
+    if isinstance(prompt, str):
+        if not prompt.strip() and not images:
+            raise PromptError("the question is empty")
+        question = user_message(prompt, [processor.tile(image) for image in images])
+        return processor.encode(
+            [*([{"role": "system", "content": system}] if system else []), question]
+        )
+    if images or system:
+        raise PromptError("images and system go with a question; put them into the messages")
+    if isinstance(prompt, Prompt):
+        return prompt
+    if not isinstance(prompt, list | tuple) or not all(isinstance(m, Mapping) for m in prompt):
+        raise PromptError(f"a prompt is a text, messages or a Prompt, not {type(prompt).__name__}")
+    if not prompt:
+        raise PromptError("there are no messages")
+    for message in prompt:
+        check_message(message)
+    return processor.encode(joined_texts(prompt))
 
 
 class StepWriter:

@@ -1,10 +1,10 @@
-"""A prompt into the cache.
+"""A prompt into the cache, span by span.
 
 Goes span of tokens → layers → attention steps inside the span that end at chunk borders. The
 span bounds activations; the feed-forward takes it whole.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import mlx.core as mx
 
@@ -32,7 +32,30 @@ def prefill(
 
     Tokens that the cache holds already are taken as the prompt's beginning and skipped. Pictures
     that `features` knows are not encoded again. on_progress is told (tokens in the cache, tokens
-    in all) after each span.
+    in all) after each span but the last.
+    """
+    spans = prefill_spans(model, prompt, cache, span=span, features=features)
+    while True:
+        try:
+            done, total = next(spans)
+        except StopIteration as end:
+            return end.value
+        on_progress(done, total)
+
+
+def prefill_spans(
+    model: Llama4,
+    prompt: Prompt,
+    cache: Sequence[KVCache],
+    *,
+    span: int = PREFILL_SPAN,
+    features: ImageFeatureCache | None = None,
+) -> Generator[tuple[int, int], None, mx.array]:
+    """`prefill` in pieces: each `next` reads a span, so that others may have the device between
+    two. Yields (tokens in the cache, tokens in all) after each span but the last, and then returns
+    the logits [1, vocabulary] after the prompt's last token, lazily.
+
+    All pictures are encoded before the first span.
     """
     total, offset = len(prompt.ids), cache[0].offset
     if offset >= total:
@@ -51,4 +74,4 @@ def prefill(
             return logits[:, -1]
         mx.eval([array for layer in cache for array in layer.arrays])
         mx.clear_cache()
-        on_progress(offset, total)
+        yield offset, total

@@ -4,9 +4,10 @@ macOS lets go of a GPU's memory that lies idle for a moment, and takes long to b
 is wired stays; mlx-lm wires as much as Metal recommends, and so does this.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -22,6 +23,8 @@ class _Holders:
 
     count: int = 0
     before: int = 0
+    # A generator that is dropped while this is held ends in the same thread.
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
 
 _holders = _Holders()
@@ -33,17 +36,19 @@ def wired_memory() -> Iterator[None]:
     if not mx.metal.is_available() or mx.default_device() == mx.cpu:
         yield
         return
-    if _holders.count == 0:
-        recommended = mx.device_info(mx.gpu)["max_recommended_working_set_size"]
-        _holders.before = mx.set_wired_limit(recommended)
-    _holders.count += 1
+    with _holders.lock:
+        if _holders.count == 0:
+            recommended = mx.device_info(mx.gpu)["max_recommended_working_set_size"]
+            _holders.before = mx.set_wired_limit(recommended)
+        _holders.count += 1
     try:
         yield
     finally:
-        _holders.count -= 1
-        if _holders.count == 0:
-            mx.synchronize()  # the limit must not change while something is computed
-            mx.set_wired_limit(_holders.before)
+        with _holders.lock:
+            _holders.count -= 1
+            if _holders.count == 0:
+                mx.synchronize()  # the limit must not change while something is computed
+                mx.set_wired_limit(_holders.before)
 
 
 def wired(

@@ -1,5 +1,6 @@
 """The experts that are in memory, and fetching the others."""
 
+import threading
 import time
 import weakref
 from collections import deque
@@ -16,6 +17,8 @@ from mlx_llama4.offload.slot_bank import Slot, SlotBank
 from mlx_llama4.offload.warming import Warming
 
 _kept_buffers = {"models": 0, "bytes": 0, "otherwise": 0}
+# A model that is dropped while this is held is finalized in the same thread.
+_keeping = threading.RLock()
 
 
 def _keep_buffers(nbytes: int, models: int = 1) -> None:
@@ -23,11 +26,12 @@ def _keep_buffers(nbytes: int, models: int = 1) -> None:
     the last model is gone, the limit is what it was before the first.
     """
     kept = _kept_buffers
-    if kept["models"] == 0:
-        kept["otherwise"] = mx.set_cache_limit(0)
-    kept["models"] += models
-    kept["bytes"] += nbytes
-    mx.set_cache_limit(kept["bytes"] if kept["models"] else kept["otherwise"])
+    with _keeping:
+        if kept["models"] == 0:
+            kept["otherwise"] = mx.set_cache_limit(0)
+        kept["models"] += models
+        kept["bytes"] += nbytes
+        mx.set_cache_limit(kept["bytes"] if kept["models"] else kept["otherwise"])
 
 
 class ExpertCache:

@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_llama4.errors import InputError, RunError
-from mlx_llama4.generation import batch
+from mlx_llama4.generation import rows
 from mlx_llama4.generation.batch import Request, generate_batch
 from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.model.llama4 import Llama4
@@ -168,7 +168,7 @@ def test_an_error_that_is_kept_holds_nothing_else() -> None:
 
 def test_a_prompt_s_rate_counts_its_own_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not that of those who join before its first token. Each look at the clock takes a second."""
-    monkeypatch.setattr(batch.time, "perf_counter", itertools.count().__next__)
+    monkeypatch.setattr(rows.time, "perf_counter", itertools.count().__next__)
     requests = [Request(words(n, 5 + n).prompt, at_most(3)) for n in range(3)]
     run_all(model_of("scout"), requests)
     assert [r.statistics.prefill_tokens_per_second for r in requests] == [5, 6, 7]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mlx_llama4.chat import Chat, ChatOptions
+from mlx_llama4.config import GenerationConfig
 from mlx_llama4.errors import InputError, RunError
 from mlx_llama4.generation.generate import stream_generate
 from mlx_llama4.generation.grammar import Grammar, GrammarMatcher, GrammarTokens
@@ -236,7 +237,9 @@ def test_streamed_tokens_are_shown_before_the_next_is_computed(demo_folder: Path
     grammar = Grammar({"const": 7}, GrammarTokens(tokenizer, {end}, 1019))
     steps = stream_generate(
         model,
-        SimpleNamespace(token_bytes=tokenizer.token_bytes, end_tokens={end}),
+        SimpleNamespace(
+            token_bytes=tokenizer.token_bytes, end_tokens={end}, defaults=GenerationConfig(())
+        ),
         Prompt(np.array(tokenizer.encode("Hello"), np.int32)),
         GenerationSettings(max_tokens=20, grammar=grammar),
     )
