@@ -3,8 +3,6 @@
 import dataclasses
 import itertools
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +28,7 @@ from mlx_llama4.errors import InputError, PromptError
 from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.opening import load
 from mlx_llama4.prompt.tokenizer import Tokenizer
+from tests.benchmarks.program import benchmark
 
 ROOT = Path(__file__).parents[2]
 LONGEST_SENTENCE = 16  # tokens
@@ -231,21 +230,10 @@ def test_the_limit_is_lifted_only_for_longer_documents(chat: Chat) -> None:
     assert list(chat.send("What is the code of walnut? " * 10))
 
 
-def benchmark(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks", "needle", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 @pytest.mark.slow
 def test_the_whole_way_on_the_demo(tmp_path: Path) -> None:
-    found = benchmark("--lengths", "128,256", "--seeds", "1,2", "--depths", 3, "--json",
-                      tmp_path / "a.json")  # fmt: skip
+    sizes = ("--lengths", "128,256", "--seeds", "1,2", "--depths", 3)
+    found = benchmark("needle", *sizes, "--json", tmp_path / "a.json")
     assert found.returncode == 0, found.stderr
     assert subject.DEMO in found.stdout
     assert ["depth", "128", "tokens", "256", "tokens"] in map(str.split, found.stdout.splitlines())
@@ -257,8 +245,8 @@ def test_the_whole_way_on_the_demo(tmp_path: Path) -> None:
 
 def test_a_model_of_one_s_own(talkative: Path, tmp_path: Path) -> None:
     """Random weights know nothing."""
-    found = benchmark("--model", talkative, "--lengths", "60", "--depths", 2, "--seeds", 1,
-                      "--json", tmp_path / "a.json")  # fmt: skip
+    sizes = ("--lengths", "60", "--depths", 2, "--seeds", 1)
+    found = benchmark("needle", "--model", talkative, *sizes, "--json", tmp_path / "a.json")
     assert found.returncode == 0, found.stderr
     assert str(talkative) in found.stdout and "the code is in the answer" in found.stdout
     whole = json.loads((tmp_path / "a.json").read_text())
@@ -274,7 +262,7 @@ def test_what_cannot_be_measured_is_refused_in_a_line(tmp_path: Path) -> None:
         (("--model", tmp_path / "nowhere"), "nowhere does not exist"),
         (("--json", tmp_path / "absent" / "a.json"), "is not a folder; create it first"),
     ):
-        found = benchmark(*arguments)
+        found = benchmark("needle", *arguments)
         assert found.returncode == 2, found.stderr
         assert found.stderr.count("\n") == 1 and message in found.stderr
         assert found.stdout == ""
