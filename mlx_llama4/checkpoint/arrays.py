@@ -1,8 +1,7 @@
-"""Stored bytes → MLX arrays, and whether their values survive the way.
+"""Turns stored bytes into MLX arrays, and checks that their values survive.
 
-bfloat16 reaches to 3e38, float16 only to 65,504: what is larger would silently become infinite.
-The checks look at the bits of the source's bytes, a block at a time: ten times faster than
-arithmetic.
+bfloat16 reaches to 3e38, float16 only to 65,504: anything larger would silently become infinite.
+The checks look at the stored bits, a block at a time, which is ten times faster than arithmetic.
 """
 
 from typing import TYPE_CHECKING
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
 
 BLOCK_ITEMS = 2**20
 
-# (source, target): the largest bits below the sign that still give a finite value of the target
-# when rounded. NaN and infinity lie above in all of them.
+# (source, target): the largest bits below the sign that still round to a finite target value. The
+# bits of NaN and infinity are larger in all of them.
 LARGEST = {
     ("BF16", "bfloat16"): 0x7F7F,
     ("BF16", "float32"): 0x7F7F,
@@ -34,9 +33,12 @@ LARGEST_VALUE = {"bfloat16": 3.3895e38, "float16": 65504.0, "float32": 3.4028e38
 
 
 def fits(data: np.ndarray, source: str, target: str) -> bool:
-    """data: bytes, uint8. source: as safetensors spells it ("BF16"); target: as MLX does."""
-    bits = data.view(np.uint32 if source == "F32" else np.uint16)
-    without_sign = bits.dtype.type(0x7FFFFFFF if source == "F32" else 0x7FFF)
+    """Are all values finite in `target`?
+
+    data: bytes, uint8. source: a dtype as safetensors spells it ("BF16"). target: as MLX does.
+    """
+    bits: np.ndarray = data.view(np.uint32 if source == "F32" else np.uint16)
+    without_sign = 0x7FFFFFFF if source == "F32" else 0x7FFF
     limit = LARGEST[source, target]
     return all(
         (bits[start : start + BLOCK_ITEMS] & without_sign).max() <= limit
@@ -45,14 +47,14 @@ def fits(data: np.ndarray, source: str, target: str) -> bool:
 
 
 def check_fit(data: np.ndarray, tensor: StoredTensor, dtype: str) -> None:
-    """Raises RunError if a value of the float tensor that `data` is of is not finite in `dtype`."""
+    """Raises RunError if a value in `data`, bytes of a float tensor, is not finite in `dtype`."""
     if not fits(data, tensor.dtype, dtype):
         raise misfit(tensor, dtype)
 
 
 def check_products(data: np.ndarray, scale: StoredTensor, largest: float, dtype: str) -> None:
-    """Raises RunError if a number of up to `largest` times one of the scales that `data` is of,
-    finite ones, could be too large for `dtype`.
+    """Raises RunError if a number of up to `largest`, times one of the finite scales in `data`,
+    could be too large for `dtype`.
     """
     if scale.dtype == "BF16":
         values = (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)

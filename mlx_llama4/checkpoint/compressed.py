@@ -1,9 +1,9 @@
 """compressed-tensors' `pack-quantized`: integers of 4 or 8 bits with scales, maybe zero points.
 
-A value is (code − zero point) · scale; without zero points the code of zero is in the middle,
-2^(bits − 1). Codes are packed in the very order of MLX's affine mode, which reads
-code · scale + bias, so that they can be kept: bias = −zero point · scale. Without zero points
-that is a power of two times the scale, and nothing at all is lost.
+A value is (code − zero point) · scale. Without zero points the code of zero is the middle one,
+2^(bits − 1). Codes are packed in the same order as in MLX's affine mode, which computes
+code · scale + bias. So the codes are kept, with bias = −zero point · scale. Without zero points the
+bias is a power of two times the scale, and nothing is lost.
 """
 
 from dataclasses import dataclass
@@ -26,17 +26,13 @@ MLX_GROUP_SIZES = (128, 64, 32)
 
 @dataclass(frozen=True)
 class PackedIntegers:
-    """packed: I32 [out, in · bits / 32]. scale: [out, groups], [out, 1], or one for all.
-    zero_point: I32 [out · bits / 32, groups], packed along its first axis.
-
-    shape: the model tensor's, which is not to be had from `packed` alone.
-    """
+    """A tensor packed by compressed-tensors."""
 
     target: str
-    packed: StoredTensor
-    scale: StoredTensor
-    zero_point: StoredTensor | None
-    shape: tuple[int, int]
+    packed: StoredTensor  # I32 [out, in · bits / 32]
+    scale: StoredTensor  # [out, groups], [out, 1], or one for all
+    zero_point: StoredTensor | None  # I32 [out · bits / 32, groups], packed along its first axis
+    shape: Shape  # the model tensor's, which does not follow from `packed` alone
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -44,7 +40,7 @@ class PackedIntegers:
 
     @cached_property
     def bits(self) -> int:
-        """0 if the packed shape is that of no known width."""
+        """Bits a weight; 0 if the packed shape fits no known number."""
         if len(self.shape) != 2:
             return 0
         out, width = self.shape
@@ -61,7 +57,7 @@ class PackedIntegers:
 
     @cached_property
     def quantization(self) -> Quantization | None:
-        """MLX's packing on the same grid; None for shapes or groups that it does not know."""
+        """MLX's packing on the same grid; None for shapes or groups that MLX does not know."""
         if not self.bits or len(self.scale.shape) > 2:
             return None
         out, width = self.shape
@@ -103,13 +99,15 @@ class PackedIntegers:
             biases = -(2 ** (self.bits - 1)) * scales
         else:
             biases = -scales * self._zero_points(data[2], start, stop)
-        size = self.shape[1] // self.quantization.group_size
+        if (quantization := self.quantization) is None:
+            raise ValueError(f"{self.packed.name} is packed as MLX cannot pack")
+        size = self.shape[1] // quantization.group_size
 
         def spread(values: mx.array) -> mx.array:
             every = mx.repeat(values, size // groups, axis=1)
             return mx.broadcast_to(every, (rows, size))
 
-        return [PackedRows(weight, spread(scales), spread(biases), self.quantization)]
+        return [PackedRows(weight, spread(scales), spread(biases), quantization)]
 
     def _zero_points(self, data: np.ndarray, start: int, stop: int) -> "mx.array":
         import mlx.core as mx

@@ -1,4 +1,4 @@
-"""FP8 weights with scales: e4m3 values times one scale per tensor, per row, or per block."""
+"""FP8 weights: e4m3 values times one scale per tensor, per row, or per block."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,14 +18,12 @@ NAN_E4M3 = 0x7F  # below the sign; e4m3fn has no infinity
 
 @dataclass(frozen=True)
 class Float8:
-    """weight: F8_E4M3 [out, in]. scale: one for all, [out] or [out, 1], or one for each block of
-    `block` rows and columns.
-    """
+    """A tensor of FP8 values with its scales."""
 
     target: str
-    weight: StoredTensor
-    scale: StoredTensor
-    block: tuple[int, int] | None = None
+    weight: StoredTensor  # F8_E4M3 [out, in]
+    scale: StoredTensor  # one for all, [out], [out, 1], or one for each block
+    block: tuple[int, int] | None = None  # rows and columns of a block
     quantization = None
 
     @property
@@ -41,8 +39,8 @@ class Float8:
         return (self.weight, self.scale)
 
     @property
-    def _scale_shape(self) -> Shape | None:
-        """The scales as [1 or rows of blocks, 1 or columns of blocks]."""
+    def _scale_shape(self) -> tuple[int, int] | None:
+        """The scales as [1 or rows of blocks, 1 or columns of blocks]; None if they do not fit."""
         if len(self.weight.shape) != 2:
             return None
         out, width = self.weight.shape
@@ -68,7 +66,7 @@ class Float8:
         codes, scale = data
         width = self.weight.shape[1]
         values = mx.from_fp8(mx.array(codes.reshape(stop - start, width)), mx.float32)
-        _, columns = self._scale_shape
+        _, columns = self._grid()
         scales = as_array(scale, self.scale.dtype, (-1, columns)).astype(mx.float32)
         if self.block is not None:
             rows, cells = self.block
@@ -77,8 +75,14 @@ class Float8:
             scales = mx.repeat(scales, cells, axis=1)[:, :width]
         return [values * scales]
 
+    def _grid(self) -> tuple[int, int]:
+        """The scales' shape, when rows are read: by then `shapes` was checked."""
+        if (shape := self._scale_shape) is None:
+            raise ValueError(f"{self.scale.name} does not fit {self.weight.name}")
+        return shape
+
     def _scale_rows(self, start: int, stop: int) -> tuple[int, int]:
-        rows, _ = self._scale_shape
+        rows, _ = self._grid()
         if rows == 1:
             return (0, 1)
         size = self.block[0] if self.block is not None else 1
@@ -86,6 +90,6 @@ class Float8:
 
 
 def has_nan(codes: np.ndarray) -> bool:
-    """codes: e4m3, uint8"""
+    """Is any code a NaN? codes: e4m3, uint8."""
     blocks = (codes[start : start + BLOCK_ITEMS] for start in range(0, len(codes), BLOCK_ITEMS))
     return any(((block & NAN_E4M3) == NAN_E4M3).any() for block in blocks)

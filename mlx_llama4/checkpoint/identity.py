@@ -1,4 +1,7 @@
-"""Which model a folder holds, told without reading all of it: keys and values fit no other."""
+"""Identifies the model in a folder without reading all of it.
+
+Saved keys and values fit the model that made them, and no other.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,25 +12,25 @@ from mlx_llama4.config import load_config
 from mlx_llama4.errors import CheckpointError
 from mlx_llama4.prompt.chat_template import load_chat_template
 
-SAMPLES = 4  # places at which each tensor is looked at
+SAMPLES = 4  # places in each tensor that are read
 SAMPLE_BYTES = 64
 
 
 @dataclass(frozen=True)
 class Identity:
-    """name: for people. model, tokenizer: hexadecimal digests."""
+    """Two folders with the same digests hold the same model."""
 
-    name: str
-    model: str
-    tokenizer: str
+    name: str  # for people
+    model: str  # hexadecimal digest
+    tokenizer: str  # hexadecimal digest
 
 
 def identify(folder: str | Path) -> Identity:
     """The identity of an MLX folder.
 
-    Of the model: config, and of each tensor its type, shape and a few bytes, spread over it. A
-    fine-tune differs from its base in nearly all of them; the same weights in other shards do
-    not differ. Of the tokenizer: its file, and the chat template.
+    The model's digest covers its config and each tensor's dtype, shape and a few bytes spread over
+    it. A fine-tune differs from its base in nearly all tensors; the same weights in other shards
+    have the same digest. The tokenizer's digest covers its file and the chat template.
     """
     folder = Path(folder)
     config = load_config(folder)

@@ -1,25 +1,25 @@
-"""From the layout of a source tensor to that of the model's, for any range of its rows.
+"""Converts rows of a source tensor to the layout of the model's tensor.
 
-A layout never mixes rows of the first axis (experts, or output features), so that each range
-can be read, laid out and written on its own.
+A layout never mixes rows of the first axis (experts, or output features), so each range of rows
+can be read, laid out and written by itself.
 """
 
 from typing import Literal
 
 import numpy as np
 
-# Routed experts are stacked [experts, in, out] in Hugging Face's checkpoints, gate and up side
-# by side, and [experts, out, in], apart, in MLX folders.
+# Hugging Face's checkpoints stack routed experts [experts, in, out], gate and up side by side. MLX
+# folders stack them [experts, out, in], gate and up apart.
 Layout = Literal["as is", "transposed", "gate and up"]
 
-# A copy that walks along one axis and jumps along the other misses the cache at every step. By
-# blocks that read long stretches of few rows it was measured to be five times as fast (Linux x86).
+# A copy that walks along one axis and jumps along the other misses the cache at every step. In
+# blocks that read long stretches of a few rows it is five times as fast (measured on Linux x86).
 BLOCK_INPUTS = 16
 BLOCK_OUTPUTS = 1024
 
 
 def transposed(source: np.ndarray) -> np.ndarray:
-    """[…, in, out] → […, out, in], in order of memory."""
+    """[…, in, out] → […, out, in], contiguous."""
     *outer, inputs, outputs = source.shape
     result = np.empty((*outer, outputs, inputs), source.dtype)
     for row in range(0, inputs, BLOCK_INPUTS):
@@ -31,8 +31,8 @@ def transposed(source: np.ndarray) -> np.ndarray:
 
 
 def model_shapes(layout: Layout, source: tuple[int, ...]) -> list[tuple[int, ...]] | None:
-    """Shapes of the model tensors that a source tensor holds, in the order of its targets; None
-    if the source's shape cannot have this layout.
+    """Shapes of the model tensors in a source tensor, in the order of its targets; None if a
+    tensor of this shape cannot have this layout.
     """
     if layout == "as is":
         return [source]

@@ -1,4 +1,4 @@
-"""Which stored tensors make up which tensor of the model, and which are missing or too many.
+"""Finds the stored tensors that make up each tensor of the model, and those missing or unknown.
 
 For folders in Hugging Face's layout, quantized or not, and in MLX's. Reads headers only.
 """
@@ -21,12 +21,11 @@ from mlx_llama4.tensors import TensorSpec, model_tensors
 
 @dataclass(frozen=True)
 class Matching:
-    """specs: what the config asks for. sources: model tensor → where its rows come from. Then
-    names, with what is wrong about them.
-    """
+    """The model's tensors and their sources."""
 
-    specs: dict[str, TensorSpec]
-    sources: dict[str, WeightSource] = field(default_factory=dict)
+    specs: dict[str, TensorSpec]  # what the config asks for
+    sources: dict[str, WeightSource] = field(default_factory=dict)  # model tensor → its rows
+    # Names of tensors, by what is wrong with them:
     missing: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     misshapen: list[str] = field(default_factory=list)
@@ -86,17 +85,14 @@ def stored_quantization(checkpoint: Checkpoint, config: Config, module: str) -> 
 
 
 class _Finder:
-    """Finds the stored tensors of one model tensor at a time; notes what is missing or mistyped.
-
-    taken: the stored tensors that are part of something.
-    """
+    """Finds the stored tensors of one model tensor at a time; notes what is missing or mistyped."""
 
     def __init__(self, checkpoint: Checkpoint, config: Config, matching: Matching):
         self.checkpoint = checkpoint
         self.config = config
         self.stored = checkpoint.tensors
         self.matching = matching
-        self.taken: set[str] = set()
+        self.taken: set[str] = set()  # stored tensors that are part of a model tensor
 
     def find(self, target: str, spec: TensorSpec) -> WeightSource | None:
         missing = len(self.matching.missing)
@@ -112,10 +108,15 @@ class _Finder:
     def _is_linear(self, name: str) -> bool:
         return name in self.stored or f"{name}_packed" in self.stored
 
-    def _take(self, name: str, *dtypes: str) -> StoredTensor | None:
-        if name not in self.stored:
-            self.matching.missing.append(name)
-            return None
+    def _wanted(self, name: str, *dtypes: str) -> StoredTensor | None:
+        """Takes a stored tensor, or notes that it is missing."""
+        if name in self.stored:
+            return self._take(name, *dtypes)
+        self.matching.missing.append(name)
+        return None
+
+    def _take(self, name: str, *dtypes: str) -> StoredTensor:
+        """A tensor that is stored; notes if its dtype is none of these."""
         self.taken.add(name)
         tensor = self.stored[name]
         if tensor.dtype not in dtypes:
@@ -135,37 +136,37 @@ class _Finder:
     def _mlx(self, module: str, target: str) -> WeightSource | None:
         quantization = stored_quantization(self.checkpoint, self.config, module)
         is_affine = quantization.mode == "affine"
-        weight = self._take(f"{module}.weight", "U32")
-        scales = self._take(f"{module}.scales", *(FLOAT_DTYPES if is_affine else ("U8",)))
-        biases = self._take(f"{module}.biases", *FLOAT_DTYPES) if is_affine else None
+        weight = self._wanted(f"{module}.weight", "U32")
+        scales = self._wanted(f"{module}.scales", *(FLOAT_DTYPES if is_affine else ("U8",)))
+        biases = self._wanted(f"{module}.biases", *FLOAT_DTYPES) if is_affine else None
         if weight is None or scales is None or (is_affine and biases is None):
             return None
         return MlxPacked(target, weight, scales, biases, quantization)
 
     def _integers(self, name: str, target: str, shape: tuple[int, ...]) -> WeightSource | None:
-        packed = self._take(f"{name}_packed", "I32")
-        scale = self._take(f"{name}_scale", *FLOAT_DTYPES)
+        packed = self._wanted(f"{name}_packed", "I32")
+        scale = self._wanted(f"{name}_scale", *FLOAT_DTYPES)
         foreign = self.config.foreign_quantization
         wants_zero_point = foreign is not None and foreign.has_zero_points
         zero_point = None
         if wants_zero_point or f"{name}_zero_point" in self.stored:
-            zero_point = self._take(f"{name}_zero_point", "I32")
+            zero_point = self._wanted(f"{name}_zero_point", "I32")
         if packed is None or scale is None or (wants_zero_point and zero_point is None):
             return None
         return PackedIntegers(target, packed, scale, zero_point, shape)
 
     def _float8(self, name: str, target: str) -> WeightSource | None:
-        is_inverse = f"{name}_scale_inv" in self.stored  # the reciprocal of what quantized it
+        is_inverse = f"{name}_scale_inv" in self.stored  # the reciprocal of the quantizing scale
         weight = self._take(name, "F8_E4M3")
-        scale = self._take(f"{name}_scale{'_inv' * is_inverse}", *FLOAT_DTYPES)
+        scale = self._wanted(f"{name}_scale{'_inv' * is_inverse}", *FLOAT_DTYPES)
         foreign = self.config.foreign_quantization
-        if weight is None or scale is None:
+        if scale is None:
             return None
         return Float8(target, weight, scale, foreign.block if foreign else None)
 
     def _experts(self, name: str, target: str, spec: TensorSpec) -> WeightSource | None:
-        """Routed experts as Hugging Face's releases have them, stacked [experts, in, out] with
-        gate and up side by side, or as modules of their own, `experts.0.gate_proj.weight`.
+        """Routed experts, either stacked [experts, in, out] with gate and up side by side, as in
+        Hugging Face's releases, or as separate modules, `experts.0.gate_proj.weight`.
         """
         experts, projection = name.removesuffix(".weight").rsplit(".", 1)
         stacked = "down_proj" if projection == "down_proj" else "gate_up_proj"
@@ -182,12 +183,12 @@ class _Finder:
             return None
         self.matching.missing.extend(one for one in names if one not in set(present))
         found = [self._linear(one, one, spec.shape[1:]) for one in present]
-        whole = len(found) == len(names) and all(found)
-        return OneByOne(tuple(found), target) if whole else None
+        whole = tuple(one for one in found if one is not None)
+        return OneByOne(whole, target) if len(whole) == len(names) else None
 
 
 def _misshapen(source: WeightSource, wanted: list[tuple[int, ...]]) -> list[StoredTensor]:
-    """The stored tensors that make the source's shapes other than those wanted."""
+    """The stored tensors whose shapes are to blame if the source's are not those wanted."""
     if source.shapes == wanted:
         return []
     if isinstance(source, OneByOne):
@@ -195,8 +196,8 @@ def _misshapen(source: WeightSource, wanted: list[tuple[int, ...]]) -> list[Stor
             tensor for expert in source.experts for tensor in _misshapen(expert, [wanted[0][1:]])
         ]
     if isinstance(source, PackedIntegers) and source.bits:
-        without = replace(source, zero_point=None)
-        return [source.zero_point if without.quantization else source.scale]
+        fits_without = replace(source, zero_point=None).quantization is not None
+        return [source.zero_point if source.zero_point and fits_without else source.scale]
     if isinstance(source, MlxPacked | Plain) or source.tensors[0].shape != wanted[0]:
         return [source.tensors[0]]
-    return [source.tensors[1]]  # the scales do not go with the weight
+    return [source.tensors[1]]  # the scales do not fit the weight

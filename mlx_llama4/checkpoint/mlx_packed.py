@@ -1,4 +1,4 @@
-"""Tensors that MLX has packed: ours, mlx-lm's, mlx-vlm's."""
+"""Tensors packed by MLX, whether here, by mlx-lm or by mlx-vlm."""
 
 from dataclasses import dataclass
 
@@ -10,20 +10,18 @@ from mlx_llama4.checkpoint.safetensors import Checkpoint, StoredTensor
 from mlx_llama4.checkpoint.sources import PackedRows, Shape
 from mlx_llama4.quantization import Quantization
 
-# In the modes other than affine scales are powers of two (e8m0) or e4m3; neither has infinity.
+# Modes other than affine have scales in e8m0 (powers of two) or e4m3; neither has an infinity.
 NAN_E8M0 = 0xFF
 
 
 @dataclass(frozen=True)
 class MlxPacked:
-    """weight: U32 […, in · bits / 32]; scales and biases: […, in / group_size], scales in 8 bits
-    and no biases in the modes other than affine.
-    """
+    """A tensor packed by MLX."""
 
     target: str
-    weight: StoredTensor
-    scales: StoredTensor
-    biases: StoredTensor | None
+    weight: StoredTensor  # U32 […, in · bits / 32]
+    scales: StoredTensor  # […, in / group_size]; U8 in modes other than affine
+    biases: StoredTensor | None  # as the scales; only in affine mode
     quantization: Quantization
 
     @property

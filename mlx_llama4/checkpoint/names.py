@@ -1,7 +1,7 @@
-"""What a model tensor may be called in a source, and what a source may hold beside them.
+"""The names of model tensors in a source, and names of a source that are ignored.
 
-Every name of a source must be known here or ignored here with a reason; an unknown one stops
-the conversion, since a tensor that is silently left out makes a model that is silently wrong.
+Every name in a source must be known here, or ignored here with a reason. An unknown one stops the
+conversion, because a tensor left out silently makes a model that is silently wrong.
 """
 
 import re
@@ -22,8 +22,8 @@ def is_ignored(name: str) -> bool:
 
 
 def spellings(target: str) -> tuple[str, ...]:
-    """Names of a model tensor, or module, in Hugging Face's layout and in MLX's: text-only
-    checkpoints leave out the first part.
+    """Names of a model tensor, or module, in Hugging Face's layout and in MLX's. Text-only
+    checkpoints omit the first part.
     """
     short = target.removeprefix("language_model.")
     return (target,) if short == target else (target, short)

@@ -1,4 +1,4 @@
-"""Which format a source has: told from its folder, said to the user, refused by name if unknown."""
+"""Opens a checkpoint of any format; names the format to the user, and refuses unknown ones."""
 
 import json
 from collections import Counter
@@ -18,7 +18,7 @@ from mlx_llama4.files.dtypes import FLOAT_DTYPES
 from mlx_llama4.quantization import ForeignQuantization, packing_name
 from mlx_llama4.tensors import without_absent_vision
 
-# What quantization_config may say. The tensors themselves tell the rest.
+# What quantization_config may say; the tensors themselves say the rest.
 METHODS: dict[str, tuple[str | None, ...]] = {
     "compressed-tensors": (
         "float-quantized",
@@ -32,29 +32,27 @@ METHODS: dict[str, tuple[str | None, ...]] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint to convert. raw: its config.json, in Hugging Face's spelling. config: without
-    a vision tower if the weights have none. layout: of the weights, in words. files: name → text
-    of what the model folder needs and the source says in another way.
-    """
+    """An opened checkpoint."""
 
     folder: Path
-    raw: dict[str, Any]
-    config: Config
+    raw: dict[str, Any]  # config.json, in Hugging Face's spelling
+    config: Config  # without a vision tower if the weights have none
     checkpoint: Checkpoint
     matching: Matching
-    layout: str
+    layout: str  # of the weights, in words
+    # Name → text of files that the model folder needs and that this format does not have.
     files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_packed(self) -> bool:
-        """Does any tensor come on a grid that can be kept?"""
+        """Is any tensor packed in a way that MLX can keep?"""
         return any(source.quantization for source in self.matching.sources.values())
 
     @property
     def dtype(self) -> str:
-        """The 16-bit type of most of its unpacked bytes; bfloat16 if that is of other widths.
+        """The dtype of most unpacked bytes, if it is one of the 16-bit ones; else bfloat16.
 
-        By what is stored, since config.json may say otherwise.
+        It goes by what is stored, since config.json may say otherwise.
         """
         nbytes: Counter[str] = Counter()
         for tensor in self.checkpoint.tensors.values():
@@ -64,10 +62,10 @@ class Source:
 
 
 def open_source(folder: str | Path, checkpoint: Checkpoint | None = None) -> Source:
-    """Reads config.json and headers only. checkpoint: the headers, if they are known already.
+    """Reads config.json and headers only. checkpoint: the headers, if they are already read.
 
-    Raises ConfigError or CheckpointError for a folder that is no checkpoint. What is wrong with
-    single tensors is in `matching`.
+    Raises ConfigError or CheckpointError if the folder is not a checkpoint. Problems of single
+    tensors are in `matching`.
     """
     folder = Path(folder)
     if checkpoint is None and is_meta(folder):
@@ -96,7 +94,7 @@ def check_format(folder: Path, foreign: ForeignQuantization | None) -> None:
 
 
 def packing_names(matching: Matching) -> str:
-    """The packings of what is packed, each once, for people; "" if nothing is."""
+    """The packings in use, each once, for people; "" if nothing is packed."""
     found = dict.fromkeys(source.quantization for source in matching.sources.values())
     return "; ".join(packing_name(one) for one in found if one is not None)
 

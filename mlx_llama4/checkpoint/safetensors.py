@@ -1,7 +1,7 @@
-"""A folder of safetensors shards: what is in it, and its bytes by range.
+"""Reads a folder of safetensors shards: first the headers, then tensors or slices of them.
 
-Reads headers only, then single tensors or slices of them; never a whole file. Checks on opening
-that every shard is there and as long as its header says, so that nothing fails half-way.
+It never reads a whole file. Opening checks that every shard is there and as long as its header
+says, so that nothing fails half-way.
 """
 
 import math
@@ -19,7 +19,7 @@ from mlx_llama4.files.durable import MAX_CALL_BYTES
 from mlx_llama4.files.json_file import parse_json, read_json
 
 INDEX_NAME = "model.safetensors.index.json"
-# A file begins with the length of its header, in so many bytes; that may be up to the maximum.
+# A file begins with the length of its header, in LENGTH_BYTES bytes.
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 
@@ -67,7 +67,7 @@ class Checkpoint:
         try:
             with tensor.file.open("rb", buffering=0) as file:
                 file.seek(tensor.offset + start * row_bytes)
-                view = memoryview(buffer)
+                view = buffer.data
                 while view:
                     if not (count := file.readinto(view[:MAX_CALL_BYTES])):
                         raise RunError(f"{tensor.file} became shorter while it was read")
@@ -86,7 +86,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def assemble(folder: Path, headers: Iterable[list[StoredTensor]]) -> Checkpoint:
-    """The checkpoint of these shards' headers, checked against each other and the index."""
+    """A checkpoint from the headers of its shards, checked against each other and the index."""
     tensors: dict[str, StoredTensor] = {}
     for header in headers:
         for tensor in header:
@@ -102,7 +102,7 @@ def assemble(folder: Path, headers: Iterable[list[StoredTensor]]) -> Checkpoint:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the checkpoint, all of them there."""
+    """The safetensors files of a checkpoint. Raises CheckpointError if one is missing."""
     names = indexed_shards(folder)
     if not names:
         names = _complete_numbering([path.name for path in folder.glob("model*.safetensors")])
@@ -145,15 +145,15 @@ def header_length(file: Path, size: int, start: bytes) -> int:
     length = int.from_bytes(start[:LENGTH_BYTES], "little")
     if size < LENGTH_BYTES or length > min(size - LENGTH_BYTES, MAX_HEADER_BYTES):
         raise CheckpointError(
-            f"{file} is truncated or no safetensors file ({size:,} bytes); download it again"
+            f"{file} is truncated or not a safetensors file ({size:,} bytes); download it again"
         )
     return length
 
 
 def parse_header(file: Path, size: int, data: bytes) -> list[StoredTensor]:
-    """The tensors that the JSON header `data` of a file of `size` bytes describes.
+    """The tensors that a JSON header describes. The file need not be there.
 
-    The file itself need not be there.
+    size: bytes of the file. data: the header.
     """
     try:
         header = parse_json(data)
@@ -186,7 +186,7 @@ def _tensor(file: Path, name: str, entry: dict, data_start: int) -> StoredTensor
             f"{file}: the entry of {name} is damaged; download it again"
         ) from None
     if not name.isprintable():
-        # It would be printed, in messages of one line; no real name has any such character.
+        # Messages of one line print the name; no real name has such characters.
         raise CheckpointError(f"{file} has a damaged header (name {name!r}); download it again")
     if dtype not in ITEM_BYTES:
         raise CheckpointError(f"{file}: {name} has data type {dtype!r}, which is unknown")
@@ -208,7 +208,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not wrong:  # of thousands of tensors, but few files
         wrong = [name for name in sorted(set(names)) if Path(name).name != name]
     if wrong:
-        # Names come from a download: keep them inside the folder.
+        # The names come from a download; they must not lead out of the folder.
         raise CheckpointError(f"{index} names a shard {wrong[0]!r} outside its folder")
     return weight_map
 
@@ -225,10 +225,10 @@ def _check_index(folder: Path, tensors: dict[str, StoredTensor]) -> None:
 
 
 def _complete_numbering(names: list[str]) -> list[str]:
-    """Add the names that "…-00001-of-00003" promises, so that a missing shard is noticed."""
+    """Adds the names that "…-00001-of-00003" implies, so that a missing shard is noticed."""
     promised = set(names)
     for name in names:
-        # Five digits at most: nobody has more shards, and the names are not to be trusted.
+        # Five digits at most: no checkpoint has more shards, and the names cannot be trusted.
         if match := re.fullmatch(r"(.*-)(\d{1,5})(-of-)(\d{1,5})(\.safetensors)", name):
             stem, number, of, total, suffix = match.groups()
             promised |= {

@@ -1,11 +1,12 @@
-"""Where the rows of a model tensor come from, whatever the format of the source.
+"""Where the rows of a model tensor come from, whatever the source's format.
 
-A row is one entry of the first axis: an expert of a stacked tensor, else an output feature. Any
-range of rows can be read, decoded and written on its own, so that memory depends on the size of
-a slice and never on that of a tensor.
+A row is one entry of the first axis: an expert of a stacked tensor, or an output feature. Any range
+of rows can be read, decoded and written by itself, so memory depends on the size of a slice, never
+on that of a tensor.
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -28,7 +29,7 @@ BLOCK_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows on a quantization grid, packed as MLX packs them; see `quantized_tensors`."""
+    """Quantized rows, packed as MLX packs them; see `quantized_tensors`."""
 
     weight: "mx.array"
     scales: "mx.array"
@@ -36,7 +37,7 @@ class PackedRows:
     quantization: Quantization
 
     def dense(self) -> "mx.array":
-        """The rows' values, float32: their products have more digits than 16 bits hold."""
+        """The rows' values in float32, since products have more digits than 16 bits hold."""
         import mlx.core as mx
 
         if self.biases is None:
@@ -55,32 +56,40 @@ class PackedRows:
 
 
 class WeightSource(Protocol):
-    """One or several model tensors, of equally many rows, that are read together.
-
-    targets: their names. shapes: theirs as the stored shapes imply, None if these make no sense.
-    tensors: what is stored. quantization: the packing that rows come in, None if dense.
-    """
+    """One or several model tensors with the same number of rows, which are read together."""
 
     @property
-    def targets(self) -> tuple[str, ...]: ...
+    def targets(self) -> tuple[str, ...]:
+        """The model tensors' names."""
+        ...
+
     @property
-    def shapes(self) -> list[Shape] | None: ...
+    def shapes(self) -> list[Shape] | None:
+        """Their shapes, as the stored shapes imply them; None if those make no sense."""
+        ...
+
     @property
-    def tensors(self) -> tuple[StoredTensor, ...]: ...
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """What is stored."""
+        ...
+
     @property
-    def quantization(self) -> Quantization | None: ...
+    def quantization(self) -> Quantization | None:
+        """The packing in which rows come; None if they are dense."""
+        ...
 
     def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
-        """What rows start … stop - 1 need of each tensor, as bytes, uint8. Runs beside `decode`
-        in a thread of its own, does there what numpy is good for, and makes no MLX arrays. Raises
-        RunError for values not finite in `dtype`.
+        """The bytes, uint8, of each tensor that rows start … stop - 1 need.
+
+        Runs beside `decode` in a thread of its own, so it may use numpy but makes no MLX arrays.
+        Raises RunError for values that are not finite in `dtype`.
         """
         ...
 
     def decode(
         self, data: list[np.ndarray], start: int, stop: int
-    ) -> "list[mx.array | PackedRows]":
-        """What `read` gave → rows start … stop - 1 of each target, lazily."""
+    ) -> "Sequence[mx.array | PackedRows]":
+        """What `read` returned → rows start … stop - 1 of each target, lazily."""
         ...
 
 
@@ -112,14 +121,16 @@ class Plain:
 
     def decode(self, data: list[np.ndarray], start: int, stop: int) -> "list[mx.array]":
         count = len(self.targets)
-        _, *inner = self.shapes[0]
+        if (shapes := self.shapes) is None:
+            raise ValueError(f"{self.tensor.name} has no shape to be {self.layout}")
+        _, *inner = shapes[0]
         rows = as_array(data[0], self.tensor.dtype, (stop - start, count, *inner))
         return [rows[:, index] for index in range(count)]
 
 
 @dataclass(frozen=True)
 class OneByOne:
-    """A stacked tensor whose rows, the experts, are stored as tensors of their own."""
+    """A stacked tensor whose rows, the experts, are stored as separate tensors."""
 
     experts: tuple[WeightSource, ...]
     target: str
@@ -128,7 +139,7 @@ class OneByOne:
     def targets(self) -> tuple[str, ...]:
         return (self.target,)
 
-    @cached_property  # as are the tensors: Maverick has 128 experts, each asked for each slice
+    @cached_property  # like `tensors`: Maverick has 128 experts, and each slice asks for all
     def shapes(self) -> list[Shape] | None:
         found = [expert.shapes for expert in self.experts]
         if found[0] is None or any(shapes != found[0] for shapes in found):
@@ -169,23 +180,26 @@ def num_rows(source: WeightSource) -> int:
 
 
 def row_bytes(source: WeightSource) -> int:
-    """Bytes that are read for a row, rounded up."""
+    """Bytes read for a row, rounded up."""
     return -(-sum(tensor.nbytes for tensor in source.tensors) // max(num_rows(source), 1))
 
 
+def dense(rows: "mx.array | PackedRows") -> "mx.array":
+    """The rows' values, unpacked if they are packed."""
+    return rows.dense() if isinstance(rows, PackedRows) else rows
+
+
 def _stack(rows: "list[mx.array | PackedRows]") -> "mx.array | PackedRows":
+    """Rows on one grid stay packed; any others become dense."""
     import mlx.core as mx
 
-    first = rows[0]
-    if isinstance(first, mx.array) or any(
-        isinstance(one, mx.array) or one.quantization != first.quantization for one in rows
-    ):
-        dense = [one.dense() if isinstance(one, PackedRows) else one for one in rows]
-        return mx.stack(dense)
-    biases = None if first.biases is None else mx.stack([one.biases for one in rows])
+    packed = [row for row in rows if isinstance(row, PackedRows)]
+    if len(packed) < len(rows) or any(row.quantization != packed[0].quantization for row in packed):
+        return mx.stack([dense(row) for row in rows])
+    biases = [row.biases for row in packed if row.biases is not None]
     return PackedRows(
-        mx.stack([one.weight for one in rows]),
-        mx.stack([one.scales for one in rows]),
-        biases,
-        first.quantization,
+        mx.stack([row.weight for row in packed]),
+        mx.stack([row.scales for row in packed]),
+        mx.stack(biases) if biases else None,
+        packed[0].quantization,
     )

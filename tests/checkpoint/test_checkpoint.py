@@ -61,7 +61,9 @@ def test_missing_shard(folder: Path) -> None:
 @pytest.mark.parametrize("size", [0, 7, 8, 30])
 def test_truncated_header(folder: Path, size: int) -> None:
     shard(folder, 1).write_bytes(shard(folder, 1).read_bytes()[:size])
-    assert "model-00001-of-00003.safetensors is truncated or no safetensors file" in refused(folder)
+    assert "model-00001-of-00003.safetensors is truncated or not a safetensors file" in refused(
+        folder
+    )
 
 
 def test_truncated_data(folder: Path) -> None:

@@ -211,7 +211,7 @@ def test_scales_that_do_not_belong(tmp_path: Path) -> None:
     write_torch_file(tmp_path / "fp8_scales_1.pt", scales)
     assert f"unknown: scales of {PREFIX}.w1 in consolidated.01.pth" in refused(tmp_path)
     (tmp_path / "fp8_scales_1.pt").write_bytes(b"")
-    assert "fp8_scales_1.pt is no file of torch.save" in refused(tmp_path)
+    assert "fp8_scales_1.pt is not a torch.save file" in refused(tmp_path)
 
 
 def test_eight_bits_elsewhere(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_damaged_headers(hub: Hub) -> None:
     """As in a folder, but before anything is downloaded."""
     path = shards(hub.repositories[NAME])[1]
     data = path.read_bytes()
-    for damaged, message in ((data[:-1], "is truncated"), (b"\xff" * 20, "no safetensors file")):
+    for damaged, message in ((data[:-1], "is truncated"), (b"\xff" * 20, "not a safetensors file")):
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=message):
             open_remote(NAME)

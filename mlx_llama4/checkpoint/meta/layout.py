@@ -1,5 +1,5 @@
-"""Meta's own layout as a source: params.json and one consolidated.NN.pth for each rank, beside
-fp8_scales_N.pt if the routed experts have 8 bits. Reads headers only.
+"""Opens a folder in Meta's own layout: params.json, and one consolidated.NN.pth for each rank, with
+fp8_scales_N.pt beside it if the routed experts have 8 bits. Reads headers only.
 """
 
 import re
@@ -21,18 +21,18 @@ EMBEDDING = "tok_embeddings.weight"
 
 
 def is_meta(folder: Path) -> bool:
-    """Is this a folder as llama.com gives it?"""
+    """Is this a folder as llama.com delivers it?"""
     if (folder / "config.json").is_file():
         return False
     return (folder / "params.json").is_file() or any(folder.glob("consolidated*.pth"))
 
 
 def open_meta(folder: Path) -> tuple[dict[str, Any], Checkpoint, Config, Matching]:
-    """config.json in Hugging Face's spelling, the tensors of all ranks, the config, and what of
-    the model is where.
+    """config.json in Hugging Face's spelling, the tensors of all ranks, the config, and the sources
+    of the model's tensors.
 
     Raises CheckpointError for files that are missing or damaged, ConfigError for params.json.
-    What is wrong with single tensors is in the matching.
+    Problems of single tensors are in the matching.
     """
     _refuse_int4(folder)
     path = folder / "params.json"
@@ -85,13 +85,14 @@ def _files(folder: Path) -> list[Path]:
     names = [path.name for path in found]
     if names == ["consolidated.pth"]:
         return found
-    numbers = [re.fullmatch(r"consolidated\.(\d\d)\.pth", name) for name in names]
-    if not names or not all(numbers):
+    matches = [re.fullmatch(r"consolidated\.(\d\d)\.pth", name) for name in names]
+    numbers = [int(match[1]) for match in matches if match is not None]
+    if not names or len(numbers) < len(names):
         raise CheckpointError(
             f"{folder} holds no consolidated.00.pth and so on, or others beside them; "
             "give the folder as it was downloaded"
         )
-    promised = [f"consolidated.{rank:02}.pth" for rank in range(int(numbers[-1][1]) + 1)]
+    promised = [f"consolidated.{rank:02}.pth" for rank in range(numbers[-1] + 1)]
     _refuse_copies(found)
     missing = [name for name in promised if name not in names]
     if missing:
@@ -103,8 +104,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _refuse_copies(files: list[Path]) -> None:
-    """One rank under two names would pass every other check and make a wrong model. What is in a
-    file is known by the checksums in its directory, if its writer gave any.
+    """One rank under two names would pass every other check and make a wrong model. The checksums
+    in a file's directory tell its contents, if its writer gave any.
     """
     seen: dict[tuple[int, ...], Path] = {}
     for file in files:
@@ -120,7 +121,7 @@ def _refuse_copies(files: list[Path]) -> None:
 
 
 def _check_count(folder: Path, count: int, rows: int, vocab_size: int) -> None:
-    """The ranks have equally many rows of the vocabulary, which tells how many there are."""
+    """All ranks have the same number of vocabulary rows, so it tells how many ranks there are."""
     if rows and vocab_size % rows == 0 and vocab_size != rows * count:
         raise CheckpointError(
             f"{folder} holds {count} consolidated.*.pth files, but each has {rows:,} of "

@@ -1,6 +1,6 @@
-"""Which tensors of Meta's files make up which of the model's, and which are missing or too many.
+"""Finds the tensors of Meta's files that make up each of the model's, and those missing or unknown.
 
-Ranks are joined row range by row range, as they are read. Reads headers only.
+Ranks are joined as they are read, one range of rows at a time. Reads headers only.
 """
 
 import math
@@ -43,16 +43,13 @@ def match_ranks(ranks: Sequence[Rank], config: Config) -> Matching:
 
 
 class _Finder:
-    """Finds the source of one model tensor at a time; notes what is missing or wrong.
-
-    taken: Meta's names that are part of something.
-    """
+    """Finds the source of one model tensor at a time; notes what is missing or wrong."""
 
     def __init__(self, ranks: Sequence[Rank], config: Config, matching: Matching):
         self.ranks = ranks
         self.config = config
         self.matching = matching
-        self.taken: set[str] = set()
+        self.taken: set[str] = set()  # Meta's names that are part of a model tensor
 
     def find(self, target: str, spec: TensorSpec) -> WeightSource | None:
         ways = places(target, self.config.text)
@@ -65,7 +62,7 @@ class _Finder:
             return None
         scales: Sequence[StoredTensor] = ()
         if tensors[0].dtype == FLOAT8:
-            # By the names of the reference's modules, whatever those of the weights.
+            # Scales have the names of the reference's modules, whatever those of the weights.
             scales = self._take(scales_of(ways[-1].name), FLOAT_DTYPES)
             if not scales:
                 return None
@@ -80,7 +77,7 @@ class _Finder:
         return name if len(self.ranks) == 1 else f"{name} in {rank.file.name}"
 
     def _take(self, name: str, dtypes: tuple[str, ...]) -> list[StoredTensor]:
-        """What the ranks have under this name; nothing unless it is there and alike in all."""
+        """Each rank's tensor of this name; none unless all ranks have it, in the same form."""
         self.taken.add(name)
         first = next((rank.tensors[name] for rank in self.ranks if name in rank.tensors), None)
         sound: list[StoredTensor] = []
@@ -98,7 +95,7 @@ class _Finder:
 
 
 def _note(names: list[str], name: str) -> None:
-    if name not in names:  # several model tensors may be part of one that is stored
+    if name not in names:  # a stored tensor may hold several of the model's
         names.append(name)
 
 
@@ -109,13 +106,14 @@ def _source(
     scales: Sequence[StoredTensor],
     shape: Shape,
 ) -> WeightSource | None:
-    """Of what the ranks store; None for shapes that cannot be taken apart so."""
+    """The source of a tensor, from what the ranks store; None for shapes that do not fit."""
     if scales:
         pairs = zip(tensors, scales, strict=True)
-        parts = [_float8_experts(target, weight, scale, shape[0]) for weight, scale in pairs]
+        found = [_float8_experts(target, weight, scale, shape[0]) for weight, scale in pairs]
     else:
-        parts = [_part(target, place, tensor, shape[0]) for tensor in tensors]
-    if None in parts:
+        found = [_part(target, place, tensor, shape[0]) for tensor in tensors]
+    parts = [part for part in found if part is not None]
+    if len(parts) < len(found):
         return None
     if place.axis is None or len(parts) == 1:
         return parts[0]
@@ -123,12 +121,12 @@ def _source(
 
 
 def _part(target: str, place: Place, tensor: StoredTensor, rows: int) -> WeightSource | None:
-    """What one rank has of the target."""
+    """One rank's part of the target."""
     if place.form == "transposed":
         return Transposed(Plain((target,), tensor))
     if place.form == "experts":
         stacked = _stacked(tensor, rows)
-        return stacked and Plain((target,), stacked, "transposed")
+        return None if stacked is None else Plain((target,), stacked, "transposed")
     first, last, pieces = place.share
     if not tensor.shape or tensor.shape[0] % pieces:
         return None
@@ -139,7 +137,7 @@ def _part(target: str, place: Place, tensor: StoredTensor, rows: int) -> WeightS
 def _float8_experts(
     target: str, weight: StoredTensor, scale: StoredTensor, experts: int
 ) -> WeightSource | None:
-    """Each column of an expert [in, out], which is a row of the model's, has a scale."""
+    """FP8 experts with a scale for each column of [in, out], which is a row of the model's."""
     stacked = _stacked(weight, experts)
     if stacked is None:
         return None
@@ -155,7 +153,7 @@ def _float8_experts(
 
 
 def _stacked(tensor: StoredTensor, experts: int) -> StoredTensor | None:
-    """[experts · in, out] as [experts, in, out]; None if it is neither."""
+    """The tensor as [experts, in, out]; None if it is neither that nor [experts · in, out]."""
     if len(tensor.shape) == 2 and tensor.shape[0] % experts == 0:
         rows, outputs = tensor.shape
         return replace(tensor, shape=(experts, rows // experts, outputs))
@@ -168,7 +166,7 @@ def _expert(tensor: StoredTensor, index: int) -> StoredTensor:
 
 
 def _rows(tensor: StoredTensor, start: int, stop: int) -> StoredTensor:
-    """A row range of a stored tensor is a stored tensor too."""
+    """A range of a stored tensor's rows, as a stored tensor."""
     row_bytes = tensor.nbytes // max(tensor.shape[0], 1)
     shape = (stop - start, *tensor.shape[1:])
     return replace(tensor, shape=shape, offset=tensor.offset + start * row_bytes)

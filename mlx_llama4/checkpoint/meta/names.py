@@ -1,8 +1,8 @@
-"""What the tensors of the model are called in Meta's files, and which part of what they are.
+"""Where Meta's files store each tensor of the model: under which name, and which part of it.
 
-After the load hooks of the reference (llama-models, models/llama4), which also read the names of
-the reference's own modules; and after models/checkpoint.py for what each rank holds. Queries and
-keys keep their order: the reference rotates neighbours, as we do.
+The names follow the load hooks of the reference (llama-models, models/llama4), which also read the
+names of the reference's own modules. What each rank holds follows its models/checkpoint.py. Queries
+and keys keep their order: the reference rotates neighbours, as we do.
 """
 
 import re
@@ -21,22 +21,17 @@ IGNORED = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model tensor is stored.
-
-    axis: the model tensor's axis that is divided among the ranks; None if each has all of it.
-    share: the rows from `start` to `stop`, of `whole` equal pieces, in what each rank stores.
-    form: "experts" are stacked [experts · in, out], or [experts, in, out]; "transposed" is
-        [in, out].
-    """
+    """Where a model tensor is stored."""
 
     name: str
-    axis: int | None = None
-    share: tuple[int, int, int] = (0, 1, 1)
+    axis: int | None = None  # the model tensor's axis that ranks divide; None: each has all of it
+    share: tuple[int, int, int] = (0, 1, 1)  # pieces start … stop - 1 of `whole` equal ones
+    # "experts": [experts · in, out] or [experts, in, out]. "transposed": [in, out].
     form: Literal["as is", "experts", "transposed"] = "as is"
 
 
 def places(target: str, text: TextConfig) -> tuple[Place, ...]:
-    """The ways to store a model tensor, the releases' first; none if Meta's layout has no such."""
+    """The ways to store a model tensor, the releases' first."""
     if match := re.fullmatch(r"language_model\.model\.layers\.(\d+)\.(.+)", target):
         found = _text_layer(match[2], text)
         return tuple(_inside(f"layers.{match[1]}", place) for place in found)
@@ -51,7 +46,7 @@ def is_ignored(name: str) -> bool:
 
 
 def scales_of(name: str) -> str:
-    """Scales are in files of their own, by the names of what they scale."""
+    """Our name for a tensor's scales; separate files store them under the tensor's own name."""
     return f"scales of {name}"
 
 
@@ -62,7 +57,7 @@ def _inside(prefix: str, place: Place) -> Place:
 def _text_layer(name: str, text: TextConfig) -> tuple[Place, ...]:
     if name in TEXT_LAYER:
         return TEXT_LAYER[name]
-    # Queries, keys and values of a rank's heads, one below another.
+    # Rows of a rank's queries, then its keys, then its values.
     heads, pairs = text.num_attention_heads, text.num_key_value_heads
     whole = heads + 2 * pairs
     shares = {

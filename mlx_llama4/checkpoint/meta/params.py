@@ -1,8 +1,8 @@
-"""Meta's params.json → config.json in Hugging Face's spelling.
+"""Translates Meta's params.json to config.json in Hugging Face's spelling.
 
 Widths follow from dim by the rules of the reference (llama-models, models/llama4/args.py,
-model.py, moe.py), and so do the defaults for absent keys. Keys that the reference does not know
-it ignores, and so do we.
+model.py, moe.py); defaults for absent keys are the reference's too. It ignores unknown keys, and so
+do we.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from mlx_llama4.files.json_file import Keys
 BEGIN_OF_TEXT, END_OF_TEXT = 200000, 200001
 END_OF_MESSAGE, END_OF_TURN, PAD = 200007, 200008, 200018
 IMAGE_START, IMAGE_END, PATCH = 200080, 200081, 200092
-# The reference stops at these, and samples so.
+# The end tokens and sampling of the reference.
 GENERATION_CONFIG: dict[str, Any] = {
     "bos_token_id": BEGIN_OF_TEXT,
     "do_sample": True,
@@ -25,10 +25,10 @@ GENERATION_CONFIG: dict[str, Any] = {
     "temperature": 0.6,
     "top_p": 0.9,
 }
-# The reference's own, for Scout's scaled RoPE: released files do not have them.
+# The reference's constants for Scout's scaled RoPE, which released files do not state.
 ROPE_FACTOR, ROPE_HIGH_FREQ_FACTOR = 16.0, 1.0
 ROPE_LOW_FREQ_FACTOR, ROPE_ORIGINAL_CONTEXT = 1.0, 8192
-# The file does not say it. Scout alone has scaled RoPE.
+# The file does not state the context. Only Scout has scaled RoPE.
 SCOUT_CONTEXT, MAVERICK_CONTEXT = 10_485_760, 1_048_576
 MAX_TILES = 16
 BILINEAR = 2  # Pillow's number
@@ -38,7 +38,7 @@ def config_of(params: Mapping[str, Any], where: str, vocab_size: int) -> dict[st
     """A raw config.json, as `parse_config` takes it.
 
     where: the file's name, for errors. vocab_size: for files that leave it out. Raises
-    ConfigError for keys that are missing, of a wrong kind, or of a variant not supported.
+    ConfigError for keys that are missing, of a wrong kind, or of an unsupported variant.
     """
     params = params.get("model", params)
     if not isinstance(params, Mapping):
@@ -67,7 +67,7 @@ def config_of(params: Mapping[str, Any], where: str, vocab_size: int) -> dict[st
 
 
 def json_files(config: Config) -> dict[str, dict[str, Any]]:
-    """Name → contents of the files beside config.json that Meta's folders do not have."""
+    """Name → contents of the files beside config.json that Meta's folders lack."""
     files = {"generation_config.json": GENERATION_CONFIG}
     if config.vision is not None:
         files["processor_config.json"] = _processor_config(config.vision)
@@ -75,7 +75,7 @@ def json_files(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def _processor_config(vision: VisionConfig) -> dict[str, Any]:
-    """How pictures become tiles, in the spelling of transformers 5."""
+    """How pictures become tiles, as transformers 5 spells it."""
     side = vision.image_size
     return {
         "fake_image_token": "<|image|>",
@@ -100,7 +100,7 @@ def _processor_config(vision: VisionConfig) -> dict[str, Any]:
 
 
 def _refuse_variants(params: Mapping[str, Any], where: str) -> None:
-    """Refuse what changes the model and is in no release."""
+    """Refuses options that change the model and that no release uses."""
     for key in ("quantization_args", "lora_args"):
         value = params.get(key)
         if isinstance(value, Mapping):
@@ -129,7 +129,7 @@ def _text(params: Mapping[str, Any], where: str, vocab_size: int) -> dict[str, A
     head_dim = dim // heads
     if dim % heads or keys.integer("head_dim", head_dim) != head_dim:
         raise ConfigError(f"{where}: heads must be dim {dim} / n_heads {heads} wide")
-    # -1 says: as many as the tokenizer has.
+    # -1 means the size of the tokenizer.
     if params.get("vocab_size") not in (None, -1):
         vocab_size = keys.integer("vocab_size")
     scaled = bool(params.get("use_scaled_rope"))
@@ -150,7 +150,7 @@ def _text(params: Mapping[str, Any], where: str, vocab_size: int) -> dict[str, A
         "intermediate_size": _expert_width(keys, experts),
         "intermediate_size_mlp": _dense_width(keys),
         "max_position_embeddings": SCOUT_CONTEXT if scaled else MAVERICK_CONTEXT,
-        # None: all layers have positions, as for an interval that no layer reaches.
+        # Absent: all layers have positions, as with an interval longer than the model.
         "no_rope_layer_interval": keys.integer("nope_layer_interval", layers + 1),
         "num_attention_heads": heads,
         "num_experts_per_tok": experts.integer("top_k", 1),
@@ -172,7 +172,7 @@ def _dense_width(keys: Keys) -> int:
 
 
 def _expert_width(keys: Keys, experts: Keys) -> int:
-    """Of an expert, routed or shared: together they are as wide as a dense layer."""
+    """Width of an expert, routed or shared; the two together are as wide as a dense layer."""
     width = int(2 * int(keys.positive("ffn_exp", 4.0) * keys.integer("dim")) / 3)
     width = int(keys.positive("ffn_dim_multiplier", 1.0) * width)
     if experts.raw.get("auto_scale_F", True):

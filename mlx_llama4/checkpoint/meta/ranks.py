@@ -1,7 +1,7 @@
-"""Rows of a model tensor that several ranks hold between them.
+"""Joins the rows of a model tensor that several ranks share.
 
-Model parallelism cuts some axis of a tensor into equal parts, one for each rank; what a rank
-holds is a source in its own right.
+Model parallelism cuts an axis of a tensor into equal parts, one for each rank. A rank's part is a
+source of its own.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlx_llama4.checkpoint.safetensors import Checkpoint, StoredTensor
-from mlx_llama4.checkpoint.sources import Shape, WeightSource, num_rows
+from mlx_llama4.checkpoint.sources import Shape, WeightSource, dense, num_rows
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Joined:
-    """Dense parts, all of one shape, that continue each other along an axis of the target."""
+    """Dense parts of one shape that follow each other along an axis of the target."""
 
     target: str
     parts: tuple[WeightSource, ...]
@@ -57,13 +57,13 @@ class Joined:
         pieces = self._pieces(start, stop)
         count = len(data) // len(pieces)
         arrays = [
-            part.decode(data[index * count : (index + 1) * count], first, last)[0]
+            dense(part.decode(data[index * count : (index + 1) * count], first, last)[0])
             for index, (part, first, last) in enumerate(pieces)
         ]
         return [mx.concatenate(arrays, axis=self.axis)]
 
     def _pieces(self, start: int, stop: int) -> list[tuple[WeightSource, int, int]]:
-        """The parts that have some of these rows, and which of their own rows these are."""
+        """The parts that have some of these rows, each with the range of its own rows."""
         if self.axis:
             return [(part, start, stop) for part in self.parts]
         rows = num_rows(self.parts[0])
@@ -76,7 +76,7 @@ class Joined:
 
 @dataclass(frozen=True)
 class Transposed:
-    """A dense source that is stored [in, out]; a small one, read as a whole for any of its rows."""
+    """A dense source stored [in, out]. It is small, so any of its rows read it whole."""
 
     source: WeightSource
     quantization = None
@@ -99,4 +99,4 @@ class Transposed:
 
     def decode(self, data: list[np.ndarray], start: int, stop: int) -> "list[mx.array]":
         arrays = self.source.decode(data, 0, num_rows(self.source))
-        return [array.T[start:stop] for array in arrays]
+        return [dense(array).T[start:stop] for array in arrays]

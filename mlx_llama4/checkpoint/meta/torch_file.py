@@ -1,8 +1,7 @@
-"""A .pth file as torch.save writes it, without torch: where each tensor lies in it.
+"""Finds the tensors in a .pth file that torch.save wrote, without torch.
 
-The file is a zip archive whose entries are stored as they are: data.pkl describes the tensors,
-data/0, data/1, … are the bytes of their storages. So a tensor is a byte range of the file, and
-reading it needs no more than that.
+The file is a zip archive of uncompressed entries: data.pkl describes the tensors; data/0, data/1, …
+are the bytes of their storages. So each tensor is a byte range of the file.
 """
 
 import math
@@ -31,13 +30,13 @@ MAX_DIMENSIONS = 8
 ZIP_MAGIC = b"PK\x03\x04"
 LOCAL_HEADER_BYTES = 30
 ENCRYPTED = 1  # of an entry's flags
-EXTRA_STATE = "_extra_state"  # what some modules keep beside their weights
+EXTRA_STATE = "_extra_state"  # what some modules save beside their weights
 
 
 def read_torch_file(file: Path) -> list[StoredTensor]:
-    """The tensors of a state dict, in its order; extra states are left out.
+    """The tensors of a state dict, in its order, without extra states.
 
-    Raises CheckpointError for a file that is truncated, damaged, of another format, or that asks
+    Raises CheckpointError for a file that is truncated, damaged or of another format, or that asks
     for anything but tensors.
     """
     try:
@@ -50,7 +49,7 @@ def read_torch_file(file: Path) -> list[StoredTensor]:
                 storages = _storages(file, archive, stream, f"{root}/data/")
     except OSError as failure:
         raise CheckpointError(f"cannot read {file}: {failure.strerror or failure}") from None
-    # zipfile raises all of these for archives that were cut or tampered with.
+    # zipfile raises all of these for archives that are truncated or tampered with.
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError):
         raise CheckpointError(
             f"{file} is truncated or damaged ({size:,} bytes); download it again"
@@ -71,7 +70,7 @@ def _check_format(file: Path, magic: bytes) -> None:
             "torch and save it again"
         )
     if magic != ZIP_MAGIC:
-        raise CheckpointError(f"{file} is no file of torch.save; download it again")
+        raise CheckpointError(f"{file} is not a torch.save file; download it again")
 
 
 def _root(file: Path, archive: zipfile.ZipFile) -> str:
@@ -115,7 +114,7 @@ def _check_stored(file: Path, entry: zipfile.ZipInfo) -> None:
 def _storages(
     file: Path, archive: zipfile.ZipFile, stream: BinaryIO, prefix: str
 ) -> dict[str, tuple[int, int]]:
-    """Key → where the storage lies in the file and how many bytes it has."""
+    """Key → the storage's offset in the file and its bytes."""
     size = stream.seek(0, os.SEEK_END)
     storages: dict[str, tuple[int, int]] = {}
     for entry in archive.infolist():
@@ -133,7 +132,7 @@ def _storages(
 
 
 def _data_offset(stream: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """The entry's own header has a padding of its own, unlike that in the archive's directory."""
+    """Where an entry's data begins; its own header is padded differently from the directory's."""
     stream.seek(entry.header_offset)
     header = stream.read(LOCAL_HEADER_BYTES)
     if len(header) < LOCAL_HEADER_BYTES or header[:4] != ZIP_MAGIC:
@@ -150,7 +149,7 @@ def _tensor(
     if isinstance(value, Call) and value.function == PARAMETER_FUNCTION and value.arguments:
         value = value.arguments[0]
     if not isinstance(value, Call) or value.function not in TENSOR_FUNCTIONS:
-        raise CheckpointError(f"{file}: {name!r} is no tensor")
+        raise CheckpointError(f"{file}: {name!r} is not a tensor")
     if len(value.arguments) < 6 or not name.isprintable():
         raise damaged
     stored, first, shape, strides = value.arguments[:4]
@@ -176,7 +175,7 @@ def _tensor(
 
 
 def _storage(stored: Any, arguments: tuple[Any, ...]) -> tuple[str | None, str | None]:
-    """dtype and key of ("storage", class, key, device, count); None for what is damaged."""
+    """dtype and key of ("storage", class, key, device, count); None for damaged ones."""
     if not isinstance(stored, Stored) or not isinstance(stored.id, tuple) or len(stored.id) != 5:
         return None, None
     kind, of, key, _, _ = stored.id
@@ -196,7 +195,7 @@ def _are_sizes(values: Any) -> bool:
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Strides of axes that have one entry, or none, say nothing."""
+    """Is the tensor in order of memory? Strides of axes with one entry, or none, do not count."""
     return math.prod(shape) == 0 or all(
         count == 1 or stride == math.prod(shape[axis + 1 :])
         for axis, (count, stride) in enumerate(zip(shape, strides, strict=True))

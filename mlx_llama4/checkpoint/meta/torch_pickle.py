@@ -1,8 +1,8 @@
-"""The pickle inside a .pth file, read as a description and never run.
+"""Reads the pickle inside a .pth file as a description, without running it.
 
-A pickle is a program for a machine with a stack. This one knows only the instructions that
-torch.save writes, and where they would import something or call it, it notes what was asked for:
-nothing is imported, called, or built but dicts and tuples. Knows nothing of files or tensors.
+A pickle is a program for a stack machine. This machine knows only the instructions that torch.save
+writes. Where they would import or call something, it notes what was asked for: it imports nothing,
+calls nothing, and builds only dicts and tuples. It knows nothing of files or tensors.
 """
 
 import io
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 Argument = Literal["none", "byte", "two bytes", "four bytes", "signed", "number", "text", "lines"]
 
-# Code → name, as in the module pickletools, and the kind of what follows it.
+# Code → name, as in the module pickletools, and the kind of its argument.
 INSTRUCTIONS: dict[bytes, tuple[str, Argument]] = {
     b"\x80": ("PROTO", "byte"),
     b".": ("STOP", "none"),
@@ -44,11 +44,11 @@ INSTRUCTIONS: dict[bytes, tuple[str, Argument]] = {
     b"b": ("BUILD", "none"),
 }
 
-# What the state dict of a model asks for; the rest of a checkpoint's needs are data.
+# What a model's state dict asks for; everything else in a checkpoint is data.
 TENSOR_FUNCTIONS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
 PARAMETER_FUNCTION = "torch._utils._rebuild_parameter"
 DICT_FUNCTION = "collections.OrderedDict"
-# The extra state of some modules, which is left out, is a file in memory with bytes.
+# Some modules save extra state, which we leave out: a file in memory with bytes.
 LEFT_OUT = ("_io.BytesIO", "io.BytesIO", "_codecs.encode", "__builtin__.bytes", "builtins.bytes")
 # Storage class or dtype → as safetensors spells it; UntypedStorage comes with a dtype.
 UNTYPED = "torch.storage.UntypedStorage"
@@ -79,14 +79,14 @@ class PickleError(ValueError):
 
 @dataclass(frozen=True)
 class Named:
-    """Something of a Python module, by its name only."""
+    """A member of a Python module, by its name only."""
 
     name: str
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What would have been built by calling `function`."""
+    """What a call of `function` would have built."""
 
     function: str
     arguments: tuple[Any, ...]
@@ -100,8 +100,8 @@ class Stored:
 
 
 def read_pickle(data: bytes) -> Any:
-    """The object that `data` describes, of dicts with string keys, tuples, numbers, strings and
-    the classes above. Raises PickleError.
+    """The object that `data` describes: dicts with string keys, tuples, numbers, strings and the
+    classes above. Raises PickleError.
     """
     stream, machine = io.BytesIO(data), _Machine()
     try:
@@ -113,7 +113,7 @@ def read_pickle(data: bytes) -> Any:
             machine.run(name, _argument(stream, kind))
     except PickleError:
         raise
-    # A stack that is empty, a memo that is not there, text that is not UTF-8, …
+    # An empty stack, an unknown memo, text that is not UTF-8, …
     except (ValueError, IndexError, KeyError, TypeError):
         raise PickleError("is damaged") from None
     raise PickleError("describes far more than a checkpoint has")
@@ -224,7 +224,7 @@ def _named(name: str) -> Named:
 
 def _call(function: Any, arguments: Any) -> Any:
     if not isinstance(function, Named) or not isinstance(arguments, tuple):
-        raise PickleError("calls something that is no function")
+        raise PickleError("calls something that is not a function")
     if function.name == DICT_FUNCTION and not arguments:
         return {}
     if function.name in DTYPES or function.name == DICT_FUNCTION:
@@ -234,7 +234,7 @@ def _call(function: Any, arguments: Any) -> Any:
 
 def _set(target: Any, items: list[Any]) -> None:
     if not isinstance(target, dict):
-        raise PickleError("puts items into something that is no dict")
+        raise PickleError("puts items into something that is not a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, str):
             raise PickleError(f"has a name of type {type(key).__name__}")
