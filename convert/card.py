@@ -1,7 +1,7 @@
-"""The README.md and NOTICE of a converted folder, as the hub and Meta's licence ask for them.
+"""Writes README.md and NOTICE of a converted folder, as the hub and Meta's licence ask for them.
 
-Facts of the licence: Llama 4 Community License Agreement of 5 April 2025 and its Acceptable Use
-Policy, in meta-llama/llama-models under models/llama4.
+The facts about the licence are from the Llama 4 Community License Agreement of 5 April 2025 and its
+Acceptable Use Policy, in meta-llama/llama-models under models/llama4.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mlx_llama4.hub.repository import is_repository_name
 
-# The licence prescribes the words, and a text file for them.
+# The licence prescribes this text, and a text file for it.
 NOTICE_NAME = "NOTICE"
 NOTICE = (
     "Llama 4 is licensed under the Llama 4 Community License, "
@@ -17,29 +17,24 @@ NOTICE = (
 )
 LICENSE_URL = "https://github.com/meta-llama/llama-models/blob/main/models/llama4/LICENSE"
 POLICY_URL = "https://www.llama.com/llama4/use-policy"
-# Those that Meta supports; the models have seen more.
+# The languages that Meta supports; the models were trained on more.
 LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "id", "it", "pt", "th", "tl", "vi")
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a card says of how its folder was made.
+    """What a card says of how its folder was made."""
 
-    name: of the model. source: a repository of the hub, or what else the weights came from.
-    recipe: what was asked for, in words. stored_as: part of the model → how it is stored, such as
-    "routed experts" → "4 bits, groups of 64". is_quantized: is any part packed?
-    """
-
-    name: str
-    source: str
-    recipe: str
-    stored_as: Mapping[str, str]
-    is_quantized: bool
+    name: str  # of the model
+    source: str  # a repository of the hub, or wherever else the weights came from
+    recipe: str  # in words
+    stored_as: Mapping[str, str]  # "routed experts" → "4 bits, groups of 64"
+    is_quantized: bool  # is any part packed?
     has_vision: bool
 
 
 def model_card(made: Conversion, repository: str | None = None) -> str:
-    """README.md. repository: where the folder will be found; without it, its name is a path."""
+    """The text of README.md. repository: where the folder will be found, if not by its path."""
     model = repository or made.name
     sections = [
         _front_matter(made),
@@ -101,7 +96,7 @@ def _usage(model: str, has_vision: bool) -> str:
 
 
 def _licence(has_vision: bool) -> str:
-    """What binds whoever has these weights, in our words; the licence's own are what counts."""
+    """The main duties of the licence in our words; only its own words are binding."""
     duties = [
         "Whoever passes these weights on, or a product or service with them, gives a copy of the "
         f"licence along, keeps the `{NOTICE_NAME}` file, and shows “Built with Llama” where it is "

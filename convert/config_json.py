@@ -1,4 +1,4 @@
-"""config.json of an MLX folder, in the spellings that transformers, mlx-lm and mlx-vlm read."""
+"""Writes config.json of an MLX folder so that transformers, mlx-lm and mlx-vlm can read it."""
 
 import copy
 from collections import Counter
@@ -11,14 +11,14 @@ from mlx_llama4.quantization import Quantization
 
 
 def mlx_config(raw: dict[str, Any], config: Config, plan: Plan) -> dict[str, Any]:
-    """The source's config.json, `raw`, completed for its MLX conversion.
+    """The source's config.json, `raw`, completed for the MLX folder.
 
-    Both spellings of RoPE, every key that the peers require, and the `quantization` table. Keys
-    that are not ours to decide stay as they are.
+    It gets both spellings of RoPE, every key that the peers require, and the `quantization` table.
+    Other keys stay as they are.
     """
     result = copy.deepcopy(raw)
     if config.model_type == "llama4_text":
-        # Peers know the text tower only as a part of the whole.
+        # Peers know the text tower only as part of a multimodal model.
         result = {"text_config": result}
     for key in ("quantization", "quantization_config"):
         result.pop(key, None)
@@ -54,7 +54,7 @@ def _text(raw: dict[str, Any], text: TextConfig) -> dict[str, Any]:
     return raw | {
         "model_type": "llama4_text",
         "attention_bias": text.attention_bias,
-        # Peers know no null; a chunk as long as the context is the same.
+        # Peers do not know null; a chunk as long as the context means the same.
         "attention_chunk_size": text.attention_chunk_size or text.max_position_embeddings,
         "attn_scale": text.attn_scale,
         "attn_temperature_tuning": text.attn_temperature_tuning,
@@ -85,7 +85,7 @@ def _moe_layers(text: TextConfig) -> list[int]:
 def _moe_step(text: TextConfig) -> int:
     """The step by which peers find the MoE layers; past the last layer if there are none.
 
-    Layers at no regular step cannot be told to peers, who then refuse the weights.
+    A single step cannot describe irregular layers; peers then refuse the weights.
     """
     moe_layers = _moe_layers(text)
     return moe_layers[0] + 1 if moe_layers else text.num_hidden_layers + 1
@@ -113,7 +113,7 @@ def _vision(raw: dict[str, Any], vision: VisionConfig) -> dict[str, Any]:
 
 
 def _quantization(plan: Plan) -> dict[str, Any] | None:
-    """The packing of most parameters, and what differs from it: `false` is not packed."""
+    """The packing of most parameters, and the modules that differ; `false`: not packed."""
     sizes: Counter[Quantization] = Counter()
     for name, packing in plan.packings.items():
         if packing is not None:

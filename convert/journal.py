@@ -1,7 +1,7 @@
-"""What of an unfinished conversion is done, slice by slice, with checksums.
+"""Records which slices of an unfinished conversion are done, with checksums.
 
-A line of JSON a slice, written after the slice's data is on disk. A run that was killed, or found
-the disk full, is taken up where the journal ends; a line torn by the kill counts as not written.
+Each slice is a line of JSON, written after the slice's data is on the disk. After a kill or a full
+disk, the next run continues where the journal ends. A line torn by the kill counts as not written.
 """
 
 import json
@@ -13,25 +13,23 @@ from typing import Any
 from mlx_llama4.files.durable import sync_file
 
 JOURNAL_NAME = "conversion.journal"
-# To be raised whenever slices are cut or packed differently.
+# Raise it whenever slices are cut or packed differently.
 JOURNAL_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Entry:
-    """job: index in the plan. stamp: tells whether the source is still what it was.
-    checksums: output tensor → CRC-32 of its rows' bytes. errors: as in PackedSlice.
-    """
+    """One finished slice."""
 
-    job: int
-    stamp: str
-    checksums: dict[str, int]
-    errors: dict[str, tuple[float, float]]
+    job: int  # index in the plan
+    stamp: str  # tells whether the source is still the same
+    checksums: dict[str, int]  # output tensor → CRC-32 of its rows' bytes
+    errors: dict[str, tuple[float, float]]  # as in PackedSlice
 
 
 class Journal:
-    """The journal in a folder; `plan` says what the conversion makes, so that one with other
-    options is not taken up.
+    """The journal in a folder. `plan` describes the conversion, so that one with other options is
+    not continued.
     """
 
     def __init__(self, folder: Path, plan: dict[str, Any]):
@@ -50,7 +48,7 @@ class Journal:
             sync_file(stream.fileno())
 
     def read(self) -> tuple[bool, dict[int, Entry]]:
-        """Is it a journal of the same conversion? And its entries by job."""
+        """Whether it is a journal of the same conversion, and its entries by job."""
         lines = _parsed_lines(self.path)
         if not lines or lines[0] != self.head:
             return False, {}
@@ -68,7 +66,7 @@ class Journal:
         return bool(lines) and lines[0].get("version") == JOURNAL_VERSION
 
     def mend(self, entries: Iterable[Entry]) -> None:
-        """Write the journal anew, without a torn last line, which the next would be joined to."""
+        """Rewrites the journal without a torn last line, to which the next would be joined."""
         fresh = self.path.with_suffix(".new")
         with fresh.open("w") as stream:
             stream.write(_line(self.head))

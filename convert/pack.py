@@ -1,4 +1,4 @@
-"""One slice: decoded rows → the bytes of the output tensors, and how far they are from the rows."""
+"""Packs one slice: decoded rows → bytes of the output tensors, and their error."""
 
 from dataclasses import dataclass
 
@@ -6,15 +6,15 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_llama4.checkpoint.arrays import misfit
-from mlx_llama4.checkpoint.sources import PackedRows, Plain
+from mlx_llama4.checkpoint.sources import PackedRows, Plain, dense
 from mlx_llama4.convert.plan import Job, Plan
 from mlx_llama4.convert.search import search_affine
 from mlx_llama4.errors import RunError
 from mlx_llama4.files.mlx_arrays import array_bytes
 from mlx_llama4.quantization import Quantization
 
-# Errors are measured on every n-th row. That a slice has millions of values makes the figure
-# sure; measuring all of them would take twice as long as packing them does.
+# Errors are measured on every n-th row. A slice has millions of values, so the figure is reliable;
+# measuring all of them would take twice as long as packing.
 MEASURED_STRIDE = 16
 LEAST_MEASURED_ROWS = 64
 
@@ -24,17 +24,16 @@ ErrorSums = tuple[float, float]
 
 @dataclass(frozen=True)
 class PackedSlice:
-    """parts: output tensor → its rows' bytes. errors: by model tensor, where it was rounded, or
-    the scales of its grid were, which may have lost nothing.
-    """
+    """The result of one job."""
 
-    parts: dict[str, memoryview]
+    parts: dict[str, memoryview]  # output tensor → its rows' bytes
+    # Model tensor → its error, if its values or the scales of its grid were rounded; may be 0.
     errors: dict[str, ErrorSums]
 
 
 def pack(plan: Plan, job: Job, data: list[np.ndarray]) -> PackedSlice:
-    """Decode, lay out and pack the rows of one job. Raises RunError for values that the recipe's
-    dtype cannot hold, or that are so large that no scale holds their range.
+    """Decodes and packs the rows of one job. Raises RunError for values that the recipe's dtype
+    cannot hold, or whose range no scale can hold.
     """
     decoded = job.source.decode(data, job.start, job.stop)
     data.clear()
@@ -47,29 +46,31 @@ def pack(plan: Plan, job: Job, data: list[np.ndarray]) -> PackedSlice:
         if packing is not None and isinstance(rows, PackedRows) and rows.quantization == packing:
             kept = _on_its_grid(rows, dtype)
             parts.update(_named(name, kept))
-            if kept.biases is not None and {rows.scales.dtype, rows.biases.dtype} != {dtype}:
+            if rows.biases is not None and {rows.scales.dtype, rows.biases.dtype} != {dtype}:
                 sums[name] = _error_sums(rows, kept)
             continue
-        dense = (rows.dense() if isinstance(rows, PackedRows) else rows).astype(dtype)
-        if not isinstance(job.source, Plain):  # its values have been looked at, not their factors
-            finite.append(mx.isfinite(dense).all())
+        values = dense(rows).astype(dtype)
+        if not isinstance(
+            job.source, Plain
+        ):  # reading checked plain values, but only the factors of others
+            finite.append(mx.isfinite(values).all())
         if packing is None:
-            parts[name] = dense
+            parts[name] = values
             continue
-        packed = quantize(dense, packing, plan.recipe.search)
+        packed = quantize(values, packing, plan.recipe.search)
         parts.update(_named(name, packed))
-        sums[name] = _error_sums(dense, packed)
+        sums[name] = _error_sums(values, packed)
     del decoded
     mx.eval(parts, sums, finite)
     if not all(one.item() for one in finite):
         raise misfit(job.tensors[0], plan.recipe.dtype)
     _check_finite(parts, job)
-    errors = {name: (error.item(), norm.item()) for name, (error, norm) in sums.items()}
+    errors = {name: (float(error), float(norm)) for name, (error, norm) in sums.items()}
     return PackedSlice({name: array_bytes(array) for name, array in parts.items()}, errors)
 
 
 def quantize(rows: mx.array, packing: Quantization, search: bool) -> PackedRows:
-    """rows: float [..., in]"""
+    """Packs rows, float [..., in]. search: look for the scales with the least error."""
     if search and packing.mode == "affine":
         return search_affine(rows, packing)
     weight, scales, *biases = mx.quantize(rows, packing.group_size, packing.bits, mode=packing.mode)
@@ -77,13 +78,13 @@ def quantize(rows: mx.array, packing: Quantization, search: bool) -> PackedRows:
 
 
 def measured_errors(rows: mx.array, packing: Quantization, search: bool) -> ErrorSums:
-    """What packing these rows, [n, in], would lose."""
+    """The error of packing these rows, [n, in]."""
     error, norm = _error_sums(rows, quantize(rows, packing, search))
-    return error.item(), norm.item()
+    return float(error), float(norm)
 
 
 def relative_error(sums: ErrorSums) -> float:
-    """Root of the mean squared difference, relative to that of the values."""
+    """Root mean square of the differences, divided by that of the values."""
     error, norm = sums
     return (error / norm) ** 0.5 if norm else 0.0
 
@@ -102,7 +103,7 @@ def _named(name: str, rows: PackedRows) -> dict[str, mx.array]:
 
 
 def _check_finite(parts: dict[str, mx.array], job: Job) -> None:
-    """MLX spans a grid from the smallest value to the largest, a range that may be infinite."""
+    """Raises RunError for infinite scales, which values of too wide a range get."""
     for name, part in parts.items():
         if name.endswith((".scales", ".biases")) and not mx.isfinite(part).all().item():
             stored = job.tensors[0]

@@ -1,5 +1,5 @@
-"""What a conversion will do: jobs, output tensors, bytes. Everything is checked here, before
-any work is done.
+"""Plans a conversion: its jobs, output tensors and bytes. Everything is checked here, before any
+work is done.
 """
 
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ from mlx_llama4.files.dtypes import FLOATS, ITEM_BYTES
 from mlx_llama4.quantization import Quantization
 from mlx_llama4.tensors import TensorSpec, quantized_tensors
 
-# What a process has in memory beside slices: MLX's buffers that wait to be used again, threads.
+# Memory of the process beside slices: threads, and buffers that MLX keeps for reuse.
 OVERHEAD_BYTES = 100 * 10**6
 
 
 @dataclass(frozen=True)
 class Job:
-    """Rows start … stop - 1 of one source; a slice."""
+    """A slice: rows start … stop - 1 of one source."""
 
     source: WeightSource
     start: int
@@ -30,12 +30,12 @@ class Job:
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes of the source, about."""
+        """Bytes of the source, approximately."""
         return row_bytes(self.source) * (self.stop - self.start)
 
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
-        """The stored tensors it reads from."""
+        """The stored tensors that the job reads."""
         if isinstance(self.source, OneByOne):
             experts = self.source.experts[self.start : self.stop]
             return tuple(tensor for expert in experts for tensor in expert.tensors)
@@ -43,23 +43,23 @@ class Job:
 
     @cached_property
     def files(self) -> list[Path]:
-        """Those that hold them."""
+        """The files of those tensors."""
         return sorted({tensor.file for tensor in self.tensors})
 
 
 @dataclass(frozen=True)
 class Plan:
-    """packings: model tensor → how it is packed. parts: model tensor → what is written for it."""
+    """Everything a conversion will do."""
 
     recipe: Recipe
     specs: Mapping[str, TensorSpec]
-    packings: Mapping[str, Quantization | None]
-    parts: Mapping[str, Mapping[str, OutputTensor]]
+    packings: Mapping[str, Quantization | None]  # of each model tensor
+    parts: Mapping[str, Mapping[str, OutputTensor]]  # model tensor → the tensors written for it
     jobs: list[Job]
 
     @cached_property
     def outputs(self) -> dict[str, OutputTensor]:
-        """All that is written, in the model's order."""
+        """All tensors written, in the model's order."""
         return {name: part for parts in self.parts.values() for name, part in parts.items()}
 
     @cached_property
@@ -72,11 +72,11 @@ class Plan:
 
     @cached_property
     def peak_bytes(self) -> int:
-        """About the most memory that the process takes beyond that of an idle one.
+        """The most memory that the process takes beyond an idle one's, approximately.
 
-        While a slice is worked on, its successor has been read and its predecessor is being
-        written. A slice is there as read, as an array and, laid out for its targets, once more;
-        the slices read one by one or packed are widened to 32 bits on the way.
+        While one slice is packed, the next is read and the one before is written. A slice is in
+        memory as read, as an array, and once more laid out for its targets; slices that are read
+        one by one or packed are widened to 32 bits on the way.
         """
         return OVERHEAD_BYTES + max(self._job_bytes(job) for job in self.jobs)
 
@@ -90,14 +90,14 @@ class Plan:
 
 
 def make_plan(source: Source, recipe: Recipe) -> Plan:
-    """Raises CheckpointError for an unknown format and for tensors that are missing, unknown, or of
-    a wrong shape, InputError for rules that match nothing.
+    """Raises CheckpointError for an unknown format and for tensors that are missing, unknown or of
+    a wrong shape; InputError for rules that match nothing.
     """
     check_format(source.folder, source.config.foreign_quantization)
     matching = source.matching
     matching.check(source.folder)
     check_rules(recipe, matching.specs)
-    # In the model's order, each source once though gate and up share theirs.
+    # In the model's order; each source once, though gate and up share one.
     sources = dict.fromkeys(matching.sources[name] for name in matching.specs)
     packings = {
         name: recipe.of(name, spec, matching.sources[name].quantization)
@@ -120,7 +120,7 @@ def _jobs(source: WeightSource) -> list[Job]:
 def stored_parts(
     name: str, spec: TensorSpec, packing: Quantization | None, dtype: str
 ) -> dict[str, OutputTensor]:
-    """What is written for a model tensor: itself, or its words, scales and biases."""
+    """The tensors written for a model tensor: itself, or its words, scales and biases."""
     stored = FLOATS[dtype]
     if packing is None:
         return {name: OutputTensor(stored, spec.shape)}

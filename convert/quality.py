@@ -1,4 +1,4 @@
-"""How far the packed weights are from the source's, without calibration data."""
+"""The error of the packed weights against the source's, without calibration data."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -16,13 +16,13 @@ from mlx_llama4.quantization import packing_name
 
 @dataclass(frozen=True)
 class PartQuality:
-    """error: relative, root mean square over the tensors that were rounded; None: none was."""
+    """One part of the model."""
 
     part: str
     stored_as: tuple[str, ...]
     parameters: int
     nbytes: int
-    error: float | None
+    error: float | None  # relative, root mean square over its rounded tensors; None if none was
 
     @property
     def bits_per_weight(self) -> float:
@@ -31,14 +31,14 @@ class PartQuality:
 
 @dataclass(frozen=True)
 class Quality:
-    """By part of the model, and by tensor."""
+    """The errors of all parts and tensors."""
 
     parts: tuple[PartQuality, ...]
-    tensors: dict[str, float]
+    tensors: dict[str, float]  # name → relative error
 
 
 def measured_quality(plan: Plan, entries: Iterable[Entry]) -> Quality:
-    # In the order of the jobs, since sums of floats depend on theirs.
+    # In the order of the jobs, since a sum of floats depends on its order.
     by_tensor: dict[str, ErrorSums] = {}
     for entry in sorted(entries, key=lambda entry: entry.job):
         for name, sums in entry.errors.items():
@@ -68,13 +68,13 @@ def measured_quality(plan: Plan, entries: Iterable[Entry]) -> Quality:
 
 
 def planned_quality(plan: Plan) -> Quality:
-    """Sizes alone, before anything is packed."""
+    """Sizes without errors, before anything is packed."""
     return measured_quality(plan, ())
 
 
 def conversion_json(source: Source, plan: Plan, quality: Quality) -> dict[str, Any]:
-    """What conversion.json says. Nothing of when or how fast: the same conversion gives the same
-    bytes.
+    """The contents of conversion.json. They say nothing of when or how fast, so that the same
+    conversion gives the same bytes.
     """
     return {
         "made_by": f"mlx-llama4 {__version__}",
@@ -107,4 +107,5 @@ def conversion_json(source: Source, plan: Plan, quality: Quality) -> dict[str, A
 
 
 def _added(first: ErrorSums | None, second: ErrorSums) -> ErrorSums:
-    return tuple(second) if first is None else (first[0] + second[0], first[1] + second[1])
+    error, norm = second  # a list, if the journal was read from the disk
+    return (error, norm) if first is None else (first[0] + error, first[1] + norm)

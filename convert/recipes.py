@@ -1,10 +1,10 @@
-"""Which tensor gets how many bits.
+"""Decides how many bits each tensor gets.
 
-A rule names modules by a pattern and wins over everything, the last one that matches over those
-before. Then comes what was chosen for a size, then the recipe's own division: routed experts
-low, the rest high. They are nine tenths of the bytes and each is used by few tokens, while
-attention and the shared expert work on every token; the first layers and the last have nothing
-after or before them that could make good.
+A rule names modules by a pattern and wins over everything else; the last rule that matches wins.
+Next come the bits chosen to fit a size. Last comes the recipe's own division: low bits for routed
+experts, high bits for the rest. Routed experts are nine tenths of the bytes, and few tokens use any
+one of them; attention and the shared expert work on every token. The experts of the first and last
+layer get high bits too.
 """
 
 import re
@@ -43,33 +43,28 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """dtype: of all that is not packed, and of the scales of what is.
-    quantization: the packing; None packs nothing. high: in a mixed recipe, that of all but the
-    routed experts between the first layer and the last. keeps: what the source has packed stays
-    on its grid, the rest unpacked. chosen: module → packing, for what a size allows.
-    search: look for the scales with the least error, in affine mode.
-    """
+    """What the options of a conversion ask for."""
 
-    dtype: str
-    quantization: Quantization | None
+    dtype: str  # of unpacked tensors, and of scales
+    quantization: Quantization | None  # None packs nothing
+    # In a mixed recipe, of everything but the routed experts between the first and last layer.
     high: Quantization | None = None
-    keeps: bool = False
+    keeps: bool = False  # tensors that the source has packed stay as they are, others unpacked
     rules: tuple[Rule, ...] = ()
-    chosen: Mapping[str, Quantization | None] = field(default_factory=dict)
-    search: bool = False
+    chosen: Mapping[str, Quantization | None] = field(default_factory=dict)  # module → packing
+    search: bool = False  # look for the scales with the least error, in affine mode
 
     @property
     def packs_affine(self) -> bool:
-        """Does it pack anything in affine mode, rather than keep it so?"""
+        """Does it pack anything in affine mode itself, rather than keep the source's packing?"""
         packings = (self.quantization, self.high, *(rule.quantization for rule in self.rules))
         return any(one is not None and one.mode == "affine" for one in packings)
 
     def of(
         self, name: str, spec: TensorSpec, stored: Quantization | None = None
     ) -> Quantization | None:
-        """How tensor `name` is packed, None: not at all. stored: how it comes.
-
-        A row must divide into whole groups.
+        """How tensor `name` is packed; None if it is not, as when its rows do not divide into whole
+        groups. stored: how the source packs it.
         """
         if not is_matrix(name, spec):
             return None
@@ -95,7 +90,7 @@ class Recipe:
 
 
 def describe(recipe: Recipe) -> str:
-    """For people."""
+    """The recipe in words."""
     if recipe.keeps:
         words = "as the source is packed"
     elif recipe.chosen:
@@ -123,10 +118,10 @@ def choose_recipe(
     source_dtype: str,
     source_is_packed: bool,
 ) -> Recipe:
-    """What the options of `convert` ask for; None: not given. Raises InputError.
+    """The recipe that the options of `convert` ask for; None: not given. Raises InputError.
 
-    Without any, a packed source stays as it is packed and others get 4 bits; `dtype` alone unpacks
-    everything.
+    Without options a packed source stays as it is packed, and others get 4 bits. `dtype` alone
+    unpacks everything.
     """
     kind = dtype or source_dtype
     if bits == UNPACKED_BITS and (mode, group_size) != (None, None):
@@ -145,7 +140,7 @@ def choose_recipe(
 
 
 def parse_rule(text: str) -> Rule:
-    """`PATTERN=BITS[:GROUP[:MODE]]`; 16 bits leave a module unpacked. Raises InputError."""
+    """Reads `PATTERN=BITS[:GROUP[:MODE]]`; 16 bits leave a module unpacked. Raises InputError."""
     match = re.fullmatch(r"(.+)=(\d+)(?::(\d+))?(?::(\w+))?", text)
     if match is None:
         raise InputError(
@@ -175,7 +170,7 @@ def parse_mixed(name: str) -> tuple[int, int]:
 
 
 def check_rules(recipe: Recipe, specs: Mapping[str, TensorSpec]) -> None:
-    """Raises InputError for a rule that names nothing which can be packed."""
+    """Raises InputError for a rule that matches no module that can be packed."""
     modules = [
         name.removesuffix(".weight")
         for name, spec in specs.items()

@@ -1,10 +1,9 @@
-"""Running a conversion: one slice at a time, in bounded memory, and taken up where it stopped.
+"""Runs a conversion slice by slice, in bounded memory; continues where an earlier run stopped.
 
-A thread reads ahead, this one decodes and packs, another writes: disk and processor are busy at
+One thread reads ahead, this one decodes and packs, another writes. Disk and processor are busy at
 once, with one slice in each place.
 """
 
-import itertools
 import json
 import time
 import zlib
@@ -38,36 +37,32 @@ from mlx_llama4.hub.repository import find_folder
 
 @dataclass(frozen=True)
 class Settings:
-    """How to go about it, whatever the recipe.
+    """How to run a conversion, whatever the recipe."""
 
-    shard_bytes: largest shard. restart: throw away what an earlier run left. verify: read the
-    result back from the disk before it gets its name.
-    """
-
-    shard_bytes: int = MAX_SHARD_BYTES
-    restart: bool = False
-    verify: bool = False
+    shard_bytes: int = MAX_SHARD_BYTES  # of the largest shard
+    restart: bool = False  # throw away what an earlier run left
+    verify: bool = False  # read the result back from the disk before it gets its final name
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Bytes of the source done, by this run and earlier ones; `resumed` by earlier ones only."""
+    """How far a conversion is."""
 
-    doing: str
-    done: int
+    doing: str  # "Converting"
+    done: int  # bytes of the source, by this run and earlier ones
     total: int
-    resumed: int = 0
+    resumed: int = 0  # bytes of the source, by earlier runs only
 
 
 @dataclass(frozen=True)
 class Report:
-    """peak_bytes: most memory that MLX and the slices read took together."""
+    """What a conversion did."""
 
     source_bytes: int
     output_bytes: int
     resumed_bytes: int
     seconds: float
-    peak_bytes: int
+    peak_bytes: int  # the most memory that MLX and the slices read took together
     has_vision: bool
     quality: Quality
 
@@ -79,11 +74,11 @@ def convert(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     settings: Settings = Settings(),
 ) -> Report:
-    """Convert a checkpoint to the MLX folder `out`.
+    """Converts a checkpoint to the MLX folder `out`.
 
     folder: a path, or OWNER/NAME on the Hugging Face hub, which is downloaded first.
-    Raises InputError before anything is written, RunError after. `out` does not exist then; what
-    was done is kept beside it, in `<out>.partial`, and the same call goes on from there.
+    Raises InputError before anything is written, RunError after. Then `out` does not exist, what
+    was done is in `<out>.partial` beside it, and the same call continues from there.
     """
     source = open_source(find_folder(folder, purpose="convert"))
     plan = make_plan(source, recipe)
@@ -99,8 +94,8 @@ def run(
     settings: Settings = Settings(),
     files: Mapping[str, str] = MappingProxyType({}),
 ) -> Report:
-    """As `convert`, for a plan that is made. on_progress hears of each slice. files: name → text
-    of files to write beside those of the source.
+    """As `convert`, for a plan already made. on_progress is called for each slice. files: name →
+    text of files to write beside those of the source.
     """
     start = time.perf_counter()
     out = resolve_destination(out)
@@ -115,7 +110,7 @@ def run(
         restart=settings.restart,
         options=options,
     ) as writer:
-        # First what is small, so that what cannot be copied is known in time.
+        # The small files first, so that one that cannot be copied shows early.
         copy_side_files(source, writer, files)
         text = json.dumps(mlx_config(source.raw, source.config, plan), indent=4)
         writer.write_text("config.json", text + "\n")
@@ -140,9 +135,7 @@ def run(
 
 
 class _Conversion:
-    """The jobs of one run. entries: what is done, by job. done, resumed: bytes of the source by all
-    runs and by earlier ones.
-    """
+    """The jobs of one run."""
 
     def __init__(
         self,
@@ -157,11 +150,11 @@ class _Conversion:
         self.writer = writer
         self.shards = shards
         self.on_progress = on_progress
-        self.entries: dict[int, Entry] = {}
-        self.done = self.resumed = 0
+        self.entries: dict[int, Entry] = {}  # job → what is done of it
+        self.done = self.resumed = 0  # bytes of the source, by all runs and by earlier ones
 
     def check_done(self) -> None:
-        """Of what the journal says is done, keep what still is: same source, right checksums."""
+        """Keeps the journal's entries whose source is the same and whose checksums are right."""
         for index, entry in sorted(self.writer.done.items()):
             if index >= len(self.plan.jobs):
                 continue
@@ -173,23 +166,26 @@ class _Conversion:
         self.done = self.resumed
 
     def run(self) -> None:
-        """All jobs that are left. Leaves no thread behind, however it ends."""
+        """Does all jobs that are left. Leaves no thread behind, however it ends."""
         left = [index for index in range(len(self.plan.jobs)) if index not in self.entries]
         self.shards.expect([self.plan.jobs[index].files for index in left])
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as saver:
             try:
                 self._work(left, reader, saver)
             except BaseException:
-                self.shards.stop()  # or the pool would wait for a shard on its way
+                self.shards.stop()  # or the pool would wait for a shard still being fetched
                 raise
         self._release(self.writer.commit())
 
     def _work(self, left: list[int], reader: Executor, saver: Executor) -> None:
-        reading = reader.submit(self._read, left[0]) if left else None
+        if not left:
+            return
+        reading = reader.submit(self._read, left[0])
         saving: Future[None] | None = None
-        for index, following in itertools.pairwise([*left, None]):
+        for index, following in zip(left, [*left[1:], None], strict=True):
             data = reading.result()
-            reading = None if following is None else reader.submit(self._read, following)
+            if following is not None:
+                reading = reader.submit(self._read, following)
             packed = pack(self.plan, self.plan.jobs[index], data)
             del data
             if saving is not None:

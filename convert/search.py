@@ -1,10 +1,9 @@
-"""A search of scale and clipping that lowers the error of affine quantization.
+"""Searches for scales and clipping that lower the error of affine quantization.
 
-MLX spans each group's grid from its smallest value to its largest. That wastes codes on
-outliers: a narrower grid that clips them often has the smaller squared error. Tried are several
-widths; each one's codes then get the scale and bias that fit them best, by least squares, which
-is what llama.cpp's k-quants and HQQ do in their ways. A group for which nothing is better keeps
-MLX's grid, so that the result is never worse.
+MLX spans each group's grid from its smallest value to its largest. That wastes codes on outliers: a
+narrower grid that clips them often has the smaller squared error. The search tries several widths.
+For each it fits scale and bias to the codes by least squares, as llama.cpp's k-quants and HQQ do in
+their ways. A group keeps MLX's grid if no width is better, so the result is never worse.
 """
 
 import mlx.core as mx
@@ -13,11 +12,11 @@ from mlx_llama4.checkpoint.sources import PackedRows
 from mlx_llama4.quantization import Quantization
 
 CLIPPINGS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-BLOCK_VALUES = 2**19  # worked on at once; every step of the search makes arrays of this many
+BLOCK_VALUES = 2**19  # searched at once; every step makes arrays of this many values
 
 
 def search_affine(rows: mx.array, packing: Quantization) -> PackedRows:
-    """rows: float [..., in], whole groups. Scales and biases have its dtype."""
+    """Packs rows, float [..., in], in whole groups. Scales and biases have the rows' dtype."""
     *outer, width = rows.shape
     flat = rows.reshape(-1, width)
     step = max(1, BLOCK_VALUES // width)
@@ -27,7 +26,7 @@ def search_affine(rows: mx.array, packing: Quantization) -> PackedRows:
         mx.eval(block)
         blocks.append(block)
     weight, scales, biases = (
-        mx.concatenate(part).reshape(*outer, -1) for part in zip(*blocks, strict=True)
+        mx.concatenate(list(part)).reshape(*outer, -1) for part in zip(*blocks, strict=True)
     )
     return PackedRows(weight, scales, biases, packing)
 
@@ -46,14 +45,14 @@ def _search(rows: mx.array, packing: Quantization) -> tuple[mx.array, mx.array, 
         for _ in range(2):
             codes = _codes(values, scale, bias, top)
             scale, bias = _least_squares(values, codes, scale, bias)
-        # Rounded as they will be stored, since the codes must go with them.
+        # Rounded as they will be stored, since the codes must fit the stored values.
         scale, bias = scale.astype(rows.dtype), bias.astype(rows.dtype)
         error = _error(values, _codes(values, scale, bias, top), scale, bias)
         better = error < best_error
         best_scale = mx.where(better, scale, best_scale)
         best_bias = mx.where(better, bias, best_bias)
         best_error = mx.minimum(error, best_error)
-        mx.eval(best_scale, best_bias, best_error)  # or the arrays of all widths would be there
+        mx.eval(best_scale, best_bias, best_error)  # or the arrays of all widths would be in memory
     codes = _codes(values, best_scale, best_bias, top).astype(mx.uint32)
     packed = pack_codes(codes.reshape(rows.shape), packing.bits)
     return packed, best_scale.squeeze(-1), best_bias.squeeze(-1)
@@ -73,7 +72,7 @@ def _error(values: mx.array, codes: mx.array, scale: mx.array, bias: mx.array) -
 def _least_squares(
     values: mx.array, codes: mx.array, scale: mx.array, bias: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """Scale and bias that bring codes · scale + bias closest; as before where codes are all one."""
+    """Scale and bias that bring codes · scale + bias closest; kept where all codes are equal."""
     code_mean, value_mean = codes.mean(-1, keepdims=True), values.mean(-1, keepdims=True)
     spread = codes - code_mean
     variance = (spread * spread).sum(-1, keepdims=True)
@@ -83,9 +82,10 @@ def _least_squares(
 
 
 def pack_codes(codes: mx.array, bits: int) -> mx.array:
-    """uint32 [n, in], in a multiple of 32 → uint32 [n, in · bits / 32].
+    """uint32 [n, in] → uint32 [n, in · bits / 32]; `in` is a multiple of 32.
 
-    MLX's packing: code i of a row takes the bits i · bits … of the row's words, lowest first.
+    In MLX's packing, code i of a row takes the bits from i · bits on of the row's words, lowest
+    first.
     """
     codes = codes.reshape(*codes.shape[:-1], -1, 32)
     words: list[mx.array] = [mx.zeros(codes.shape[:-1], mx.uint32) for _ in range(bits)]

@@ -1,4 +1,4 @@
-"""Which tensor lies where: shards, their headers, and places in them, known before any data."""
+"""Lays out shards, their headers and the tensors in them, before there is any data."""
 
 import itertools
 import math
@@ -10,8 +10,8 @@ from pathlib import Path
 from mlx_llama4.files.dtypes import ITEM_BYTES
 from mlx_llama4.files.safetensors_header import safetensors_header
 
-# Tensor data starts at a multiple of this, the page size of Apple silicon, so that the experts
-# can later be read from the file with uncached, aligned reads.
+# Tensor data starts at a multiple of this, the page size of Apple silicon, so that streaming can
+# read experts with uncached, aligned reads.
 HEADER_ALIGNMENT = 16384
 
 
@@ -26,8 +26,8 @@ class OutputTensor:
 
 
 def assign_shards(tensors: Mapping[str, OutputTensor], shard_bytes: int) -> dict[str, list[str]]:
-    """File → tensors, in order. A layer's tensors share a shard if they fit into one; a shard
-    exceeds `shard_bytes` only for a single tensor.
+    """File → tensors, in order. A layer's tensors share a shard if they fit into one. Only a shard
+    of a single tensor may exceed `shard_bytes`.
     """
     shards: list[list[str]] = [[]]
     size = 0
@@ -51,7 +51,7 @@ def assign_shards(tensors: Mapping[str, OutputTensor], shard_bytes: int) -> dict
 
 
 def _layer(name: str) -> str:
-    """The layer that a tensor belongs to, or the module outside of layers."""
+    """The layer that a tensor belongs to; its module, if that is outside the layers."""
     match = re.match(r".*\.layers\.\d+\.", name)
     return match[0] if match else name.rsplit(".", 1)[0]
 
@@ -85,7 +85,7 @@ def tensor_places(
 def create_shard(
     file: Path, header: bytes, names: list[str], tensors: Mapping[str, OutputTensor]
 ) -> None:
-    """The file with its header and its full size; data that is there already stays."""
+    """Makes the file, with its header and full size; keeps the data of an existing one."""
     with file.open("r+b" if file.exists() else "xb") as stream:
         stream.write(header)
         stream.truncate(len(header) + _nbytes(names, tensors))

@@ -1,4 +1,4 @@
-"""What a model folder needs beside config and weights, and where it comes from."""
+"""Copies the files that a model folder needs beside config and weights."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ SIDE_FILES = (
 
 
 def copy_side_files(source: Source, writer: FolderWriter, files: Mapping[str, str]) -> None:
-    """files: name → text of those that are not to be copied but made."""
+    """files: name → text of files to write instead of copying."""
     made = {**source.files, **files}
     for name, text in made.items():
         writer.write_text(name, text)

@@ -1,9 +1,9 @@
-"""Bits for each module so that the whole fits a size with the least measured error.
+"""Chooses bits for each module so that the model fits a size with the least measured error.
 
-What counts is how much a token's way through the model is disturbed. Each matrix that a token
-meets adds its relative squared error, whatever its size, and of the routed experts a token meets
-as many as are chosen for it. So bytes are best spent where few of them serve every token, and
-the routed experts get what is left: not a rule here, but what comes out.
+The measure is how much a token is disturbed on its way through the model. Each matrix that it
+passes adds its relative squared error, whatever the matrix's size; a token passes only the routed
+experts chosen for it. So bytes are best spent where a few of them serve every token, and the routed
+experts get what is left. No rule says so; the search finds it.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 
 from mlx_llama4.checkpoint.open import Source
-from mlx_llama4.checkpoint.sources import PackedRows, num_rows, row_bytes
+from mlx_llama4.checkpoint.sources import dense, num_rows, row_bytes
 from mlx_llama4.convert.pack import measured_errors, relative_error
 from mlx_llama4.convert.plan import make_plan
 from mlx_llama4.convert.recipes import Recipe
@@ -22,16 +22,16 @@ from mlx_llama4.tensors import QUANTIZED_PARTS
 from mlx_llama4.units import human_bytes
 
 SAMPLED_ROWS = 512
-SAMPLED_BYTES = 2**24  # read for them; an expert is read whole
+SAMPLED_BYTES = 2**24  # read for the sample; an expert is read whole
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to pack a module. error: relative, squared, as sampled."""
+    """One way to pack a module."""
 
     packing: Quantization | None
     nbytes: int
-    error: float
+    error: float  # relative, squared, of a sample
 
 
 def fit_to_size(
@@ -41,7 +41,8 @@ def fit_to_size(
 ) -> Recipe:
     """The recipe with `chosen` filled in, for at most `target_bytes` of tensors.
 
-    recipe: gives dtype, group size and rules. Raises InputError if even the least is too large.
+    recipe: its dtype, group size and rules are used. Raises InputError if even the fewest bits are
+    too many.
     """
     source.matching.check(source.folder)
     plain = replace(recipe, quantization=None, high=None)
@@ -74,12 +75,13 @@ def fit_to_size(
 
 
 def choose(ladders: dict[str, list[Choice]], budget: int) -> dict[str, Choice] | None:
-    """One choice a module, of the least total error within `budget` bytes; None if none fits.
+    """One choice for each module, with the least total error within `budget` bytes; None if even
+    the first choices do not fit.
 
-    ladders: module → choices by rising bytes. Goes up the steps of each ladder's lower convex
-    hull, the one that gains most for a byte first. Where all are taken up to some gain, that is
-    the optimum for the bytes spent; smaller steps then fill what a large one was too large for,
-    so that the total is off the optimum by less than the gain of that step.
+    ladders: module → choices by rising bytes. It climbs the steps of each ladder's lower convex
+    hull, always the step that gains most per byte. As long as every step fits, the result is
+    optimal for the bytes spent. Once a step is too large, smaller ones fill the room, and the total
+    is off the optimum by less than the gain of that step.
     """
     chosen = {module: ladder[0] for module, ladder in ladders.items()}
     left = budget - sum(choice.nbytes for choice in chosen.values())
@@ -95,7 +97,7 @@ def choose(ladders: dict[str, list[Choice]], budget: int) -> dict[str, Choice] |
     for _, _, _, module, above in sorted(steps, key=lambda step: step[:3]):
         cost = above.nbytes - chosen[module].nbytes
         if module in stopped or cost > left:
-            stopped.add(module)  # a step above one that does not fit is no step
+            stopped.add(module)  # no higher step without this one
             continue
         chosen[module] = above
         left -= cost
@@ -121,14 +123,14 @@ def _gain(below: Choice, above: Choice) -> float:
 def _sampled_errors(
     source: Source, name: str, recipe: Recipe, candidates: list[Quantization]
 ) -> list[float]:
-    """Relative squared errors of some rows from the middle of the tensor, for each candidate."""
+    """Each candidate's relative squared error on some rows from the middle of the tensor."""
     rows_of = source.matching.sources[name]
     rows = num_rows(rows_of)
     count = max(1, min(rows, SAMPLED_BYTES // max(row_bytes(rows_of), 1)))
     start = (rows - count) // 2
     data = rows_of.read(source.checkpoint, start, start + count, recipe.dtype)
     decoded = rows_of.decode(data, start, start + count)[rows_of.targets.index(name)]
-    dense = decoded.dense() if isinstance(decoded, PackedRows) else decoded
-    flat = dense.reshape(-1, dense.shape[-1])
+    values = dense(decoded)
+    flat = values.reshape(-1, values.shape[-1])
     sample = flat[:: max(1, len(flat) // SAMPLED_ROWS)].astype(getattr(mx, recipe.dtype))
     return [relative_error(measured_errors(sample, one, recipe.search)) ** 2 for one in candidates]

@@ -1,35 +1,35 @@
-"""Where the files of a source are while it is converted: here, or still to be fetched."""
+"""The files of a source while it is converted, on this machine or still to be fetched."""
 
 from pathlib import Path
 from typing import Protocol
 
 
 class Shards(Protocol):
-    """The source's files, asked for in the order of the jobs."""
+    """The source's files; a conversion asks for them in the order of its jobs."""
 
     def expect(self, files: list[list[Path]]) -> None:
-        """The files that each job still to do will need."""
+        """Announces the files that each remaining job will need."""
         ...
 
     def ensure(self, file: Path) -> None:
-        """Have the file there, to be read. Called by the reading thread."""
+        """Returns when the file can be read. The reading thread calls it."""
         ...
 
     def done(self, files: list[Path]) -> None:
-        """What a job made of these files is on the disk for good. Called by the writing thread."""
+        """Says that a job that read these files is durably written. The writing thread calls it."""
         ...
 
     def stop(self) -> None:
-        """The conversion ends early: let no `ensure` wait any longer."""
+        """Ends every `ensure` that is waiting, because the conversion ends early."""
         ...
 
     def stamp(self, file: Path) -> str:
-        """What tells this file from another of the same name, whether it is there or not."""
+        """Tells this file from another of the same name, whether or not it is here."""
         ...
 
 
 class LocalShards:
-    """A folder on this machine: everything is there, and stays."""
+    """A folder on this machine, whose files are there and stay."""
 
     def __init__(self) -> None:
         self._stamps: dict[Path, str] = {}

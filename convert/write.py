@@ -1,7 +1,7 @@
-"""Writing a folder of safetensors shards in place, and giving it its final name at the end.
+"""Writes a folder of safetensors shards in place, and gives it its final name at the end.
 
-All sizes are known before, so headers come first and every tensor has its place; parts arrive
-in any order. Nothing stands under the final name until everything is there and on disk.
+All sizes are known beforehand, so headers come first and every tensor has its place; parts may
+arrive in any order. Nothing has the final name until everything is written and on the disk.
 """
 
 import fcntl
@@ -31,9 +31,9 @@ from mlx_llama4.files.durable import MAX_CALL_BYTES, forget_cached, sync_path
 
 MAX_SHARD_BYTES = 5 * 10**9
 LOCK_NAME = "conversion.lock"
-# Data becomes durable, and is journalled, each time that this much has been written: waiting
-# for the disk after every slice would leave it idle in between. Slow work, as with a search or
-# from a slow network, would be lost by the minute if it were for bytes alone.
+# Data becomes durable, and is journalled, each time this much has been written: waiting for the
+# disk after every slice would leave it idle in between. Slow work, such as a search or a slow
+# network, is committed by time too, or a kill would lose minutes of it.
 COMMIT_BYTES = 256 * 2**20
 COMMIT_SECONDS = 10.0
 CHECK_BLOCK_BYTES = 2**24
@@ -42,9 +42,9 @@ CHECK_BLOCK_BYTES = 2**24
 class FolderWriter:
     """Writes `tensors` to `<out>.partial`, which `finish` renames to `out`.
 
-    Use as a context manager: leaving it without `finish` keeps the folder if the journal says
-    that something of it is done, and removes it otherwise. Raises OutputError if that folder is
-    not ours, another run is at work in it, or it holds a conversion to something else.
+    Use it as a context manager. Leaving it without `finish` keeps the folder if the journal lists
+    anything as done, and removes it otherwise. Raises OutputError if that folder is not ours, if
+    another run is using it, or if it holds another conversion.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class FolderWriter:
         self.out = out
         self.folder = partial_folder(out)
         self.tensors = tensors
-        self.done: dict[int, Entry] = {}  # by job, what an earlier run has finished
+        self.done: dict[int, Entry] = {}  # job → what an earlier run finished
         self._restart = restart
         self._shards = assign_shards(tensors, shard_bytes)
         self._headers = {file: shard_header(names, tensors) for file, names in self._shards.items()}
@@ -88,12 +88,12 @@ class FolderWriter:
             if self._lock is not None:
                 self.commit()
         except RunError:
-            pass  # the disk is full: what is not journalled will be done again
+            pass  # the disk is full: the next run redoes what is not journalled
         finally:
             self._leave()
 
     def write(self, name: str, row: int, data: bytes | memoryview) -> None:
-        """Put `data` at row `row` of the first axis of tensor `name`."""
+        """Writes `data` at row `row` of the first axis of tensor `name`."""
         file, offset = self._places[name]
         try:
             with file.open("r+b", buffering=0) as stream:
@@ -110,16 +110,16 @@ class FolderWriter:
         return self.tensors[name].nbytes // self.tensors[name].shape[0]
 
     def record(self, entry: Entry) -> list[Entry]:
-        """A job is written; goes into the journal once its data is on disk.
+        """Notes that a job is written. The journal gets it once its data is on the disk.
 
-        Returns the entries that have become durable by it: none, or many at once.
+        Returns the entries that thereby became durable: none, or many at once.
         """
         self._unjournalled.append(entry)
         is_late = time.monotonic() - self._committed >= COMMIT_SECONDS
         return self.commit() if is_late or self._undurable_bytes >= COMMIT_BYTES else []
 
     def commit(self) -> list[Entry]:
-        """Make everything recorded durable. Returns the entries that now are."""
+        """Makes everything recorded durable. Returns the entries that now are."""
         entries = self._unjournalled
         try:
             for file in sorted(self._dirty):
@@ -127,7 +127,7 @@ class FolderWriter:
             if entries:
                 self._journal.append(entries)
         except OSError as failure:
-            # A second sync succeeds though what the first could not write is lost: never record it.
+            # A second sync succeeds although the first one's data is lost, so never record these.
             self._unjournalled = []
             raise _write_failure(self.folder, failure) from None
         self._dirty.clear()
@@ -136,7 +136,7 @@ class FolderWriter:
         return entries
 
     def checksum(self, name: str, row: int, rows: int) -> int | None:
-        """CRC-32 of rows of a tensor as they are in the file now; None if it cannot be read."""
+        """CRC-32 of a tensor's rows as the file has them now; None if it cannot be read."""
         file, offset = self._places[name]
         crc, left = 0, rows * self.row_bytes(name)
         try:
@@ -149,13 +149,13 @@ class FolderWriter:
         return crc
 
     def forget_cached(self) -> None:
-        """Let `checksum` read from the disk."""
+        """Makes `checksum` read from the disk rather than a cache."""
         for file in {file for file, _ in self._places.values()}:
             with file.open("rb") as stream:
                 forget_cached(stream.fileno())
 
     def copy(self, path: Path) -> None:
-        """Put a copy of a file into the folder."""
+        """Copies a file into the folder."""
         try:
             shutil.copyfile(path, self.folder / path.name)
         except OSError as failure:
@@ -165,13 +165,13 @@ class FolderWriter:
 
     def write_text(self, name: str, text: str) -> None:
         try:
-            # The name of a folder, which the card mentions, may have any bytes.
+            # The card mentions the folder's name, which may have any bytes.
             (self.folder / name).write_text(text, encoding="utf-8", errors="replace")
         except OSError as failure:
             raise _write_failure(self.folder / name, failure) from None
 
     def finish(self) -> None:
-        """Make everything durable and give the folder its final name, in one step."""
+        """Makes everything durable and gives the folder its final name, in one step."""
         try:
             self.commit()
             self._write_index()
@@ -179,8 +179,8 @@ class FolderWriter:
                 sync_path(path)
             sync_path(self.folder)
             self.folder.rename(self.out)
-            # Not before: without its journal, what is done would be cleared away as undone if the
-            # name cannot be had, or Ctrl-C comes meanwhile.
+            # Not before the rename: if that failed, or Ctrl-C came meanwhile, a folder without its
+            # journal would be cleared away as undone.
             for name in (JOURNAL_NAME, LOCK_NAME):
                 (self.out / name).unlink()
             self._release()
@@ -190,9 +190,9 @@ class FolderWriter:
             raise _write_failure(self.out, failure) from None
 
     def _claim(self) -> None:
-        """Make the folder, or take over what a killed run left.
+        """Makes the folder, or takes over what a killed run left.
 
-        A lock that the system releases with the process tells a run at work from a dead one.
+        The system releases the lock with the process, so it tells a live run from a dead one.
         """
         path = self.folder / LOCK_NAME
         try:
@@ -219,11 +219,11 @@ class FolderWriter:
         try:
             path.touch()
         except OSError:
-            self.folder.rmdir()  # without the mark, no later run would know it for ours
+            self.folder.rmdir()  # without the mark, no later run would take it for ours
             raise
 
     def _prepare(self) -> None:
-        """Bring the folder to where the journal says it is; or empty it and begin."""
+        """Brings the folder to the state that the journal describes, or empties it."""
         is_same, entries = self._journal.read()
         if has_progress(self.folder) and not is_same and not self._restart:
             self._release()
@@ -248,7 +248,7 @@ class FolderWriter:
             self._journal.create()
 
     def _digest(self) -> str:
-        """Of everything that decides which bytes lie where."""
+        """A digest of everything that decides which bytes lie where."""
         digest = hashlib.sha256()
         for file_name, header in self._headers.items():
             digest.update(file_name.encode() + header)
@@ -266,7 +266,7 @@ class FolderWriter:
             self._lock = None
 
     def _leave(self) -> None:
-        """Remove the folder if nothing in it is done; let go of it."""
+        """Removes the folder if nothing in it is done; releases it."""
         while self._lock is not None:
             try:
                 if not has_progress(self.folder):
@@ -291,7 +291,7 @@ def partial_folder(out: Path) -> Path:
 def check_destination(out: Path, nbytes: int) -> None:
     """Raises OutputError if `out` exists, cannot be created, or has no room for `nbytes`.
 
-    An empty folder will do, unless the user stands in it.
+    An existing empty folder is fine, unless it is the current one.
     """
     try:
         if out.exists() and not _is_spare(out):
@@ -304,13 +304,13 @@ def check_destination(out: Path, nbytes: int) -> None:
 
 
 def free_bytes(out: Path) -> int:
-    """Of the disk that `out` would be on, with what an unfinished conversion to it takes."""
+    """Free bytes of the disk for `out`, with those that an unfinished conversion to it takes."""
     partial = partial_folder(out.absolute())
     return disk.free_bytes(partial.parent) + _taken_bytes(partial)
 
 
 def _taken_bytes(folder: Path) -> int:
-    """What the files of an unfinished conversion take; they have their final sizes, with holes."""
+    """Bytes that an unfinished conversion takes; its files have their final sizes, with holes."""
     if not folder.is_dir():
         return 0
     return sum(path.stat().st_blocks * 512 for path in folder.iterdir() if path.is_file())

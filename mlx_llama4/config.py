@@ -1,8 +1,8 @@
-"""config.json → frozen dataclasses, and the kind of each layer, decided here once.
+"""Reads config.json into frozen dataclasses, and decides the kind of each layer, once.
 
-Reads the spelling of the releases (`rope_scaling`, `image_token_index`) and that of
-transformers 5 (`rope_parameters`). Knows nothing of weights. Defaults for absent keys are the
-reference's (transformers, configuration_llama4.py); the keys that fix the shapes have none.
+It reads the spelling of the releases (`rope_scaling`, `image_token_index`) and that of
+transformers 5 (`rope_parameters`). It knows nothing of weights. Defaults for absent keys are the
+reference's (transformers, configuration_llama4.py); keys that determine shapes have no defaults.
 """
 
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ from mlx_llama4.errors import CheckpointError, ConfigError
 from mlx_llama4.files.json_file import Keys, read_json
 from mlx_llama4.quantization import ForeignQuantization, QuantizationConfig, parse_quantization
 
+Attention = Literal["chunked", "global"]
+FeedForward = Literal["moe", "dense"]
+
 
 @dataclass(frozen=True)
 class LayerKind:
-    """What a decoder layer is made of.
+    """What a decoder layer is made of."""
 
-    attention: "chunked" rotates queries and keys (RoPE) and sees only its own chunk;
-        "global" uses no positions (NoPE), sees everything and tunes its temperature.
-    feed_forward: "moe" has a router, routed experts and a shared one; "dense" is one MLP.
-    """
-
-    attention: Literal["chunked", "global"]
-    feed_forward: Literal["moe", "dense"]
+    # "chunked" rotates queries and keys (RoPE) and sees only its own chunk; "global" uses no
+    # positions (NoPE), sees everything, and tunes its temperature.
+    attention: Attention
+    feed_forward: FeedForward  # "moe": a router, routed experts and a shared one. "dense": one MLP
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class GenerationConfig:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The raw config.json of a model folder; one clear error for each way it can be absent."""
+    """The raw config.json of a model folder. Each way it can be absent has an error of its own."""
     folder = Path(folder)
     try:
         if not folder.exists():
@@ -140,7 +140,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def load_config(folder: str | Path) -> Config:
     """Config of a model folder.
 
-    Raises CheckpointError where there is no such folder, ConfigError for anything else.
+    Raises CheckpointError if the folder or its config.json is missing, ConfigError for anything
+    else.
     """
     raw = read_config(folder)
     try:
@@ -226,7 +227,7 @@ def _text_config(raw: Mapping[str, Any]) -> TextConfig:
         raise ConfigError(
             f"{keys.where}: num_experts_per_tok {experts_per_token} exceeds the {experts} experts"
         )
-    # Absent means the family's 8192; an explicit null means no chunks.
+    # Absent means 8192, as in the releases; an explicit null means no chunks.
     chunked = raw.get("attention_chunk_size", 0) is not None
     theta, scaling = _rope(raw, keys, default_theta=500_000.0)
     return TextConfig(
@@ -265,7 +266,7 @@ def _layer_kinds(raw: Mapping[str, Any], keys: Keys) -> tuple[LayerKind, ...]:
             f"{keys.where}: no_rope_layers must list 1 (RoPE) or 0 (NoPE) for each of the "
             f"{count} layers, not {rope!r}"
         )
-    attention = ["chunked" if use else "global" for use in rope[:count]]
+    attention: list[Attention] = ["chunked" if use else "global" for use in rope[:count]]
 
     named = {"chunked_attention": "chunked", "full_attention": "global"}
     layer_types = raw.get("layer_types")
@@ -282,16 +283,15 @@ def _layer_kinds(raw: Mapping[str, Any], keys: Keys) -> tuple[LayerKind, ...]:
     elif not isinstance(moe, list) or not all(isinstance(index, int) for index in moe):
         raise ConfigError(f"{keys.where}: moe_layers must be a list of layer numbers, not {moe!r}")
     return tuple(
-        LayerKind(kind, "moe" if index in moe else "dense")  # type: ignore[arg-type]
-        for index, kind in enumerate(attention)
+        LayerKind(kind, "moe" if index in moe else "dense") for index, kind in enumerate(attention)
     )
 
 
 def _rope(
     raw: Mapping[str, Any], keys: Keys, default_theta: float
 ) -> tuple[float, RopeScaling | None]:
-    """theta and scaling: the releases' `rope_scaling` and `rope_theta`, or transformers 5's
-    `rope_parameters`. As there, the older spelling wins where both are written.
+    """theta and scaling, from the releases' `rope_scaling` and `rope_theta` or transformers 5's
+    `rope_parameters`. As in transformers, the older spelling wins if both are written.
     """
     name = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
     parameters = raw.get(name) or {}

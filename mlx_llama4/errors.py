@@ -19,7 +19,7 @@ class Llama4Error(Exception):
 
 
 class RunError(Llama4Error):
-    """Work that was possible has failed on the way."""
+    """Work that could be started failed on the way."""
 
 
 class InputError(Llama4Error):
@@ -45,7 +45,7 @@ class ImageError(InputError):
 
 
 class HubError(InputError):
-    """A repository of the hub is not there, may not be used, or is not given right."""
+    """A repository of the hub does not exist, may not be used, or is named wrongly."""
 
 
 class OutputError(InputError):

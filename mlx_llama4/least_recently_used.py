@@ -1,4 +1,4 @@
-"""Things kept as long as they fit, the ones unused for longest going first."""
+"""A cache with a budget of bytes, which drops the least recently used values first."""
 
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -17,14 +17,14 @@ class LeastRecentlyUsed(Generic[Key, Value]):
         self._values: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
 
     def get(self, key: Key) -> Value | None:
-        """The value, which thereby is the most recently used."""
+        """The value, now the most recently used one; None if it is not here."""
         if key not in self._values:
             return None
         self._values.move_to_end(key)
         return self._values[key][0]
 
     def put(self, key: Key, value: Value, nbytes: int) -> None:
-        """Keep a value, unless it is larger than all the room there is."""
+        """Keeps a value, unless it is larger than the whole budget."""
         if key in self._values:
             self.nbytes -= self._values.pop(key)[1]
         if nbytes > self.budget:

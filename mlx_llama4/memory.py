@@ -1,7 +1,6 @@
-"""Bytes of weights, caches and activations, by formula.
+"""Computes the bytes of weights, caches and activations. Needs no MLX.
 
-What the planner says, what the benchmarks measure and what is really used are compared in
-tests. Nothing here needs MLX.
+Tests compare what the planner says, what the benchmarks measure, and what is really used.
 """
 
 import math
@@ -12,15 +11,15 @@ from mlx_llama4.config import Config, TextConfig, VisionConfig
 from mlx_llama4.quantization import KVQuantization, Quantization
 from mlx_llama4.tensors import Part, TensorSpec, model_tensors, quantized_tensors
 
-# What one attention step may materialise where there is no fused kernel: MLX's CPU backend. It
-# works ahead, so that several steps have theirs at once.
+# Scores that one attention step may materialise without a fused kernel, as on MLX's CPU backend.
+# MLX works ahead, so several steps have scores at once.
 SCORE_BYTES = 128 * 2**20
 STEPS_IN_FLIGHT = 6
-LEAST_QUERIES = 16  # fewer at once would take too long
+LEAST_QUERIES = 16  # in one step; fewer would take too long
 CACHE_BLOCK_TOKENS = 256  # caches grow by whole blocks of this many tokens
 PREFILL_SPAN = 2048  # tokens of a prompt that go through the layers together
-FEED_FORWARD_ROWS = 2048  # tokens of a longer span that pass through an MLP together
-SLICES_IN_FLIGHT = 3  # of so many, as MLX works ahead
+FEED_FORWARD_ROWS = 2048  # tokens of a longer span that go through an MLP together
+SLICES_IN_FLIGHT = 3  # of FEED_FORWARD_ROWS tokens each, as MLX works ahead
 TILES_PER_BATCH = 8  # tiles of a picture that go through the vision tower together
 
 
@@ -41,7 +40,7 @@ def weight_bytes(
     quantization_of: Callable[[str, TensorSpec], Quantization | None],
     dtype_bytes: int,
 ) -> dict[Part, int]:
-    """Bytes of each part of the model; `dtype_bytes` an element of what is not packed takes."""
+    """Bytes of each part of the model. dtype_bytes: of an element that is not packed."""
     parts: dict[Part, int] = {}
     for name, spec in model_tensors(config).items():
         nbytes = tensor_bytes(name, spec, quantization_of(name, spec), dtype_bytes)
@@ -52,7 +51,7 @@ def weight_bytes(
 def tensor_bytes(
     name: str, spec: TensorSpec, quantization: Quantization | None, dtype_bytes: int
 ) -> int:
-    """Of a weight with its scales and biases."""
+    """Bytes of a weight with its scales and biases."""
     if quantization is None:
         return spec.size * dtype_bytes
     scale_bytes = dtype_bytes if quantization.mode == "affine" else 1
@@ -67,12 +66,12 @@ def cache_bytes(
 ) -> CacheBytes:
     """Bytes of the caches of one row after `tokens` tokens.
 
-    A global layer keeps every token, packed if `quantization` says so; a chunked layer at most
-    one chunk, however long the context: for the releases 48 KB a token and at most 1.2 GB.
+    A global layer keeps every token, packed if `quantization` says so. A chunked layer keeps at
+    most one chunk, however long the context. In the releases all global layers take 48 KB a token,
+    all chunked ones at most 1.2 GB.
     """
     row = text.head_dim * dtype_bytes
-    packs = quantization is not None and tokens > quantization.after
-    global_row = quantization.row_bytes(text.head_dim, dtype_bytes) if packs else row
+    global_row = _global_row_bytes(text, tokens, dtype_bytes, quantization)
     rows = 2 * text.num_key_value_heads  # of one token in one layer
     global_layers = sum(kind.attention == "global" for kind in text.layers)
     chunked_layers = text.num_hidden_layers - global_layers
@@ -82,6 +81,15 @@ def cache_bytes(
         global_layers=global_layers * capacity * rows * global_row,
         chunked_layers=chunked_layers * min(capacity, chunk) * rows * row,
     )
+
+
+def _global_row_bytes(
+    text: TextConfig, tokens: int, dtype_bytes: int, quantization: KVQuantization | None
+) -> int:
+    """One head's key or value of one token in a global layer, after `tokens` tokens."""
+    if quantization is None or tokens <= quantization.after:
+        return text.head_dim * dtype_bytes
+    return quantization.row_bytes(text.head_dim, dtype_bytes)
 
 
 def prompt_file_bytes(
@@ -95,16 +103,15 @@ def prompt_file_bytes(
 ) -> int:
     """Bytes of keys, values, ids and image features in a saved prompt cache.
 
-    Global layers have all tokens, chunked ones those since the last border. `small` leaves out
-    all keys and values from that border on. feature_tokens: slots of the pictures that are saved
-    too. The header and the conversation's text come on top.
+    Global layers have all tokens, chunked layers those since the last border. `small` leaves out
+    all keys and values from that border on. feature_tokens: slots of the pictures saved with it.
+    The header and the conversation's text are not counted.
     """
     row = text.head_dim * dtype_bytes
     chunk = text.attention_chunk_size
     border = tokens // chunk * chunk if chunk is not None else 0
     held = border if small else tokens
-    packs = quantization is not None and tokens > quantization.after
-    global_row = quantization.row_bytes(text.head_dim, dtype_bytes) if packs else row
+    global_row = _global_row_bytes(text, tokens, dtype_bytes, quantization)
     global_layers = sum(kind.attention == "global" for kind in text.layers)
     chunked_layers = text.num_hidden_layers - global_layers
     rows = 2 * text.num_key_value_heads  # of one token in one layer
@@ -115,8 +122,8 @@ def prompt_file_bytes(
 
 
 def score_bytes(text: TextConfig, span: int, keys: int, dtype_bytes: int) -> int:
-    """What one layer's attention of `span` tokens materialises where no fused kernel spares it:
-    float32 scores of as many queries as go at once, and the keys laid out for the CPU.
+    """What one layer's attention of `span` tokens materialises without a fused kernel: float32
+    scores of the queries of all steps in flight, and the keys laid out for the CPU.
     """
     queries = min(span, queries_at_once(text.num_attention_heads, keys))
     scores = 4 * text.num_attention_heads * keys * min(span, STEPS_IN_FLIGHT * queries)
@@ -124,20 +131,20 @@ def score_bytes(text: TextConfig, span: int, keys: int, dtype_bytes: int) -> int
 
 
 def queries_at_once(heads: int, keys: int) -> int:
-    """How many queries may have their scores with so many keys materialised in one step."""
+    """The most queries of one attention step over `keys` keys."""
     return max(SCORE_BYTES // (4 * heads * keys), LEAST_QUERIES)
 
 
 def activation_bytes(text: TextConfig, span: int, dtype_bytes: int, streamed: bool = False) -> int:
-    """Upper bound of what is in flight while `span` tokens pass through the layers, of which the
-    routed experts may be streamed.
+    """Upper bound of what is in memory while `span` tokens pass through the layers. streamed: the
+    routed experts are read from the disk.
 
-    MLX works ahead and frees an array when what reads it is done, so more is alive than the
-    arithmetic needs. Counted are ten arrays of the hidden size (residual, norms, queries, keys,
-    values, routed inputs before and after sorting, outputs) and four of the inner width (gate,
-    up, activation, product) for each MLP that a token takes; the CPU backend was measured to
-    stay within that. With streamed experts a longer span goes through its MLPs in slices, and up
-    to twelve arrays of the hidden size were seen. Attention scores are not counted: fused kernels
+    MLX works ahead and frees an array once its last reader is done, so more is alive than the
+    arithmetic needs. The bound counts ten arrays of the hidden size (residual, norms, queries,
+    keys, values, routed inputs before and after sorting, outputs) and, for each MLP that a token
+    takes, four of the inner width (gate, up, activation, product). Measurements on the CPU backend
+    stay within it. With streamed experts a longer span goes through its MLPs in slices, and up to
+    twelve arrays of the hidden size were measured. Attention scores are not counted: fused kernels
     make none, and without them attention goes in steps.
     """
     inner = max(
@@ -155,20 +162,20 @@ def activation_bytes(text: TextConfig, span: int, dtype_bytes: int, streamed: bo
 def dequantized_bytes(
     text: TextConfig, tokens: int, dtype_bytes: int, quantization: KVQuantization | None
 ) -> int:
-    """One global layer's keys and values, unpacked for a step of a prefill at `tokens` tokens."""
+    """One global layer's keys and values of `tokens` tokens, unpacked for a step of a prefill."""
     if quantization is None or tokens <= quantization.after:
         return 0
     return 2 * text.num_key_value_heads * text.head_dim * tokens * dtype_bytes
 
 
 def vision_bytes(vision: VisionConfig, tiles: int, dtype_bytes: int) -> int:
-    """Upper bound of what is in flight in the vision tower for a picture of so many tiles.
+    """Upper bound of what is in memory while a picture of `tiles` tiles passes the vision tower.
 
-    As `activation_bytes`, with one array of the hidden size more, which a busy machine showed once;
-    and besides the pixels, which stay, once more as patches, and scores,
-    which fused attention would not keep: the CPU has none, and for Metal, where heads are padded
-    to have it, no Mac has shown it yet. Of those three arrays are counted, for the softmax takes
-    one to another.
+    As `activation_bytes`, with one more array of the hidden size, which a busy machine showed once.
+    It also counts the pixels twice, since they stay while patches are made of them, and three
+    arrays of scores, since the softmax makes one from another. Fused attention would keep no
+    scores, but the CPU has none, and on Metal, where heads are padded for it, no Mac has been
+    measured yet.
     """
     batch = min(tiles, TILES_PER_BATCH)
     positions = vision.patches_per_side**2 + 1
@@ -179,7 +186,7 @@ def vision_bytes(vision: VisionConfig, tiles: int, dtype_bytes: int) -> int:
 
 
 def feature_bytes(config: Config, tiles: int, dtype_bytes: int) -> int:
-    """Features of so many tiles, which are kept while a prompt is read."""
+    """Image features of `tiles` tiles, which are kept while a prompt is read."""
     if config.vision is None:
         return 0
     return tiles * config.vision.tokens_per_tile * config.text.hidden_size * dtype_bytes

@@ -1,4 +1,4 @@
-"""The `quantization` table of an MLX folder's config.json, as mlx-lm and mlx-vlm write it."""
+"""How weights, keys and values are packed, and the tables of config.json that say so."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from mlx_llama4.files.json_file import Keys
 
 @dataclass(frozen=True)
 class Quantization:
-    """How one tensor is packed; `group_size` neighbours in a row share a scale."""
+    """How a tensor is packed: `group_size` neighbours in a row share a scale."""
 
     group_size: int
     bits: int
@@ -30,10 +30,10 @@ UNPACKED_BITS = 16
 
 @dataclass(frozen=True)
 class KVQuantization:
-    """How global layers keep keys and values: packed once they hold more than `after` tokens.
+    """How global layers pack keys and values, once they hold more than `after` tokens.
 
-    Each row of a head is packed by itself, affinely, so what a token is packed to does not depend
-    on when it came. Raises InputError for what there are no kernels for.
+    Each row of a head is packed by itself, in affine mode, so the result for a token does not
+    depend on when it came. Raises InputError for packings without kernels.
     """
 
     bits: int
@@ -53,23 +53,21 @@ class KVQuantization:
         if head_dim % self.group_size:
             raise InputError(
                 f"--kv-group-size {self.group_size}: this model's heads are {head_dim} wide, "
-                "which is no multiple of it"
+                "which is not a multiple of it"
             )
 
     def row_bytes(self, head_dim: int, dtype_bytes: int) -> int:
-        """One head's key or value of one token: codes, then a scale and a bias for each group."""
+        """Bytes of one head's key or value of one token: codes, and each group's scale and bias."""
         groups = head_dim // self.group_size
         return head_dim * self.bits // 8 + 2 * groups * dtype_bytes
 
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """The `quantization` table of an MLX folder: a default, and module paths that differ.
-
-    An override of None says that the module is not quantized.
-    """
+    """The `quantization` table of an MLX folder, as mlx-lm and mlx-vlm write it."""
 
     default: Quantization
+    # Module path → its own packing; None: not quantized.
     overrides: Mapping[str, Quantization | None] = field(default_factory=dict)
 
     def of(self, module_path: str) -> Quantization | None:
@@ -78,16 +76,12 @@ class QuantizationConfig:
 
 @dataclass(frozen=True)
 class ForeignQuantization:
-    """A scheme that is not MLX's own: such weights must be converted before they can run.
-
-    block: rows and columns that share a scale, where blocks do. has_zero_points: must all packed
-    integers have them?
-    """
+    """A scheme that is not MLX's own: such weights must be converted before they can run."""
 
     method: str
     format: str | None
-    block: tuple[int, int] | None = None
-    has_zero_points: bool = False
+    block: tuple[int, int] | None = None  # rows and columns that share a scale
+    has_zero_points: bool = False  # must all packed integers have them?
 
     def __str__(self) -> str:
         return f"{self.method} {self.format}" if self.format else self.method
@@ -96,7 +90,7 @@ class ForeignQuantization:
 def parse_quantization(
     raw: Mapping[str, Any], text_raw: Mapping[str, Any]
 ) -> tuple[QuantizationConfig | None, ForeignQuantization | None]:
-    """MLX's own table, or a foreign scheme; (None, None) for plain weights."""
+    """MLX's own table or a foreign scheme; (None, None) for plain weights. Raises ConfigError."""
     for part in (raw, text_raw):
         table = part.get("quantization") or part.get("quantization_config")
         if not table:
@@ -118,8 +112,8 @@ def parse_quantization(
 
 
 def _foreign(method: str, scheme: str | None, table: Mapping[str, Any]) -> ForeignQuantization:
-    """The block is that of `weight_block_size`, or of the first compressed-tensors group that has
-    one. Zero points are there where all groups are asymmetric.
+    """A foreign scheme. The block is `weight_block_size`, or that of the first compressed-tensors
+    group that has one. Zero points are expected if all groups are asymmetric.
     """
     groups = table.get("config_groups")
     groups = groups.values() if isinstance(groups, Mapping) else ()
@@ -147,14 +141,14 @@ def _quantized_as(table: Mapping[str, Any], where: str) -> Quantization:
     is_affine = found.group_size in AFFINE_GROUP_SIZES and found.bits in (1, *AFFINE_BITS)
     if not (is_affine if mode == "affine" else found == FIXED_MODES[mode]):
         raise ConfigError(
-            f"{where}: {found.bits} bits in groups of {found.group_size} is no {mode} packing "
+            f"{where}: {found.bits} bits in groups of {found.group_size} is not a {mode} packing "
             "that MLX knows"
         )
     return found
 
 
 def packing_name(packing: Quantization | None) -> str:
-    """For people: "4 bits, groups of 64"."""
+    """A packing for people: "4 bits, groups of 64"."""
     if packing is None:
         return "16 bits"
     if packing.mode != "affine":
@@ -163,7 +157,7 @@ def packing_name(packing: Quantization | None) -> str:
 
 
 def packing(bits: int | None, group_size: int | None, mode: str | None) -> Quantization:
-    """What the options --bits, --group-size and --mode say together. Raises InputError."""
+    """The packing that --bits, --group-size and --mode ask for together. Raises InputError."""
     if mode not in (None, *QUANTIZATION_MODES):
         raise InputError(f"mode {mode} is unknown; use {', '.join(QUANTIZATION_MODES)}")
     if mode in FIXED_MODES:
@@ -187,5 +181,5 @@ def packing(bits: int | None, group_size: int | None, mode: str | None) -> Quant
 
 
 def listed(numbers: tuple[int, ...]) -> str:
-    """For people: "2, 3 or 4"."""
+    """Numbers for people: "2, 3 or 4"."""
     return ", ".join(map(str, numbers[:-1])) + f" or {numbers[-1]}"

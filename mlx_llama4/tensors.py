@@ -1,8 +1,8 @@
-"""Every tensor of an MLX model folder: its name, its shape, and the part of the model it is.
+"""Lists every tensor of an MLX model folder: its name, its shape, and its part of the model.
 
-The names are those of published conversions, which mlx-lm and mlx-vlm read too. One table,
-derived from the config alone, serves the converter (what to write), loading and `inspect`
-(what must be there) and the memory formulas (what it weighs).
+The names are those of published conversions, which mlx-lm and mlx-vlm read too. One table, derived
+from the config alone, tells the converter what to write, loading and `inspect` what must be there,
+and the memory formulas what it weighs.
 """
 
 import math
@@ -40,14 +40,11 @@ VISION_PREFIXES = ("vision_model.", "multi_modal_projector.")
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor before quantization; `shape` is [out, in] or, stacked, [experts, out, in].
+    """A tensor before quantization."""
 
-    is_edge: of the first or the last text layer.
-    """
-
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # [out, in] or, stacked, [experts, out, in]
     part: Part
-    is_edge: bool = False
+    is_edge: bool = False  # does it belong to the first or last text layer?
 
     @property
     def size(self) -> int:
@@ -55,7 +52,7 @@ class TensorSpec:
 
 
 def model_tensors(config: Config) -> dict[str, TensorSpec]:
-    """Name → spec of every unquantized tensor, in the order in which a forward pass uses them."""
+    """Name → spec of every unquantized tensor, in the order that a forward pass uses them."""
     tensors: dict[str, TensorSpec] = {}
     if config.vision is not None:
         tensors.update(_vision(config.vision))
@@ -76,9 +73,9 @@ def model_tensors(config: Config) -> dict[str, TensorSpec]:
 
 
 def without_absent_vision(config: Config, names: Iterable[str]) -> Config:
-    """The config of a folder with these tensors: text-only if it has none of the vision tower.
+    """The config of a folder with these tensors: text-only if it has no vision tensors.
 
-    mlx-lm leaves the vision weights out of its conversions, some with vision_config kept.
+    mlx-lm leaves the vision weights out of its conversions, and keeps vision_config in some.
     """
     if config.vision is None or any(name.startswith(VISION_PREFIXES) for name in names):
         return config
@@ -110,10 +107,10 @@ def packed_alike(
 def quantized_tensors(
     name: str, shape: tuple[int, ...], quantization: Quantization
 ) -> dict[str, tuple[int, ...]]:
-    """Name → shape of the tensors that take the place of `name`, a `….weight`.
+    """Name → shape of the tensors that replace `name`, a `….weight`, when it is packed.
 
-    `bits` values are packed into uint32 words along the last axis; each group of neighbours has
-    a scale and, in affine mode, a bias.
+    Codes are packed into uint32 words along the last axis. Each group of neighbours has a scale
+    and, in affine mode, a bias.
     """
     *outer, width = shape
     module = name.removesuffix(".weight")
@@ -189,5 +186,5 @@ def _vision(vision: VisionConfig) -> Iterator[tuple[str, TensorSpec]]:
 
 
 def layer_number(name: str) -> int:
-    """Of a tensor of a layer: "language_model.model.layers.N.…" → N."""
+    """The layer of a tensor: "language_model.model.layers.N.…" → N."""
     return int(name.partition(".layers.")[2].partition(".")[0])

@@ -1,4 +1,4 @@
-"""Sizes as people read and write them."""
+"""Formats sizes for people, and parses what people write."""
 
 import re
 
@@ -6,7 +6,7 @@ from mlx_llama4.errors import InputError
 
 
 def human_bytes(count: float) -> str:
-    """For reading, in decimal units, as disks and macOS count."""
+    """A size for people, in decimal units, as disks and macOS count."""
     for unit in ("B", "KB", "MB", "GB"):
         if abs(count) < 999.5:
             return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""Bytes that survive a power cut, and bytes read back from the disk itself."""
+"""Writes that survive a power cut, and reads that come from the disk itself."""
 
 import contextlib
 import ctypes
@@ -14,19 +14,19 @@ MS_INVALIDATE = 2  # of msync, on macOS as on Linux
 
 
 def sync_file(descriptor: int) -> None:
-    """Wait until what was written is on the disk, not only in its cache."""
+    """Waits until everything written is on the disk, not only in its cache."""
     full_sync = getattr(fcntl, "F_FULLFSYNC", None)  # macOS, where fsync stops at the drive
     if full_sync is not None:
         try:
             fcntl.fcntl(descriptor, full_sync)
             return
-        except OSError:  # network volumes do not know it
+        except OSError:  # network volumes do not have it
             pass
     os.fsync(descriptor)
 
 
 def sync_path(path: Path) -> None:
-    """The same for a file by name, or for a folder's list of files."""
+    """The same for a file by its path, or for a folder's list of files."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         sync_file(descriptor)
@@ -35,7 +35,7 @@ def sync_path(path: Path) -> None:
 
 
 def forget_cached(descriptor: int) -> None:
-    """Have the next reads come from the disk, as far as the system lets us."""
+    """Makes the next reads come from the disk, as far as the system allows."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     else:
@@ -44,8 +44,8 @@ def forget_cached(descriptor: int) -> None:
 
 
 def _invalidate(descriptor: int) -> None:
-    """What macOS has for it. F_NOCACHE would not do: it is of one descriptor, and what is in memory
-    already is still read from there.
+    """Drops a file's cached pages on macOS. F_NOCACHE is not enough: it concerns one descriptor,
+    and reads still use pages that are in memory.
     """
     if not os.fstat(descriptor).st_size:
         return

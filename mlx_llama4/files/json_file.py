@@ -1,4 +1,4 @@
-"""Reading the JSON files of a model folder, with errors that name the file and the key."""
+"""Reads the JSON files of a model folder, with errors that name the file and the key."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from mlx_llama4.errors import ConfigError
 
 
 def parse_json(data: bytes) -> Any:
-    """As json.loads, which of a key that comes twice silently takes the last. Raises ValueError."""
+    """As json.loads, but raises ValueError for a key that comes twice, too."""
     return json.loads(data, object_pairs_hook=_distinct)
 
 
@@ -74,7 +74,7 @@ class Keys:
         return value
 
     def numbers(self, key: str, default: list[float]) -> list[float]:
-        """As many numbers as the default has."""
+        """A list of as many numbers as the default has."""
         values = self._value(key, default)
         if not isinstance(values, list) or len(values) != len(default):
             raise ConfigError(f"{self.where}: {key} is {values!r}, not {len(default)} numbers")
@@ -83,12 +83,12 @@ class Keys:
         return values
 
     def expect(self, key: str, only: str) -> None:
-        """Refuse a variant that no released model uses and that we do not compute."""
+        """Refuses any value but `only`: variants that no release uses and we do not compute."""
         value = self.raw.get(key)
         if value not in (None, only):
             raise ConfigError(f"{self.where}: {key} is {value!r}; only {only!r} is supported")
 
 
 def _is_number(value: Any) -> bool:
-    """JSON as Python reads it also knows NaN and Infinity, which mean nothing here."""
+    """Is it a finite number? Python's JSON reader also accepts NaN and Infinity."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

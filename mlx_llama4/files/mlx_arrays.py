@@ -1,4 +1,4 @@
-"""MLX's arrays as a safetensors file has them: their dtypes' names, and their bytes."""
+"""MLX's arrays as safetensors files store them: the names of dtypes, and the bytes."""
 
 import mlx.core as mx
 import numpy as np
@@ -15,8 +15,8 @@ STORED_DTYPES = {dtype: name for name, dtype in MLX_DTYPES.items()}
 
 
 def array_bytes(array: mx.array) -> memoryview:
-    """The array's items in order, evaluated."""
+    """The array's items in order, as bytes; evaluates it."""
     array = mx.contiguous(array)
     # numpy has no bfloat16.
     array = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
-    return memoryview(np.asarray(array)).cast("B")
+    return np.asarray(array).data.cast("B")

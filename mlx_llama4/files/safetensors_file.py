@@ -1,4 +1,4 @@
-"""Arrays into one safetensors file, one after the other, whole or not at all."""
+"""Writes arrays to a safetensors file, one after the other, completely or not at all."""
 
 import contextlib
 import fcntl
@@ -19,11 +19,11 @@ from mlx_llama4.files.safetensors_header import safetensors_header
 def write_safetensors(
     path: Path, arrays: Mapping[str, mx.array], metadata: Mapping[str, str]
 ) -> int:
-    """Write the file and return its bytes. Arrays are evaluated, and let go, one at a time.
+    """Writes the file; returns its size in bytes. Arrays are evaluated and released one at a time.
 
-    A file of that name stays as it is until the new one is on the disk. Of two processes that
-    write it, one waits for the other. Raises OutputError if it cannot be written there, RunError
-    if that shows on the way.
+    An existing file stays as it is until the new one is on the disk. If two processes write the
+    same file, one waits for the other. Raises OutputError if it cannot be written there, RunError
+    if writing fails on the way.
     """
     described = {name: (STORED_DTYPES[array.dtype], array.shape) for name, array in arrays.items()}
     header = safetensors_header(described, metadata)
@@ -59,7 +59,7 @@ def _partial(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _claimed(path: Path) -> Iterator[int]:
-    """The file, open, empty and ours alone; what a killed process left of it is of no use."""
+    """The file, open, empty and ours alone. What a killed process left in it is thrown away."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -74,7 +74,7 @@ def _claimed(path: Path) -> Iterator[int]:
 
 
 def _is(path: Path, file: int) -> bool:
-    """Whether that is still the open file's name: who held it before may have renamed it."""
+    """Is that still the open file's path? Its former holder may have renamed it."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file))
     except FileNotFoundError:
@@ -82,18 +82,18 @@ def _is(path: Path, file: int) -> bool:
 
 
 def check_place(path: Path, nbytes: int = 0) -> None:
-    """Raises OutputError if no file of that size can be written there."""
+    """Raises OutputError if a file of that size cannot be written there."""
     folder = path.absolute().parent
     try:
         if path.is_dir():
             raise OutputError(f"{path} is a folder; give the name of a file")
         if path.exists() and not path.is_file():  # such as /dev/null, which would be replaced
-            raise OutputError(f"{path} is no ordinary file; give the name of one")
+            raise OutputError(f"{path} is not an ordinary file; give the name of one")
         if not folder.is_dir():
             raise OutputError(f"{folder} is not a folder; create it first")
         check_writable(folder)
         free = free_bytes(folder)
-        if _partial(path).is_file():  # what a killed process left gives way
+        if _partial(path).is_file():  # what a killed process left is overwritten
             free += _partial(path).stat().st_size
     except OSError as failure:
         raise OutputError(f"cannot write {path}: {failure.strerror or failure}") from None

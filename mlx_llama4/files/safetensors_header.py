@@ -1,4 +1,4 @@
-"""The beginning of a safetensors file: the length of a JSON text, and that text."""
+"""Writes the beginning of a safetensors file: the length of a JSON text, then the text."""
 
 import json
 import math
@@ -12,9 +12,9 @@ def safetensors_header(
     metadata: Mapping[str, str],
     alignment: int = 8,
 ) -> bytes:
-    """All of a file up to its data. tensors: name → dtype ("BF16") and shape, in their order.
+    """Everything up to the data. tensors: name → dtype ("BF16") and shape, in the data's order.
 
-    Padded so that data begins at a multiple of `alignment`; the format asks for 8.
+    The header is padded so that data begins at a multiple of `alignment`; the format asks for 8.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0

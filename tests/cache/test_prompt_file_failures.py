@@ -168,7 +168,7 @@ def test_places_that_cannot_be_written_to(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"needs 1e\+06 TB but only .* are free"):
         check_place(tmp_path / "a", 10**18)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OutputError, match="pipe is no ordinary file"):
+    with pytest.raises(OutputError, match="pipe is not an ordinary file"):
         write_safetensors(tmp_path / "pipe", {"a": mx.zeros(3)}, {})
     assert (tmp_path / "pipe").is_fifo()
 
