@@ -1,7 +1,7 @@
 """The short names of the family's releases: `scout` and `maverick`.
 
-A name leads to Meta's own repository where weights are to be converted, and to a ready-made 4-bit
-conversion where a model is to run. A path of that name wins over both.
+For converting, a name means Meta's own repository; for running, a ready-made 4-bit conversion. An
+existing path of that name wins over both.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ READY_MADE_BITS = 4
 
 @dataclass(frozen=True)
 class Release:
-    """Repositories of one model, the tuned ("Instruct") one."""
+    """The repositories of one instruction-tuned model."""
 
     original: str  # bfloat16, by Meta, behind its licence
     ready_made: str  # READY_MADE_BITS bits, in MLX's layout, free to download
@@ -33,7 +33,7 @@ RELEASES = {
 
 
 def is_release(name: str | Path) -> bool:
-    """Does `name` mean a release, rather than a file or folder that is called so?"""
+    """Does `name` mean a release, rather than a file or folder of that name?"""
     return str(name) in RELEASES and not Path(name).exists()
 
 

@@ -1,7 +1,7 @@
-"""A checkpoint on the hub whose shards are fetched one by one, and dropped when they are done with.
+"""A checkpoint on the hub whose shards are fetched one by one, and deleted after use.
 
-The headers come first, by range requests, so that all can be checked and planned before any
-weights are here. Files that the hub's cache has already are used where they lie, and never dropped.
+The headers come first, by range requests, so that everything can be checked and planned before any
+weights are here. Files that the hub's cache already has are used in place, and never deleted.
 """
 
 import re
@@ -23,7 +23,7 @@ from mlx_llama4.checkpoint.safetensors import (
     read_header,
 )
 from mlx_llama4.errors import RunError
-from mlx_llama4.hub.repository import LIBRARY, download_side_files, hub_errors, shard_names
+from mlx_llama4.hub.repository import LIBRARY_NAME, download_side_files, hub_errors, shard_names
 
 if TYPE_CHECKING:
     from huggingface_hub.utils import tqdm
@@ -32,35 +32,33 @@ if TYPE_CHECKING:
 FIRST_BYTES = 2**16
 HEADERS_AT_ONCE = 8
 LOOK_SECONDS = 0.1
-# A download that is stopped ends with the next bytes; a stalled one with the process.
+# A stopped download ends when the next bytes come; a stalled one ends with the process.
 CLOSE_SECONDS = 1.0
 
 
 @dataclass
 class RemoteCheckpoint:
-    """checkpoint: of headers alone; `checkpoint.folder` has the side files, and each tensor's file
-    is where its shard will lie. sizes: bytes of the shards that are to be fetched.
-
-    on_bytes is told of bytes that have come, from another thread.
-    """
+    """A checkpoint whose headers are here, and whose shards come when they are needed."""
 
     repository: str
+    # Its folder has the side files; each tensor's file is the place where its shard will be.
     checkpoint: Checkpoint
-    downloads: Path
-    sizes: dict[Path, int]
+    downloads: Path  # the folder that shards are fetched to
+    sizes: dict[Path, int]  # bytes of the shards to fetch
+    # Called with the number of bytes that have come, from another thread.
     on_bytes: Callable[[int], None] = lambda count: None
     _running: dict[Path, "_Download"] = field(default_factory=dict)
     _stopped: bool = False
 
     @property
     def taken_bytes(self) -> int:
-        """Disk that shards take now, whole or in part, which an earlier run may have left."""
+        """Bytes on the disk of shards, whole or partial, that an earlier run may have left."""
         whole = [file for file in self.sizes if file.is_file()]
         return sum(file.stat().st_blocks * 512 for file in [*whole, *self._broken_off()])
 
     def clear(self, needed: Collection[Path]) -> None:
-        """Delete what an earlier run left, other than the shards needed. No other run may be at
-        work on the folder.
+        """Deletes what an earlier run left, except the shards needed. No other run may be using the
+        folder.
         """
         for file in self._broken_off():
             file.unlink(missing_ok=True)
@@ -68,11 +66,11 @@ class RemoteCheckpoint:
             file.unlink(missing_ok=True)
 
     def _broken_off(self) -> list[Path]:
-        """Of a killed run; huggingface_hub 2 never goes on with them, nor deletes them."""
+        """A killed run's partial files, which huggingface_hub 2 neither resumes nor deletes."""
         return list(self.downloads.glob(".cache/**/*.incomplete"))
 
     def ensure(self, file: Path, following: Path | None = None) -> None:
-        """Wait until a shard is here. `following` then begins to come in the background.
+        """Waits until a shard is here, then begins to fetch `following` in the background.
 
         Raises RunError if it cannot be fetched, HubError if that is no longer allowed.
         """
@@ -92,33 +90,33 @@ class RemoteCheckpoint:
             self._start(following)
 
     def release(self, file: Path) -> None:
-        """Delete a shard, unless it was in the hub's cache before."""
+        """Deletes a shard, unless it was in the hub's cache before."""
         if file in self.sizes:
             self._running.pop(file, None)
             file.unlink(missing_ok=True)
 
     def stop(self) -> None:
-        """Let go of what is still coming, and of whoever waits for it in `ensure`, for good."""
+        """Stops all downloads, and every `ensure` that waits for one, for good."""
         self._stopped = True
         for download in list(self._running.values()):
             download.stopped.set()
 
     def close(self) -> None:
-        """`stop`, and wait a little for it. What is whole stays for the next run."""
+        """Stops, and waits briefly. Complete shards stay for the next run."""
         self.stop()
         for download in list(self._running.values()):
             download.join(CLOSE_SECONDS)
         self._running.clear()
 
     def discard(self) -> None:
-        """`close`, and delete the folder of downloads."""
+        """Closes, and deletes the folder of downloads."""
         self.close()
         shutil.rmtree(self.downloads, ignore_errors=True)
 
     def _start(self, file: Path) -> None:
         if file in self.sizes and file not in self._running:
             download = self._running[file] = _Download(self, file)
-            # After it is in sight of `stop`, which another thread may call at any time.
+            # Once `stop` can see the download: another thread may call it at any time.
             if self._stopped:
                 download.stopped.set()
             download.start()
@@ -130,9 +128,9 @@ def open_remote(
     downloads: Path | None = None,
     on_bytes: Callable[[int], None] = lambda count: None,
 ) -> RemoteCheckpoint:
-    """The headers of all shards, checked as those of a folder are.
+    """Reads the headers of all shards, and checks them as for a folder.
 
-    downloads: where shards will be put; without it, none can be fetched.
+    downloads: where shards will be put. Without it, none can be fetched.
     """
     folder = download_side_files(repository, revision)
     place = downloads or folder
@@ -151,7 +149,7 @@ def open_remote(
 
 
 def _fetch_header(repository: str, commit: str, file: Path) -> tuple[int, list[StoredTensor]]:
-    """Size of a file on the hub, and its tensors as if it were `file`."""
+    """The size of a file on the hub, and its tensors, as parts of `file`."""
     from huggingface_hub import hf_hub_url
 
     url = hf_hub_url(repository, file.name, revision=commit)
@@ -165,11 +163,11 @@ def _fetch_header(repository: str, commit: str, file: Path) -> tuple[int, list[S
 
 
 def _fetch_range(url: str, start: int, stop: int) -> tuple[int, bytes]:
-    """Size of the whole file, and its bytes start … stop - 1 as far as there are any."""
+    """The size of the whole file, and those of its bytes start … stop - 1 that exist."""
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
-    headers = build_hf_headers(**LIBRARY) | {
+    headers = build_hf_headers(library_name=LIBRARY_NAME) | {
         "Range": f"bytes={start}-{stop - 1}",
         "Accept-Encoding": "identity",
     }
@@ -178,13 +176,13 @@ def _fetch_range(url: str, start: int, stop: int) -> tuple[int, bytes]:
         hf_raise_for_status(response)
         size = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
         if response.status_code != 206 or size is None:
-            # Without ranges the answer would be gigabytes: it is left unread.
+            # Without ranges the answer would be gigabytes, so it is not read.
             raise RunError(f"{url} gives no parts of files; download it whole, without streaming")
         return int(size[1]), response.read()
 
 
 class _Download(threading.Thread):
-    """A daemon, so that Ctrl-C need not wait for gigabytes."""
+    """The download of one shard; a daemon, so that Ctrl-C need not wait for gigabytes."""
 
     def __init__(self, remote: RemoteCheckpoint, file: Path):
         super().__init__(name=f"download of {file.name}", daemon=True)
@@ -203,14 +201,14 @@ class _Download(threading.Thread):
                 revision=self.remote.checkpoint.folder.name,
                 local_dir=self.remote.downloads,
                 tqdm_class=_meter(self),
-                **LIBRARY,
+                library_name=LIBRARY_NAME,
             )
         except Exception as error:
             self.error = error
 
 
 def _meter(download: _Download) -> "type[tqdm]":
-    """A progress bar that shows nothing, counts bytes, and is where a download can be stopped."""
+    """A progress bar that shows nothing, counts bytes, and stops the download when asked to."""
     from huggingface_hub.utils import tqdm
 
     class Meter(tqdm):
@@ -222,7 +220,7 @@ def _meter(download: _Download) -> "type[tqdm]":
                 raise RunError("stopped")
             download.remote.on_bytes(int(n or 0))
 
-        # With these, the hub makes one bar for bytes that come and for those written, not two.
+        # With these methods the hub makes one bar for bytes received and written, rather than two.
         def update_transfer(self, n: float | None = 1) -> None:
             pass
 

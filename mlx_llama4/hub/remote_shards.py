@@ -1,4 +1,4 @@
-"""The shards of a repository, as a conversion needs them: fetched in time, dropped after use."""
+"""The shards of a repository while it is converted: fetched in time, deleted after use."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,23 +7,23 @@ from mlx_llama4.hub.remote import RemoteCheckpoint
 
 
 class RemoteShards:
-    """See `Shards`. keep: leave the shards where they are put."""
+    """See `Shards` in convert/source_files.py."""
 
     def __init__(self, remote: RemoteCheckpoint, keep: bool = False):
         self.remote = remote
-        self.keep = keep
-        self._uses: Counter[Path] = Counter()  # by jobs that are left
+        self.keep = keep  # do not delete shards after use
+        self._uses: Counter[Path] = Counter()  # shard → jobs left that need it
         self._order: list[Path] = []
 
     def room_bytes(self, files: list[list[Path]]) -> int:
-        """Disk that shards take at most at any time, for jobs that need these files, beyond what
-        they take now.
+        """Bytes that shards take on the disk at most, beyond what they take now, for jobs that need
+        these files.
         """
         return max(0, self._most_bytes(files) - self.remote.taken_bytes)
 
     def _most_bytes(self, files: list[list[Path]]) -> int:
-        """There are those in use, from their first job to their last, the next one on its way, and
-        one whose last slices are becoming durable.
+        """Counts shards in use, from their first job to their last; the next one, which is being
+        fetched; and one whose last slices are not durable yet.
         """
         sizes = self.remote.sizes
         if self.keep:
@@ -58,10 +58,10 @@ class RemoteShards:
         self.remote.stop()
 
     def stamp(self, file: Path) -> str:
-        """The commit tells all; a file fetched twice is the same though its times are not."""
+        """The commit and the name: a file fetched twice is the same, though its times differ."""
         return f"{self.remote.repository}@{self.remote.checkpoint.folder.name}:{file.name}"
 
     def _following(self, file: Path) -> Path | None:
-        """The next that is needed for the first time; none that is done with already."""
+        """The next shard in order of first use that still has jobs left."""
         later = self._order[self._order.index(file) + 1 :]
         return next((one for one in later if self._uses[one]), None)

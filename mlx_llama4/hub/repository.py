@@ -1,7 +1,7 @@
-"""Repositories of the Hugging Face hub wherever a model folder is taken.
+"""Takes repositories of the Hugging Face hub wherever a model folder is accepted.
 
-What is downloaded lies in the hub's own cache (HF_HOME) and is found there the next time, without
-a network too. Nothing is downloaded that cannot be used: config.json and the index come first.
+Downloads go to the hub's own cache (HF_HOME) and are found there the next time, even offline.
+Nothing is downloaded that cannot be used: config.json and the index come first.
 """
 
 import contextlib
@@ -12,26 +12,27 @@ from pathlib import Path
 from mlx_llama4.errors import CheckpointError, ConfigError, HubError, InputError, RunError
 from mlx_llama4.hub.released import Purpose, full_name
 
-# All but the weights, from the repository's top folder only.
+# Everything but the weights, from the repository's top folder only.
 SIDE_FILES = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*", "NOTICE*", "USE_POLICY*")
 ORIGINAL_WEIGHTS = "*.pth"  # of Meta's own layout, which has no config.json
-LIBRARY = {"library_name": "mlx-llama4"}
+LIBRARY_NAME = "mlx-llama4"  # what we tell the hub
 
 
 def find_folder(name: str | Path, revision: str | None = None, purpose: Purpose = "run") -> Path:
-    """The folder that `name` means: a path, or OWNER/NAME on the hub, then downloaded; "scout" and
-    "maverick" are short for repositories (hub/released.py).
+    """The folder that `name` means: a path, or OWNER/NAME on the hub, which is downloaded. "scout"
+    and "maverick" are short for repositories (hub/released.py).
 
-    A path wins. "convert" takes Meta's own layout too; "inspect" leaves the weights out.
+    An existing path wins over a repository. The purpose "convert" accepts Meta's own layout too;
+    "inspect" does not download weights.
 
-    Raises InputError for a name that means nothing, for a repository that is gated, and for one
-    that cannot serve the purpose; RunError if the hub cannot be reached or the disk is full.
+    Raises InputError for a name that is neither, for a gated repository, and for one that cannot
+    serve the purpose; RunError if the hub cannot be reached or the disk is full.
     """
     if revision is None:  # a release is whatever its repository holds today
         name = full_name(name, purpose)
     if not is_repository(name):
         if revision is not None:
-            raise HubError(f"--revision is for repositories of the hub, and {name} is none")
+            raise HubError(f"--revision is for repositories of the hub, and {name} is not one")
         if _exists(Path(name)):
             return Path(name)
         raise HubError(
@@ -45,28 +46,29 @@ def find_folder(name: str | Path, revision: str | None = None, purpose: Purpose 
 
 
 def is_repository(name: str | Path) -> bool:
-    """Can only a repository of the hub be meant? So it is if no such path exists."""
+    """Does `name` mean a repository of the hub? An existing path of that name wins."""
     return is_repository_name(str(name)) and not _exists(Path(name))
 
 
 def is_repository_name(name: str) -> bool:
-    """OWNER/NAME, as the hub allows them."""
+    """Is it of the form OWNER/NAME that the hub allows?"""
     if re.search(r"--|\.\.|[.-]/|[.-]$|\.git$", name):
         return False
     return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]{0,95}", name, re.ASCII))
 
 
 def download_side_files(repository: str, revision: str | None) -> Path:
-    """A snapshot's folder in the hub's cache, its name the commit: all but the weights is there.
+    """Downloads everything but the weights; returns the snapshot's folder in the hub's cache, whose
+    name is the commit.
 
-    Without a network, what the cache has.
+    Without a network, it returns what the cache has.
     """
     with hub_errors(repository, revision):
         from huggingface_hub import snapshot_download
         from huggingface_hub.utils import tqdm
 
         class Silent(tqdm):
-            """These files are small, and the hub's bar would show where there is no terminal."""
+            """Shows nothing: these files are small, and the bar would show without a terminal."""
 
             def __init__(self, *arguments: object, **options: object):
                 super().__init__(*arguments, **(options | {"disable": True}))
@@ -77,16 +79,16 @@ def download_side_files(repository: str, revision: str | None) -> Path:
             allow_patterns=list(SIDE_FILES),
             ignore_patterns=["*/*"],
             tqdm_class=Silent,
-            **LIBRARY,
+            library_name=LIBRARY_NAME,
         )
     return Path(folder)
 
 
 @contextlib.contextmanager
 def hub_errors(repository: str, revision: str | None = None) -> Iterator[None]:
-    """Turns what huggingface_hub raises into one line of ours.
+    """Turns errors of huggingface_hub into ours, of one line.
 
-    The order matters: these errors derive from one another.
+    The order matters, since these errors derive from one another.
     """
     from huggingface_hub import constants, errors
 
@@ -120,11 +122,11 @@ def hub_errors(repository: str, revision: str | None = None) -> Iterator[None]:
     except errors.HfHubHTTPError as failure:
         raise _refusal(repository, failure.response.status_code) from None
     except errors.HFValidationError:
-        raise HubError(f"{repository} is no name of a repository; give OWNER/NAME") from None
+        raise HubError(f"{repository} is not the name of a repository; give OWNER/NAME") from None
     except (errors.HTTPError, errors.XetDownloadError, RuntimeError, OSError) as failure:
         raise RunError(
             f"the transfer of {repository} broke off: {_reason(failure)}; "
-            "the same command again goes on with it"
+            "the same command again continues it"
         ) from None
 
 
@@ -145,7 +147,7 @@ def _reason(failure: Exception) -> str:
 
 
 def _download_weights(repository: str, folder: Path, purpose: Purpose) -> None:
-    """One after another: a pool of threads would not stop at Ctrl-C before its files are whole."""
+    """Downloads one file after another: at Ctrl-C, a pool would first complete its files."""
     if (folder / "config.json").is_file():
         _check_config(repository, folder, purpose)
         names = shard_names(folder)
@@ -158,18 +160,18 @@ def _download_weights(repository: str, folder: Path, purpose: Purpose) -> None:
 
     for name in names:
         with hub_errors(repository):
-            hf_hub_download(repository, name, revision=folder.name, **LIBRARY)
+            hf_hub_download(repository, name, revision=folder.name, library_name=LIBRARY_NAME)
 
 
 def shard_names(folder: Path) -> list[str]:
-    """The files of weights that a snapshot needs, be they there or not."""
+    """The files of weights that a snapshot needs, whether or not they are here."""
     from mlx_llama4.checkpoint.safetensors import indexed_shards
 
     return indexed_shards(folder) or ["model.safetensors"]
 
 
 def _check_config(repository: str, folder: Path, purpose: Purpose) -> None:
-    """Refuses what could be downloaded but not used."""
+    """Raises InputError for a model that could be downloaded but not used."""
     from mlx_llama4.checkpoint.safetensors import INDEX_NAME
     from mlx_llama4.config import parse_config, read_config
 
@@ -179,7 +181,7 @@ def _check_config(repository: str, folder: Path, purpose: Purpose) -> None:
         raise ConfigError(f"{repository}: {error}") from None
     index = folder / INDEX_NAME
     is_source = config.foreign_quantization is not None or (
-        # Stacked or single, experts of MLX's layout have a gate_proj of their own.
+        # In MLX's layout experts, stacked or single, have a separate gate_proj.
         index.is_file() and "experts.gate_up_proj" in index.read_text(errors="replace")
     )
     if purpose == "run" and is_source:
@@ -189,7 +191,7 @@ def _check_config(repository: str, folder: Path, purpose: Purpose) -> None:
 
 
 def _check_room(repository: str, folder: Path, names: list[str], purpose: Purpose) -> None:
-    """The hub's own check only warns, and file by file."""
+    """Raises HubError if the disk has no room. The hub's own check only warns, file by file."""
     from mlx_llama4.checkpoint.safetensors import INDEX_NAME
     from mlx_llama4.files.disk import free_bytes, shortage
     from mlx_llama4.files.json_file import read_json
@@ -210,12 +212,14 @@ def _check_room(repository: str, folder: Path, names: list[str], purpose: Purpos
 
 
 def _original_names(repository: str, folder: Path) -> list[str]:
-    """Files of weights in Meta's own layout. Nothing but the hub's list of files names them."""
+    """Files of weights in Meta's own layout, which only the hub's list of files names."""
     from huggingface_hub import HfApi
 
     try:
         with hub_errors(repository):
-            names = HfApi(**LIBRARY).list_repo_files(repository, revision=folder.name)
+            names = HfApi(library_name=LIBRARY_NAME).list_repo_files(
+                repository, revision=folder.name
+            )
     except RunError:
         if names := [path.name for path in folder.glob(ORIGINAL_WEIGHTS)]:
             return sorted(names)
@@ -226,5 +230,5 @@ def _original_names(repository: str, folder: Path) -> list[str]:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name too long, a folder that may not be entered: the reader will say so
+    except OSError:  # too long a name, or a folder that may not be entered: reading it will say so
         return True

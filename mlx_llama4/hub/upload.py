@@ -1,16 +1,18 @@
-"""Putting a converted folder on the Hugging Face hub. Only ever done when asked for."""
+"""Uploads a converted folder to the Hugging Face hub, only when asked to."""
 
 from pathlib import Path
+from typing import Any
 
 from mlx_llama4.errors import HubError, Llama4Error
-from mlx_llama4.hub.repository import LIBRARY, hub_errors, is_repository_name
+from mlx_llama4.hub.repository import LIBRARY_NAME, hub_errors, is_repository_name
 
 
 def check_upload(repository: str, source: Path) -> None:
-    """Before hours of work: may this be uploaded there? `source` is the unconverted folder.
+    """Checks, before hours of work, that an upload will be allowed. source: the unconverted folder.
 
     Raises HubError for a name that the hub or the licence does not allow, for a missing or
-    read-only token, another's account, and a source without the licence that must go along.
+    read-only token, for another's account, and for a source without the licence, which must go
+    along.
     """
     if not is_repository_name(repository):
         raise HubError(f"--upload {repository}: give OWNER/NAME")
@@ -37,10 +39,10 @@ def check_upload(repository: str, source: Path) -> None:
 
 
 def upload(folder: str | Path, repository: str) -> str:
-    """Upload all files of a folder; returns the address.
+    """Uploads all files of a folder; returns the address.
 
-    A repository that does not exist is created, for your eyes only: what is private can be made
-    public, and not the other way. Large files go in parts, and what is there is not sent again.
+    A new repository is private: its owner can make it public, but nothing makes a published one
+    unseen. Large files go in parts, and files that are there are not sent again.
 
     Raises HubError or RunError; the folder stays as it is.
     """
@@ -48,7 +50,7 @@ def upload(folder: str | Path, repository: str) -> str:
         with hub_errors(repository):
             from huggingface_hub import HfApi
 
-            api = HfApi(**LIBRARY)
+            api = HfApi(library_name=LIBRARY_NAME)
             address = api.create_repo(repository, private=True, exist_ok=True)
             api.upload_folder(
                 repo_id=repository,
@@ -62,13 +64,14 @@ def upload(folder: str | Path, repository: str) -> str:
     return str(address)
 
 
-def _account(repository: str) -> dict:
+def _account(repository: str) -> dict[str, Any]:
+    """What the hub says of the token's owner."""
     with hub_errors(repository):
         from huggingface_hub import HfApi
         from huggingface_hub.errors import LocalTokenNotFoundError
 
         try:
-            return HfApi(**LIBRARY).whoami()
+            return HfApi(library_name=LIBRARY_NAME).whoami()
         except LocalTokenNotFoundError:
             raise HubError(
                 f"--upload {repository} needs a token that can write: hf auth login"

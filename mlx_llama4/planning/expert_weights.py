@@ -1,4 +1,4 @@
-"""What a model's routed experts weigh, layer by layer, and what the rest of it does.
+"""Computes the bytes of a model's routed experts, layer by layer, and of everything else in it.
 
 From headers, or from a config and a packing. Needs no MLX.
 """
@@ -19,19 +19,17 @@ from mlx_llama4.tensors import TensorSpec, layer_number, model_tensors, packed_a
 if TYPE_CHECKING:
     from mlx_llama4.checkpoint.matching import Matching
 
-STORED_ITEM_BYTES = 2  # of scales, and of what is not packed: `convert` writes 16 bits
+STORED_ITEM_BYTES = 2  # of scales and unpacked weights: `convert` writes 16 bits
 
 
 @dataclass(frozen=True)
 class ExpertWeights:
-    """others: bytes in memory of all weights that are no routed expert's. per_token: experts that a
-    token takes in each of the MoE `layers`. stored: bytes on the disk of one expert of each.
-    """
+    """The bytes of a model, for streaming its routed experts."""
 
-    others: int
-    per_token: int
-    layers: tuple[LayerExperts, ...]
-    stored: tuple[int, ...]
+    others: int  # bytes in memory of all weights but the routed experts
+    per_token: int  # experts that a token takes in each MoE layer
+    layers: tuple[LayerExperts, ...]  # the MoE layers
+    stored: tuple[int, ...]  # of each MoE layer, bytes on the disk of one expert
 
     @property
     def count(self) -> int:
@@ -39,12 +37,12 @@ class ExpertWeights:
 
     @property
     def all(self) -> int:
-        """Bytes in memory of all routed experts."""
+        """Bytes of all routed experts in memory."""
         return sum(layer.count * layer.expert_bytes for layer in self.layers)
 
     @property
     def stored_all(self) -> int:
-        """And on the disk."""
+        """Bytes of all routed experts on the disk."""
         pairs = zip(self.layers, self.stored, strict=True)
         return sum(layer.count * nbytes for layer, nbytes in pairs)
 
@@ -54,16 +52,16 @@ class ExpertWeights:
 
     @property
     def most_memory(self) -> int:
-        """What gives each expert a slot; more would be of no use."""
+        """Bytes that give each expert a slot; more are of no use."""
         slots = self.all + 2 * self.least_memory  # a lane to read into, another to compute with
         return slots + min(slots // (BUFFER_SHARE - 1) + 1, MOST_BUFFERS)
 
     def kept(self, slots: tuple[int, ...]) -> float:
-        """Share of the experts that so many slots of each layer hold."""
+        """Share of the experts that these slots, of each layer, hold."""
         return sum(slots) / max(self.count, 1)
 
     def read_bytes(self, slots: tuple[int, ...]) -> float:
-        """Expected to be read for a token by so many slots, if all experts are equally likely."""
+        """Bytes read a token with these slots, on average, if all experts are equally likely."""
         rows = zip(self.layers, self.stored, slots, strict=True)
         missing = (nbytes * (1 - held / layer.count) for layer, nbytes, held in rows)
         return self.per_token * sum(missing)
@@ -78,7 +76,7 @@ def folder_experts(folder: Path, config: Config, dtype_bytes: int) -> ExpertWeig
 
 
 def stored_experts(matching: "Matching", config: Config, dtype_bytes: int) -> ExpertWeights:
-    """Of a folder that can run as it is; `dtype_bytes` an element of what is not packed takes."""
+    """Of a folder that can run as it is. dtype_bytes: of an element that is not packed."""
     layers: dict[int, list[str]] = defaultdict(list)
     others = 0
     for name, spec in matching.specs.items():
@@ -107,7 +105,7 @@ def packed_experts(
     quantization_of: Callable[[str, TensorSpec], Quantization | None],
     dtype_bytes: int,
 ) -> ExpertWeights:
-    """As `quantization_of` packs them; `dtype_bytes` an element of what is not packed takes."""
+    """As `quantization_of` packs them. dtype_bytes: of an element that is not packed."""
     layers: dict[int, dict[str, TensorSpec]] = defaultdict(dict)
     others = 0
     for name, spec in model_tensors(config).items():

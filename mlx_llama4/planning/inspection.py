@@ -1,4 +1,4 @@
-"""What a model folder is, by its config.json and the headers of its shards. Reads no weights."""
+"""Describes a model folder from its config.json and the headers of its shards. Reads no weights."""
 
 from collections import defaultdict
 from dataclasses import asdict, dataclass
@@ -24,16 +24,14 @@ class PartReport:
 
 @dataclass(frozen=True)
 class ExpertReport:
-    """Routed experts of one layer. expert_bytes: of one, as stored. files: the shards they are in,
-    by name.
-    """
+    """The routed experts of one layer."""
 
     layer: int
     experts: int
-    expert_bytes: int
+    expert_bytes: int  # of one expert, as stored
     nbytes: int
     stored_as: tuple[str, ...]
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # names of the shards they are in
 
 
 @dataclass(frozen=True)
@@ -67,14 +65,14 @@ class Inspection:
 
 
 def inspect_folder(folder: str | Path) -> Inspection:
-    """Raises CheckpointError or ConfigError if the folder cannot be made out at all."""
+    """Raises CheckpointError or ConfigError if the folder is not a checkpoint at all."""
     return _inspect(str(folder), open_source(folder))
 
 
 def inspect_repository(repository: str, revision: str | None = None) -> Inspection:
-    """As `inspect_folder`, of a repository of the hub. Fetches headers, no weights.
+    """As `inspect_folder`, for a repository of the hub. Fetches headers, no weights.
 
-    Raises HubError or RunError too.
+    Raises HubError and RunError too.
     """
     checkpoint = open_remote(repository, revision).checkpoint
     return _inspect(repository, open_source(checkpoint.folder, checkpoint))

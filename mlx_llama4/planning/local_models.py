@@ -1,4 +1,4 @@
-"""The models of the family on this machine: in folders, and in the hub's cache. Reads headers."""
+"""Finds the family's models on this machine, in folders and in the hub's cache. Reads headers."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ State = Literal["in memory", "limit raised", "streamed", "too large", "not conve
 
 @dataclass(frozen=True)
 class LocalModel:
-    """One model that is there."""
+    """A model on this machine."""
 
     name: str  # what --model takes: a folder, or OWNER/NAME from the hub's cache
     folder: Path
@@ -32,7 +32,7 @@ class LocalModel:
 
 
 def find_models(folders: Iterable[Path], machine: Machine) -> list[LocalModel]:
-    """In these folders and in the hub's cache; what is no model of the family is left out."""
+    """The family's models in these folders and in the hub's cache."""
     places = {folder.resolve(): (str(folder), False) for folder in folders}
     for name, folder in cached_repositories():
         places.setdefault(folder.resolve(), (name, True))
@@ -57,7 +57,7 @@ def cached_repositories() -> list[tuple[str, Path]]:
 
 
 def _described(name: str, folder: Path, from_hub: bool, machine: Machine) -> LocalModel | None:
-    """None for what is not of the family."""
+    """The model in a folder; None if it is not of the family."""
     try:
         found = inspect_folder(folder)
         state = _state(folder, found.complete, machine)
@@ -69,7 +69,7 @@ def _described(name: str, folder: Path, from_hub: bool, machine: Machine) -> Loc
 
 
 def _damaged(name: str, folder: Path, from_hub: bool) -> LocalModel | None:
-    """What calls itself a Llama 4, though nothing more can be made out."""
+    """A folder that calls itself a Llama 4, though nothing else in it can be read."""
     try:
         is_family = '"llama4' in (folder / "config.json").read_text(errors="replace")
         nbytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

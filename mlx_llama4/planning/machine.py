@@ -1,4 +1,4 @@
-"""How much memory a machine has for a model: a Mac of some size, or the one that this runs on."""
+"""How much memory a machine has for a model: a Mac of a given size, or this machine."""
 
 import os
 import sys
@@ -9,20 +9,18 @@ from mlx_llama4.units import parse_bytes
 
 GIB = 2**30
 MIB = 2**20
-# What a Mac's system and its other programs keep, whatever the GPU may wire: a sixteenth, within
-# these. A plan that leaves them less swaps, and beyond that the machine stops.
+# What a Mac's system and other programs keep, whatever the GPU may wire: a sixteenth, within these
+# bounds. A plan that leaves them less makes the Mac swap, and beyond that freeze.
 SYSTEM_SHARE, LEAST_SYSTEM, MOST_SYSTEM = 16, 2 * GIB, 8 * GIB
 
 
 @dataclass(frozen=True)
 class Machine:
-    """memory: bytes in all. usable: what a model may take at most. wired: what the GPU may hold
-    as macOS is set; None for a machine that computes on its CPU.
-    """
+    """A machine's memory, in bytes."""
 
-    memory: int
-    usable: int
-    wired: int | None
+    memory: int  # all of it
+    usable: int  # the most that a model may take
+    wired: int | None  # what macOS lets the GPU hold now; None: it computes on the CPU
 
     @property
     def has_gpu(self) -> bool:
@@ -30,10 +28,11 @@ class Machine:
 
 
 def mac(memory: int, wired: int | None = None) -> Machine:
-    """A Mac of so many bytes; without `wired`, as macOS sets itself.
+    """A Mac with `memory` bytes. wired: macOS's default if not given.
 
-    By default the GPU may wire two thirds of the memory, from 36 GB on three quarters (what Metal
-    reports as recommendedMaxWorkingSetSize; recent versions of macOS allow large Macs more).
+    By default the GPU may wire two thirds of the memory, and from 36 GB on three quarters. This is
+    what Metal reports as recommendedMaxWorkingSetSize; recent versions of macOS allow large Macs
+    more.
     """
     system = min(max(memory // SYSTEM_SHARE, LEAST_SYSTEM), MOST_SYSTEM)
     default = memory * 2 // 3 if memory < 36 * GIB else memory * 3 // 4
@@ -42,15 +41,15 @@ def mac(memory: int, wired: int | None = None) -> Machine:
 
 
 def parse_memory(text: str) -> int:
-    """ "128GB" → bytes. Memory is sold in powers of two: its GB are GiB. Raises InputError."""
-    parse_bytes(text)  # names what cannot be read as the user wrote it
+    """ "128GB" → bytes. Memory is sold in powers of two, so GB means GiB. Raises InputError."""
+    parse_bytes(text)  # raises an error that quotes the user's own text
     text = text.strip().upper()
     unit = text.rstrip("B")
     return parse_bytes(unit if unit.endswith("I") or unit[-1].isdigit() else f"{unit}iB")
 
 
 def this_machine() -> Machine:
-    """What Metal says of a Mac; elsewhere the memory, or what this process's cgroup may have."""
+    """What Metal reports on a Mac; elsewhere the memory, or the limit of this process's cgroup."""
     if sys.platform == "darwin":
         import mlx.core as mx
 
@@ -63,7 +62,7 @@ def this_machine() -> Machine:
 
 
 def cgroup_limit(root: Path) -> int | None:
-    """Bytes that this process's cgroup and those above it allow, v1 or v2; None if any amount.
+    """Bytes that this process's cgroup and those above it allow, v1 or v2; None without a limit.
 
     root: of the file system.
     """
@@ -87,7 +86,7 @@ def cgroup_limit(root: Path) -> int | None:
 
 
 def _number(file: Path) -> int | None:
-    """v2 writes "max" for no limit; v1 a number larger than any memory."""
+    """The limit in a file. v2 writes "max" for none, v1 a number larger than any memory."""
     try:
         text = file.read_text().strip()
     except OSError:

@@ -1,6 +1,6 @@
-"""Where a model's routed experts are kept: all in memory, or on the disk, read as tokens need them.
+"""Decides where routed experts are: all in memory, or on the disk, read as tokens need them.
 
-By the formulas of planner.py and offload/budget.py. Needs no MLX.
+It uses the formulas of planner.py and budget.py. Needs no MLX.
 """
 
 from dataclasses import dataclass, replace
@@ -15,51 +15,51 @@ from mlx_llama4.units import human_bytes
 
 Where = Literal["auto", "resident", "stream"]
 
-# Where no limit of a GPU leaves something for the process, other programs and the page cache.
+# Without a GPU's limit, one part in SPARE_SHARE stays free for other programs and the page cache.
 SPARE_SHARE = 8
-# Of a prefill whose experts are read once a step. Powers of two, so that after an odd start steps
-# meet the borders of chunks.
+# Tokens of a prefill step when each step reads the experts once. Powers of two, so that steps meet
+# chunk borders even after an odd start.
 SPANS = (32_768, 16_384, 8192, 4096)
-# GB/s that the SSDs of Macs read: of the smallest, of most, of the fastest.
+# GB/s that Macs' SSDs read: the smallest ones, most, the fastest.
 DISKS = (3.0, 5.5, 7.4)
-# Of what is left for experts, what a step or a conversation may take: one part in so many.
+# One part in so many of the memory left for experts may go to a longer step, or a longer
+# conversation.
 STEP_SHARE, LATER_SHARE = 4, 4
 
 
 @dataclass(frozen=True)
 class Placement:
-    """streaming: None for all experts in memory. usage: with the span of a prefill step. slots: of
-    each MoE layer, for experts that stay in memory. resident_fit: of the model with all of them
-    there.
-    """
+    """Where a model's experts are, and what it then needs."""
 
     experts: ExpertWeights
-    streaming: ExpertStreaming | None
-    slots: tuple[int, ...]
-    usage: Usage
+    streaming: ExpertStreaming | None  # None: all experts are in memory
+    slots: tuple[int, ...]  # of each MoE layer, for experts that stay in memory
+    usage: Usage  # with the span chosen for a prefill step
     need: Need
     fit: Fit
-    resident_fit: Fit
+    resident_fit: Fit  # with all experts in memory
 
     @property
     def kept(self) -> float:
-        """Share of the experts that are in memory."""
+        """The share of experts that stay in memory."""
         return self.experts.kept(self.slots)
 
     @property
     def bytes_per_token(self) -> float:
-        """Expected to be read, if all experts are equally likely."""
+        """Bytes read for a token on average, if all experts are equally likely."""
         return self.experts.read_bytes(self.slots)
 
     def line(self, machine: Machine) -> str:
-        """What is done with the experts, for people; of a streamed model."""
+        """What is done with the experts of a streamed model, for people."""
+        if self.streaming is None:
+            raise ValueError("all experts are in memory")
         size = human_bytes(self.experts.all)
         kept = human_bytes(min(self.streaming.memory, self.experts.all))
         reading = f"from the disk with {kept} kept in memory ({self.kept:.0%})"
         rest = self.need.total - self.streaming.memory
         if self.resident_fit == "yes":
             return f"Experts: streaming {size} {reading}"
-        if self.resident_fit == "no":
+        if self.resident_fit == "no" or machine.wired is None:
             left = human_bytes(max(machine.usable - rest, 0))
             return f"Experts: {size} do not fit in the {left} left; streaming them {reading}"
         left = human_bytes(max(machine.wired - rest, 0))
@@ -82,14 +82,18 @@ def place(
     prompt: int | None = None,
     later: int = 0,
 ) -> Placement:
-    """Decide; the result may still say that it does not fit.
+    """Decides; the result may still not fit.
 
-    memory: for experts, which asks for streaming; by default what the rest leaves. prompt: the most
-    tokens that are read at once, for which a streamed model's step may be longer than `usage` says;
-    None leaves it. later: bytes that a conversation is to have beyond `usage`, as far as it goes.
+    "auto" keeps all experts in memory if they fit as the machine is set now, and streams them if
+    only that fits.
 
-    "auto" keeps all in memory where that fits as the machine is set, and streams where only that
-    does. Raises InputError for a memory that does not hold one expert.
+    memory: bytes for streamed experts. Giving it asks for streaming; the default is what the rest
+        of the model leaves.
+    prompt: the most tokens read at once; a streamed model's step may become longer for them than
+        `usage` says. None leaves the step as it is.
+    later: bytes to leave, if possible, for a conversation that grows beyond `usage`.
+
+    Raises InputError if `memory` does not hold one expert.
     """
     resident = _resident(config, experts, usage, machine)
     streams = where == "stream" or (where == "auto" and memory is not None)
@@ -107,22 +111,22 @@ def place(
 
 
 def tokens_per_second(bytes_per_token: float) -> dict[float, float]:
-    """GB/s of a disk → tokens/s at most, while reading is all there is to wait for."""
+    """GB/s of a disk → the most tokens/s, if reading is all there is to wait for."""
     return {disk: disk * 1e9 / bytes_per_token for disk in DISKS if bytes_per_token}
 
 
 @dataclass(frozen=True)
 class StreamingPlan:
-    """least: with an expert at a time in memory. default: with what the rest leaves."""
+    """Two ways to stream a model."""
 
-    least: Placement
-    default: Placement
+    least: Placement  # with one expert at a time in memory
+    default: Placement  # with all the memory that the rest of the model leaves
 
 
 def plan_streaming(
     config: Config, experts: ExpertWeights, usage: Usage, machine: Machine
 ) -> StreamingPlan | None:
-    """None for a model without routed experts."""
+    """Both ways to stream a model; None for a model without routed experts."""
     if not experts.layers:
         return None
     usage, least = replace(usage, streamed=True), ExpertStreaming(experts.least_memory)
@@ -131,7 +135,7 @@ def plan_streaming(
 
 
 def room(machine: Machine) -> int:
-    """Bytes that a streamed model takes at most if it is not told otherwise."""
+    """The most bytes that a streamed model takes, unless it is told otherwise."""
     if machine.wired is not None:
         return min(machine.wired, machine.usable)
     return machine.usable - machine.usable // SPARE_SHARE
@@ -160,10 +164,10 @@ def _streamed(
 def _default_memory(
     config: Config, experts: ExpertWeights, usage: Usage, machine: Machine, later: int
 ) -> int:
-    """What is left of the memory, at most what all experts take."""
+    """The memory left for experts, but no more than all of them take."""
     rest = need_of(config, experts.others, usage).total
     least, left = experts.least_memory, room(machine) - rest
-    if left < least:  # only what the system would rather keep
+    if left < least:  # take some of what the system should keep
         return min(max(machine.usable - rest, least), experts.most_memory)
     left -= min(later, (left - least) // LATER_SHARE)
     return min(left, experts.most_memory)
@@ -172,11 +176,13 @@ def _default_memory(
 def _with_longer_steps(
     config: Config, experts: ExpertWeights, usage: Usage, machine: Machine, prompt: int
 ) -> Usage:
-    """With the longest steps of use for so many tokens that leave experts most of the memory."""
+    """The usage with the longest steps that help `prompt` tokens and leave experts most of the
+    memory.
+    """
     start = need_of(config, experts.others, usage).total
     left = room(machine) - start - experts.least_memory
     longest = min(prompt, config.text.max_position_embeddings)
-    if left >= experts.most_memory:  # nothing will have to be read twice
+    if left >= experts.most_memory:  # nothing is read twice anyway
         return usage
     for span in SPANS:
         context = max(usage.context, min(span, longest))

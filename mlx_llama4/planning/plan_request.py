@@ -1,4 +1,4 @@
-"""What a plan is asked for, from a few numbers to the whole plan with its streaming. No MLX."""
+"""Turns what a user asks for, a few numbers, into a whole plan with its streaming. Needs no MLX."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,17 +20,17 @@ DEFAULT_CONTEXT = 131_072
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a user may ask for."""
+    """What a user asks a plan for."""
 
-    context: int | None = None  # tokens; None: DEFAULT_CONTEXT, or all that the model takes
+    context: int | None = None  # tokens; None: DEFAULT_CONTEXT, or the model's maximum
     bits: int | None = None  # of the weights; None: as stored, or what fits
     kv: KVQuantization | None = None  # of global layers' keys and values; None: not packed
     kv_group_size: int = 64  # of the packings of keys and values to compare
-    images: int = 1  # pictures in the prompt, of the most tiles each
+    images: int = 1  # pictures in the prompt, each with the most tiles
 
 
 def plan_for(subject: Subject, machine: Machine, request: PlanRequest) -> MemoryPlan:
-    """Raises InputError for a context beyond the model's, and for packings there are not."""
+    """Raises InputError for a context beyond the model's, and for unknown packings."""
     config = subject.config
     usage = Usage(
         context=request.context or min(DEFAULT_CONTEXT, config.text.max_position_embeddings),
@@ -44,7 +44,7 @@ def plan_for(subject: Subject, machine: Machine, request: PlanRequest) -> Memory
 
 
 def streaming_of(plan: MemoryPlan, matching: "Matching | None") -> StreamingPlan | None:
-    """The same with the routed experts on the disk. matching: the stored tensors, if there are."""
+    """The same with routed experts on the disk. matching: the stored tensors, if there are any."""
     subject = plan.subject
     if plan.chosen.bits is not None:
         experts = experts_in_bits(subject.config, plan.chosen.bits, subject.dtype_bytes)

@@ -1,6 +1,6 @@
-"""What running a model takes, what of that fits a machine, and how far its context can go.
+"""Plans what a model needs to run, whether it fits a machine, and how long its context can be.
 
-By the formulas of memory.py, from a config and the bytes of the weights. Needs no MLX.
+It uses the formulas of memory.py, a config and the bytes of the weights. Needs no MLX.
 """
 
 import math
@@ -36,40 +36,36 @@ PLANNED_BITS = (3, 4, 5, 6, 8)
 DEFAULT_BITS = 4
 KV_BITS = (16, 8, 4)
 
-# "raised": only once the GPU may wire more than macOS lets it by default.
+# "raised": only if the GPU's limit is raised beyond macOS's default.
 Fit = Literal["yes", "raised", "no"]
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a model is to do. context: tokens of prompt and answer. dtype_bytes: of an element of
-    activations and caches. tiles: of each picture in the prompt. span: tokens of a prefill step.
-    fused: attention materialises no scores, as on a GPU. streamed: routed experts are read from the
-    disk.
-    """
+    """What a model is used for, and how."""
 
-    context: int
-    dtype_bytes: int = 2
+    context: int  # tokens of prompt and answer
+    dtype_bytes: int = 2  # of an element of activations and caches
     kv: KVQuantization | None = None
-    tiles: tuple[int, ...] = ()
-    span: int = PREFILL_SPAN
-    fused: bool = True
-    streamed: bool = False
+    tiles: tuple[int, ...] = ()  # of each picture in the prompt
+    span: int = PREFILL_SPAN  # tokens of a prefill step
+    fused: bool = True  # attention materialises no scores, as on a GPU
+    streamed: bool = False  # routed experts are read from the disk
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of memory. In flight while text is read: activations, and of one global layer its keys
-    and values once more, dequantized or, where its cache grows, copied. In flight before that:
-    vision. The rest is held.
-    """
+    """The memory that a model needs, in bytes."""
 
+    # Held all the time:
     weights: int
     cache: CacheBytes
-    features: int
+    features: int  # of pictures
+    # In flight while text is read: activations, and one global layer's keys and values once more.
     activations: int
-    dequantized: int
-    growing: int
+    dequantized: int  # unpacked
+    growing: int  # copied, while its cache grows
+    # In flight before that:
     vision: int
 
     @property
@@ -90,7 +86,7 @@ class Need:
 
 
 def dtype_bytes(dtype: str | None, machine: Machine) -> int:
-    """Of an element of what is not packed, where config.json says `dtype`; see opening.py."""
+    """Bytes of an unpacked element in memory, if config.json says `dtype`; see opening.py."""
     return 4 if dtype == "float32" or not machine.has_gpu else 2
 
 
@@ -118,7 +114,7 @@ def loaded_bytes(tensors: "Iterable[StoredTensor]", dtype_bytes: int) -> int:
 
 
 def need_of(config: Config, weights: int, usage: Usage) -> Need:
-    """weights: their bytes in memory."""
+    """What a model needs. weights: their bytes in memory."""
     text, context, width = config.text, usage.context, usage.dtype_bytes
     # Caches that are packed late are largest just before.
     unpacked = min(context, usage.kv.after) if usage.kv else context
@@ -147,16 +143,17 @@ def fit(total: int, machine: Machine) -> Fit:
 
 
 def wired_limit_command(total: int, machine: Machine) -> str:
-    """Lets the GPU of a Mac wire what a plan of `total` bytes takes, until the next start."""
+    """The command that lets a Mac's GPU wire `total` bytes until the next start."""
     rounded = -(-total // GIB) * GIB
     limit = rounded if rounded <= machine.usable else total
     return f"sudo sysctl iogpu.wired_limit_mb={-(-limit // MIB)}"
 
 
 def largest_context(config: Config, weights: int, usage: Usage, budget: int) -> int:
-    """Most tokens, in whole blocks or all that the model takes, that fit `budget` bytes; 0: none.
+    """The most tokens that fit `budget` bytes, in whole blocks or the model's maximum; 0: none.
 
-    Caches packed from the start grow with the context; with `after` they may shrink once.
+    Caches that are packed from the start grow with the context. Others may shrink once, when they
+    are packed.
     """
     limit = config.text.max_position_embeddings
     fitting, beyond = 0, -(-limit // CACHE_BLOCK_TOKENS) + 1
@@ -171,13 +168,13 @@ def largest_context(config: Config, weights: int, usage: Usage, budget: int) -> 
 
 
 def machines_needed(need: Need, machine: Machine) -> int | None:
-    """How many of these at least, with an even share each of what is held; None: none would do."""
+    """The fewest machines that can share evenly what is held; None if no number suffices."""
     room = machine.usable - need.in_flight
     return None if room <= 0 else max(1, -(-need.held // room))
 
 
 def kv_choices(config: Config, group_size: int) -> dict[int, KVQuantization | None]:
-    """Bits of keys and values → how global layers keep them, as far as the heads divide."""
+    """Bits of keys and values → their packing, if the heads divide into groups."""
     divides = config.text.head_dim % group_size == 0
     return {
         bits: None if bits == UNPACKED_BITS else KVQuantization(bits, group_size)
@@ -187,7 +184,7 @@ def kv_choices(config: Config, group_size: int) -> dict[int, KVQuantization | No
 
 
 def parse_tokens(text: str, option: str = "--context") -> int:
-    """ "128K", "1M" or "131072" → tokens; K is 1,024 and M its square, as the family counts.
+    """ "128K", "1M" or "131072" → tokens. K is 1,024 and M is its square, as in the models' names.
 
     Raises InputError, which names the option.
     """
@@ -199,7 +196,7 @@ def parse_tokens(text: str, option: str = "--context") -> int:
 
 
 def tokens_name(tokens: int) -> str:
-    """For reading, rounded down: "10M", "1.4M", "128K", "900"."""
+    """Tokens for people, rounded down: "10M", "1.4M", "128K", "900"."""
     if tokens >= MIB:
         return f"{tokens * 10 // MIB / 10:g}M"
     return f"{tokens // 1024}K" if tokens >= 1024 else str(tokens)
@@ -207,52 +204,46 @@ def tokens_name(tokens: int) -> str:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to plan for. dtype_bytes: of an element of what is not packed. stored: bytes of each
-    part, if it can run as it is stored.
-    """
+    """A model to plan for."""
 
     name: str
     config: Config
-    dtype_bytes: int
-    stored: Mapping[Part, int] | None = None
+    dtype_bytes: int  # of an element that is not packed
+    stored: Mapping[Part, int] | None = None  # bytes of each part, if it can run as it is stored
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A model at some bits a weight, None: as it is stored. largest: bits of keys and values →
-    most tokens that fit the machine.
-    """
+    """A model in one packing."""
 
-    bits: int | None
-    weights: Mapping[Part, int]
+    bits: int | None  # a weight; None: as it is stored
+    weights: Mapping[Part, int]  # bytes of each part
     need: Need
     fit: Fit
-    largest: Mapping[int, int]
+    largest: Mapping[int, int]  # bits of keys and values → the most tokens that fit the machine
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """chosen: the packing asked for; choices: that and the others there are. machines: of this
-    memory, that share it; None if no number of them can.
-    """
+    """A model on a machine, in each packing."""
 
     subject: Subject
     machine: Machine
     usage: Usage
-    chosen: Choice
-    choices: tuple[Choice, ...]
-    machines: int | None
+    chosen: Choice  # the packing asked for
+    choices: tuple[Choice, ...]  # that and the other packings
+    machines: int | None  # machines like this that share it; None if no number suffices
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """Of global layers; chunked ones stop growing."""
+        """Bytes that each token adds in global layers; chunked ones stop growing."""
         usage = self.usage
         text, block = self.subject.config.text, CACHE_BLOCK_TOKENS
         return cache_bytes(text, block, usage.dtype_bytes, usage.kv).global_layers // block
 
     @property
     def wired_limit_command(self) -> str | None:
-        """None: not needed, or of no use."""
+        """The command to raise the GPU's limit; None if it is not needed or would not help."""
         if self.chosen.fit != "raised":
             return None
         return wired_limit_command(self.chosen.need.total, self.machine)
@@ -267,7 +258,7 @@ def make_plan(
 ) -> MemoryPlan:
     """bits: of the weights; None: as they are stored, or 4.
 
-    Raises InputError for a context beyond the model's, and for packings there are not.
+    Raises InputError for a context beyond the model's, and for unknown packings.
     """
     limit = subject.config.text.max_position_embeddings
     if usage.context > limit:
@@ -297,8 +288,10 @@ def _choice(
     subject: Subject, machine: Machine, usage: Usage, bits: int | None, kv_group_size: int
 ) -> Choice:
     config = subject.config
-    packed = bits is not None and packed_weights(config, bits, subject.dtype_bytes)
-    weights = packed or subject.stored
+    stored = subject.stored
+    weights = stored if bits is None else packed_weights(config, bits, subject.dtype_bytes)
+    if weights is None:
+        raise ValueError(f"{subject.name} cannot run as it is stored")
     total = sum(weights.values())
     need = need_of(config, total, usage)
     largest = {
@@ -309,7 +302,7 @@ def _choice(
 
 
 def announced_weights(parameters: int, bits: int) -> int:
-    """About what so many parameters weigh: of Behemoth no more can be said."""
+    """Approximate bytes of `parameters` weights. Of Behemoth, nothing better is known."""
     if bits == UNPACKED_BITS:
         return 2 * parameters
     packed = packing(bits, None, None)

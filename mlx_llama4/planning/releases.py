@@ -1,7 +1,8 @@
-"""The family's published sizes, for planning before there is a folder.
+"""The family's published sizes, for planning without a folder.
 
-Scout's and Maverick's config.json as released, as far as it fixes shapes and limits. Of Behemoth
-Meta has published three figures and no weights (ai.meta.com, "The Llama 4 herd", April 2025).
+Scout's and Maverick's are from their config.json as released, as far as it determines shapes and
+limits. For Behemoth, Meta has published three figures and no weights (ai.meta.com, "The Llama 4
+herd", April 2025).
 """
 
 from dataclasses import dataclass
@@ -53,10 +54,10 @@ _KEYS = ("num_hidden_layers", "hidden_size", "num_local_experts")  # tell one fr
 
 @dataclass(frozen=True)
 class Announced:
-    """A model of which only these figures are public. parameters: about."""
+    """A model for which only these figures are public."""
 
     name: str
-    parameters: int
+    parameters: int  # approximately
     active_parameters: int
     experts: int
 
@@ -65,12 +66,12 @@ BEHEMOTH = Announced("Llama 4 Behemoth", 2 * 10**12, 288 * 10**9, 16)
 
 
 def release_config(name: str) -> Config:
-    """Config of one of `RELEASES`, in bfloat16, with its vision tower."""
+    """The config of one of `RELEASES`, in bfloat16, with its vision tower."""
     return parse_config(release_json(name))
 
 
 def release_json(name: str) -> dict[str, Any]:
-    """The same as config.json says it."""
+    """The same as in config.json."""
     return {
         "model_type": "llama4",
         "text_config": {"model_type": "llama4_text"} | _TEXT | _SIZES[name],

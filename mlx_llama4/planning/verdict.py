@@ -1,6 +1,6 @@
-"""What to do on this Mac, in one line: which model, in how many bits, and the command to type next.
+"""Recommends in one line what to run on this Mac: the model, its bits, and the command to type.
 
-By the formulas of planner.py and placement.py. Needs no MLX.
+It uses the formulas of planner.py and placement.py. Needs no MLX.
 """
 
 import shlex
@@ -21,14 +21,14 @@ from mlx_llama4.planning.planner import (
 )
 from mlx_llama4.quantization import UNPACKED_BITS
 
-# Fewer bits than 3 lose too much to be recommended; more than 4 are a choice, not a need.
+# Fewer than 3 bits lose too much to be recommended; more than 4 are not needed.
 RECOMMENDED_BITS = (DEFAULT_BITS, 3)
 
 # GB of memory that Macs with Apple silicon are sold with.
 MAC_SIZES = (8, 16, 18, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)
 
-# "raised": in memory once the GPU may wire more than macOS lets it by default. "streamed": with
-# the routed experts on the disk.
+# "raised": in memory if the GPU's limit is raised beyond macOS's default. "streamed": with the
+# routed experts on the disk.
 How = Literal["memory", "raised", "streamed", "shorter", "no"]
 
 
@@ -38,18 +38,18 @@ class Verdict:
 
     how: How
     bits: int | None  # a weight; None: as the folder stores them
-    context: int  # most tokens that fit, keys and values in 16 bits; 0: none
-    line: str  # for people, with the memory as it is sold: "64 GB: Scout in 3 bits, …"
+    context: int  # the most tokens that fit, with keys and values in 16 bits; 0: none
+    line: str  # for people, with the memory as sold: "64 GB: Scout in 3 bits, …"
     command: str  # what to type next
 
 
 def sold_as(machine: Machine) -> str:
-    """Memory in its seller's units: 64 GiB are "64 GB"."""
+    """Memory as it is sold: 64 GiB is "64 GB"."""
     return f"{machine.memory / GIB:.3g} GB"
 
 
 def candidates(plan: MemoryPlan, bits: int | None) -> list[Choice]:
-    """Packings that may be recommended, the best first: what was asked for or is stored, else
+    """The packings that may be recommended, the best first: the one asked for or stored, else
     RECOMMENDED_BITS.
     """
     if bits is not None or plan.subject.stored is not None:
@@ -59,14 +59,14 @@ def candidates(plan: MemoryPlan, bits: int | None) -> list[Choice]:
 
 
 def settled(plan: MemoryPlan, bits: int | None) -> MemoryPlan:
-    """The plan with the best of the candidates that fits memory chosen, if one does."""
+    """The plan with the best candidate that fits memory as the chosen one, if any fits."""
     fitting = (choice for choice in candidates(plan, bits) if choice.fit != "no")
     chosen = next(fitting, plan.chosen)
     return replace(plan, chosen=chosen, machines=machines_needed(chosen.need, plan.machine))
 
 
 def best_release(plan_of: Callable[[str], MemoryPlan]) -> str:
-    """Maverick where it fits in memory, else Scout, which can be streamed on smaller Macs.
+    """Maverick if it fits in memory, else Scout, which smaller Macs can stream.
 
     plan_of: a release's name → its settled plan.
     """
@@ -76,14 +76,16 @@ def best_release(plan_of: Callable[[str], MemoryPlan]) -> str:
 def judge(
     model: str, plan: MemoryPlan, bits: int | None, streaming: StreamingPlan | None
 ) -> Verdict:
-    """model: as it was typed: a release, a folder or a repository. plan: settled. bits: asked for,
-    if any. streaming: of the chosen packing.
+    """The recommendation for one model.
+
+    model: as it was typed: a release, a folder or a repository. plan: settled. bits: those asked
+    for, if any. streaming: of the chosen packing.
     """
     name = model.title() if is_release(model) else plan.subject.name
     chosen = plan.chosen
     how, words = _words(name, chosen, streaming)
     if how == "no":
-        # A shorter context than the one planned for may still fit.
+        # A shorter context than planned may still fit.
         most = max(candidates(plan, bits), key=lambda one: one.largest[UNPACKED_BITS])
         if most.largest[UNPACKED_BITS]:
             chosen, how = most, "shorter"
