@@ -103,6 +103,12 @@ def demo_chat(demo_folder: Path) -> Chat:
     return Chat.open(demo_folder)
 
 
+@pytest.fixture(scope="module")
+def opened(demo_folder: Path) -> Chat:
+    """A module's own, whose tests put it back before they talk with it."""
+    return Chat.open(demo_folder)
+
+
 @pytest.fixture
 def talk(demo_chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Talk:
     """Nothing said yet; what it keeps goes to a folder of its own."""

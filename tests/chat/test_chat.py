@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -16,18 +15,13 @@ from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.generation.settings import GenerationSettings
 
 
-@pytest.fixture(scope="module")
-def loaded(demo_folder: Path) -> Chat:
-    return Chat.open(demo_folder)
-
-
 @pytest.fixture
-def chat(loaded: Chat) -> Iterator[Chat]:
-    loaded.options = ChatOptions()
-    loaded.cache = PromptCache(loaded.model.make_cache())
-    loaded.document = []
-    loaded.reset()
-    yield loaded
+def chat(opened: Chat) -> Iterator[Chat]:
+    opened.options = ChatOptions()
+    opened.cache = PromptCache(opened.model.make_cache())
+    opened.document = []
+    opened.reset()
+    yield opened
 
 
 def say(chat: Chat, text: str, *pictures: str) -> str:

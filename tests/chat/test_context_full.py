@@ -1,7 +1,6 @@
 """When the context is full the oldest questions are dropped, or the message is refused."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
@@ -15,25 +14,20 @@ from mlx_llama4.generation.settings import GenerationSettings
 CONTEXT = 300
 
 
-@pytest.fixture(scope="module")
-def loaded(demo_folder: Path) -> Chat:
-    return Chat.open(demo_folder)
-
-
 @pytest.fixture
 def dropped() -> list[int]:
     return []
 
 
 @pytest.fixture
-def chat(loaded: Chat, dropped: list[int]) -> Chat:
-    loaded.options = ChatOptions(
+def chat(opened: Chat, dropped: list[int]) -> Chat:
+    opened.options = ChatOptions(
         GenerationSettings(max_tokens=40), max_context=CONTEXT, on_dropped=dropped.append
     )
-    loaded.cache = PromptCache(loaded.model.make_cache())
-    loaded.document = []
-    loaded.reset()
-    return loaded
+    opened.cache = PromptCache(opened.model.make_cache())
+    opened.document = []
+    opened.reset()
+    return opened
 
 
 def ask(chat: Chat, number: int) -> str:

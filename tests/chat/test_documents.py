@@ -21,11 +21,6 @@ ANSWER = "The code of walnut is 407."
 CHUNK = 128  # of the demo model
 
 
-@pytest.fixture(scope="module")
-def opened(demo_folder: Path) -> Chat:
-    return Chat.open(demo_folder)
-
-
 @pytest.fixture
 def chat(opened: Chat) -> Iterator[Chat]:
     opened.options = ChatOptions()

@@ -3,6 +3,7 @@
 import mlx.core as mx
 import pytest
 
+from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.model.llama4 import Llama4
 
 
@@ -19,3 +20,11 @@ def row_counts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Llama4, "__call__", counted)
     return counts
+
+
+@pytest.fixture
+def chat(opened: Chat) -> Chat:
+    """Nothing said yet, and all options at their defaults."""
+    opened.options = ChatOptions()
+    opened.reset()
+    return opened

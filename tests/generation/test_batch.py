@@ -32,6 +32,7 @@ from tests.generation.batches import (
     run_all,
     run_alone,
 )
+from tests.generation.waits import recorded_waits
 from tests.golden import cases
 from tests.prompts import Letters, Text, picture, words
 from tests.proofs import scaled
@@ -233,17 +234,9 @@ def test_caches_can_be_gone_on_with() -> None:
 
 def test_decode_waits_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """For all rows, and only when the next step is under way; no row waits inside the model."""
-    model, events = model_of("maverick"), []
+    model = model_of("maverick")
     requests = [Request(words(n, 5 + n).prompt, at_most(6)) for n in range(3)]
-
-    def recorded(name: str, call: Callable) -> Callable:
-        return lambda *args: events.append(name) or call(*args)
-
-    for name in ("eval", "async_eval", "synchronize"):
-        monkeypatch.setattr(mx, name, recorded(name, getattr(mx, name)))
-    for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__array__"):
-        if hasattr(mx.array, name):
-            monkeypatch.setattr(mx.array, name, recorded(name, getattr(mx.array, name)))
+    events = recorded_waits(monkeypatch)
     run_all(model, requests, end_tokens=())
     waits = ["item", "item"] * 3  # of arrays that come together
     steps = ["async_eval", "async_eval", *waits] * 5 + ["async_eval", *waits]

@@ -20,6 +20,7 @@ from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.prompt.tokenizer import Tokenizer
 from tests import tiny
+from tests.generation.waits import recorded_waits
 from tests.golden import cases
 from tests.golden.logits import goldens
 from tests.golden.pictures import TOKENIZER_FOLDER
@@ -313,16 +314,7 @@ def test_decode_waits_once_a_token(golden_model: Models, monkeypatch: pytest.Mon
     """For the token and its log-probability, which come together, and only when the next token
     is already under way: every wait, and every start, counted in order.
     """
-    events = []
-
-    def recorded(name: str, call: Callable) -> Callable:
-        return lambda *args: events.append(name) or call(*args)
-
-    for name in ("eval", "async_eval", "synchronize"):
-        monkeypatch.setattr(mx, name, recorded(name, getattr(mx, name)))
-    for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__array__"):
-        if hasattr(mx.array, name):
-            monkeypatch.setattr(mx.array, name, recorded(name, getattr(mx.array, name)))
+    events = recorded_waits(monkeypatch)
     steps = stream_generate(
         golden_model("maverick"),
         Letters(),

@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,21 +32,9 @@ CODE = {
 
 
 @pytest.fixture(scope="module")
-def loaded(demo_folder: Path) -> Chat:
-    return Chat.open(demo_folder)
-
-
-@pytest.fixture
-def chat(loaded: Chat) -> Iterator[Chat]:
-    loaded.options = ChatOptions()
-    loaded.reset()
-    yield loaded
-
-
-@pytest.fixture(scope="module")
-def tokens(loaded: Chat) -> GrammarTokens:
+def tokens(opened: Chat) -> GrammarTokens:
     return GrammarTokens(
-        loaded.processor.tokenizer, loaded.processor.end_tokens, loaded.model.config.text.vocab_size
+        opened.processor.tokenizer, opened.processor.end_tokens, opened.model.config.text.vocab_size
     )
 
 

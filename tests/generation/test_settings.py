@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -15,11 +14,6 @@ from mlx_llama4.generation.sampler import greedy
 from mlx_llama4.generation.settings import GenerationSettings
 
 DRAWN = GenerationSettings(max_tokens=12, temperature=8.0, seed=3)
-
-
-@pytest.fixture(scope="module")
-def opened(demo_folder: Path) -> Chat:
-    return Chat.open(demo_folder)
 
 
 @pytest.fixture

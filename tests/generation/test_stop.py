@@ -1,8 +1,6 @@
 """Stop strings: what comes before is shown, nothing of them or after."""
 
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_llama4.cache.prompt_cache import PromptCache
-from mlx_llama4.chat import Chat, ChatOptions
+from mlx_llama4.chat import Chat
 from mlx_llama4.errors import InputError
 from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.generation.stop import StopStrings
@@ -51,18 +49,6 @@ def test_no_more_is_held_back_than_could_begin_one() -> None:
     assert shown(StopStrings([]), ["a", "b"]) == ["a", "b", ""]
     with pytest.raises(InputError, match="empty"):
         StopStrings(["a", ""])
-
-
-@pytest.fixture(scope="module")
-def loaded(demo_folder: Path) -> Chat:
-    return Chat.open(demo_folder)
-
-
-@pytest.fixture
-def chat(loaded: Chat) -> Iterator[Chat]:
-    loaded.options = ChatOptions()
-    loaded.reset()
-    yield loaded
 
 
 def test_an_answer_ends_before_it(chat: Chat) -> None:
