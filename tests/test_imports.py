@@ -32,7 +32,7 @@ ARROWS = {
     "hub": "errors files config checkpoint",
     "convert": "errors units files quantization config tensors checkpoint hub",
     "model": "errors quantization config memory cache",
-    "evaluation": "errors prompt tensors checkpoint model",
+    "evaluation": "errors config prompt tensors checkpoint model",
     "generation": "errors least_recently_used files config prompt memory cache model",
     "offload": "errors units files quantization config checkpoint model",
     "opening": "errors files quantization config prompt tensors checkpoint hub model offload",
@@ -47,9 +47,9 @@ ARROWS = {
     ),
     "mlx_llama4": "errors quantization generation opening chat",
     "cli": (
-        "demo errors units cli.console cli.markdown quantization config prompt checkpoint "
-        "memory tools cache hub convert evaluation generation offload opening planning "
-        "chat cli.talk doctor"
+        "demo errors units cli.console cli.markdown quantization config prompt tensors "
+        "checkpoint memory tools cache hub convert evaluation generation offload opening "
+        "planning chat cli.talk doctor"
     ),
     "__main__": "cli",
 }

@@ -372,17 +372,16 @@ def test_modules_in_the_working_folder_are_not_ours(
 def test_the_worker_starts_without_mlx() -> None:
     """And within the time that it takes to start Python, about."""
     code = "import mlx_llama4.tools.worker, sys; print(sorted(sys.modules))"
-    modules = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", code]
+    modules = subprocess.run(command, capture_output=True, text=True, check=True)
     heavy = {"mlx", "mlx.core", "numpy", "tokenizers", "jinja2", "typer", "rich", "PIL"}
     assert not heavy & set(ast.literal_eval(modules.stdout))
 
 
 def test_the_documented_file_is_one(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "tools.md").read_text()
-    block = text.partition("```python file=house.py\n")[2].partition("```")[0]
-    (tmp_path / "house.py").write_text(block)
+    page = (Path(__file__).parents[2] / "docs" / "tools.md").read_text()
+    _, _, block = page.partition("```python file=house.py\n")
+    (tmp_path / "house.py").write_text(block.partition("```")[0])
     (tmp_path / "readings.json").write_text('{"cellar": {"temperature": 9.5}}')
     tools = ToolFile.open(tmp_path / "house.py")
     assert tools.names == ["read_sensor", "set_heating"]
