@@ -1,7 +1,7 @@
-"""Changes to logits by what was read and said, before a token is chosen from them.
+"""Adjust logits before a token is chosen, given the tokens seen so far.
 
-An adjustment takes logits [1, vocabulary], float32, and which tokens there have been so far,
-bool [vocabulary]; it returns the new logits. All is lazy: nothing waits for the device.
+An adjustment takes logits [1, vocabulary], float32, and a mask of the tokens seen so far,
+bool [vocabulary]; it returns the new logits. Everything is lazy: nothing waits for the device.
 """
 
 import math
@@ -13,15 +13,15 @@ from mlx_llama4.errors import InputError
 
 Adjustment = Callable[[mx.array, mx.array], mx.array]
 
-FORBIDS = -100.0  # as a bias: this or less, for which other software too takes it
+FORBIDS = -100.0  # a bias this low or lower forbids the token, as in other software
 
 
 def repetition_penalty(penalty: float) -> Adjustment:
-    """Make every token of prompt and answer less likely, by transformers' rule: a logit above 0
-    is divided by the penalty, another multiplied. 1 changes nothing; below 1 repetition is
-    encouraged.
+    """Make tokens that the prompt or the answer already has less likely, by transformers' rule.
 
-    There is no window: it looks back to the first token. Raises InputError unless above 0.
+    A logit above 0 is divided by the penalty, any other is multiplied by it. 1 changes nothing;
+    a value below 1 encourages repetition. There is no window: every token since the first counts.
+    Raises InputError unless the penalty is above 0.
     """
     if not 0 < penalty < math.inf:
         raise InputError(f"repetition penalty {penalty} must be above 0")
@@ -33,9 +33,9 @@ def repetition_penalty(penalty: float) -> Adjustment:
 
 
 def logit_bias(biases: Mapping[int, float]) -> Adjustment:
-    """Add to the logits of some tokens, given by id; -100 or less forbids a token.
+    """Add a bias to the logits of the given token ids; -100 or less forbids a token.
 
-    Raises InputError for a bias that is no number or +inf.
+    Raises InputError for a bias that is NaN or +inf.
     """
     for token, bias in biases.items():
         if math.isnan(bias) or bias == math.inf:

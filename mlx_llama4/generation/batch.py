@@ -1,8 +1,8 @@
-"""Several prompts at once: read one after the other, their answers decoded together.
+"""Answer several prompts at once: prompts are read one by one, answers are decoded together.
 
-A decode step reads the weights once, for as many rows as take part: so several answers together
-come faster than one after another. Each row is what `stream_generate` would have made of it alone,
-in caches of its own (cache/row_caches.py), with chunk borders of its own.
+A decode step reads the weights once for all rows, so answering together is faster than one after
+another. Each row gets the answer that `stream_generate` would give it alone: it has its own caches
+(cache/row_caches.py) and its own chunk borders.
 """
 
 import itertools
@@ -35,21 +35,22 @@ def generate_batch(
     features: ImageFeatureCache | None = None,
     prefill_step: int = PREFILL_SPAN,
 ) -> Iterator[Event]:
-    """Pairs of a request's number, counted from 0, and its next step; at most `batch_size` rows
-    are decoded at once. A row's last step has a finish_reason.
+    """Yield (a request's number, counted from 0; its next step), decoding at most `batch_size` rows
+    at once. A row's last step has a finish_reason.
 
-    A request is asked for when there is room for it, and its prompt is then read, while the others
-    wait: what waits takes no memory. None instead of one says that none is there just now; it is
-    asked for again after the next step, or at once if no row is left. Where a row's request
-    cannot be done (its prompt is too long, a picture cannot be read) or continued (its schema
-    is too complex after all), its error comes in place of a step and nothing after it; the others
-    go on. What concerns them all is raised and ends the batch: RunError if experts cannot be read
-    from the disk, InputError for a batch size below 1, and whatever `requests` or a row's
-    `on_prefill` raises.
+    The next request is taken from `requests` only when there is room for it, so waiting requests
+    use no memory. Its prompt is then read while the other rows wait. If `requests` yields None,
+    none is ready yet: it is asked again after the next step, or at once if no row is left.
 
-    Tokens are those of `stream_generate` up to rounding: products of several rows may be summed in
-    another order. With a grammar in a row, or experts streamed, the device is not kept a token
-    ahead.
+    If a request cannot be started (its prompt is too long, a picture cannot be read) or continued
+    (its schema turns out too complex), its error is yielded in place of a step and ends that row;
+    the other rows continue. An error that concerns all rows is raised and ends the batch: RunError
+    if experts cannot be read from the disk, InputError for a batch size below 1, and whatever
+    `requests` or a row's `on_prefill` raises.
+
+    The tokens equal those of `stream_generate` up to rounding, because products over several rows
+    may be summed in another order. The device is not kept a token ahead if a row has a grammar or
+    experts are streamed.
     """
     batch = Batch(
         model, processor, batch_size=batch_size, features=features, prefill_step=prefill_step
@@ -65,7 +66,7 @@ def generate_batch(
             if request is None:
                 break
             batch.add(request)
-            del request  # or its cache would stay for as long as others go on
+            del request  # or its cache would stay for as long as other rows run
             yield from batch.read_prompts()
         yield from batch._told()
 
@@ -73,9 +74,9 @@ def generate_batch(
 class Batch:
     """Rows that are decoded together; requests join and leave between steps.
 
-    For one thread, and within `wired_memory()` on a Mac; only `Request.cancel` may be called from
-    another thread. Once a method has raised something, the batch is of no use any more; what each
-    of them raises is what `generate_batch` raises.
+    Use it from one thread and, on a Mac, within `wired_memory()`; only `Request.cancel` may be
+    called from another thread. Its methods raise what `generate_batch` raises. Do not use the batch
+    after a method has raised.
     """
 
     def __init__(
@@ -95,19 +96,19 @@ class Batch:
         self._features = ImageFeatureCache() if features is None else features
         self._prefill_step = prefill_step
         self._numbers = itertools.count()
-        self._joining: deque[Row] = deque()  # the first of them may be reading its prompt
-        self._rows: list[Row] = []  # whose prompts are read
-        self._unfed: list[Row] = []  # whose last token has been told, and not been fed yet
+        self._joining: deque[Row] = deque()  # the first may have read part of its prompt
+        self._rows: list[Row] = []  # rows whose prompts have been read
+        self._unfed: list[Row] = []  # rows whose last token was yielded but not yet fed
         mx.reset_peak_memory()
 
     def add(self, request: Request) -> int:
-        """The request's number, counted from 0. It waits until there is a row for it."""
+        """Queue a request until a row is free, and return its number, counted from 0."""
         row = Row(next(self._numbers), request)
         self._joining.append(row)
         return row.number
 
     def cancel(self, number: int) -> None:
-        """As its `Request.cancel`; nothing happens if it has ended."""
+        """Cancel a request by its number; does nothing if it has ended."""
         for row in (*self._joining, *self._rows):
             if row.number == number:
                 row.request.cancel()
@@ -125,10 +126,10 @@ class Batch:
         return len(self._joining) + len(self._rows) < self._batch_size
 
     def step(self) -> list[Event]:
-        """Read a span of the prompt that is to join next, and then choose a token for each row
-        whose prompt is read: so a long prompt holds up the others for no longer than a span takes.
+        """Read one span of the next prompt, then choose a token for each row that has read its own.
 
-        With streamed experts each span reads them anew: there `read_prompts` reads less.
+        A long prompt thus delays the other rows by no more than one span at a time. With streamed
+        experts every span reads them from the disk again; `read_prompts` reads less.
         """
         self._feed()
         events = [*self._read_span(), *self._choose()]
@@ -136,17 +137,16 @@ class Batch:
         return [(row.number, event) for row, event in events]
 
     def read_prompts(self) -> list[Event]:
-        """Read prompts to their ends, one after the other, as long as there are rows for them. The
-        events are errors.
-        """
+        """Read whole prompts, one after the other, while rows are free. Returns errors only."""
         events = []
         while self._joining and len(self._rows) < self._batch_size:
             events += self._read_span()
         return [(row.number, event) for row, event in events]
 
     def _told(self) -> Iterator[Event]:
-        """Without reading: a token of each row, told only if its row is still wanted then. What
-        streamed experts must be read for comes when all have been told.
+        """Yield a token of each row, unless the row has been cancelled by then; reads no prompt.
+
+        Streamed experts for the next step are read only after all tokens have been yielded.
         """
         for row, event in self._choose():
             if not row.request.is_cancelled:
@@ -178,12 +178,9 @@ class Batch:
         return events
 
     def _choose(self) -> list[tuple[Row, Step | Llama4Error]]:
-        """The next token of each row, and what comes after it begun on the device as soon as can
-        be.
-        """
+        """Choose the next token of each row, and start the step after it as early as possible."""
         self._drop_ended()
-        # As in decode.py: the host waits for what streamed experts read, and for what a grammar
-        # allows.
+        # As in decode.py: the host waits for reads of streamed experts, and for a grammar's mask.
         streamed = self._model.expert_statistics is not None
         ahead = not streamed and all(row.request.settings.grammar is None for row in self._rows)
         events: list[tuple[Row, Step | Llama4Error]] = []
@@ -196,7 +193,7 @@ class Batch:
         rows = [row for row in self._rows if row.goes_on]
         mx.async_eval([row.choice for row in rows])
         if ahead:
-            # Of a row that turns out to end here, one token in vain: nobody looks at what it gives.
+            # For a row that turns out to end here, this step is wasted: its result is ignored.
             self._forward([row for row in rows if row.left > 1])
         events += [(row, row.take_token()) for row in rows]
         self._unfed = [] if ahead else [row for row in rows if row.goes_on]

@@ -1,4 +1,4 @@
-"""Logits → the next token and what is told of it, lazily."""
+"""Logits → the next token and its log-probabilities, lazily."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,10 +11,11 @@ from mlx_llama4.generation.sampler import RandomSampler, Sampler
 
 
 class Choice(NamedTuple):
-    """token [1]; its log-probability [1]; the likeliest tokens and theirs, [1, K], or nothing."""
+    """A chosen token, still lazy."""
 
-    token: mx.array
-    logprob: mx.array
+    token: mx.array  # [1]
+    logprob: mx.array  # [1]
+    # The likeliest tokens and their log-probabilities, [1, K] each; empty if not asked for.
     likeliest: tuple[mx.array, ...] = ()
 
     def start(self) -> None:
@@ -22,22 +23,22 @@ class Choice(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """A Choice on the host; `likeliest` are (token, log-probability), the likeliest first."""
+    """A Choice on the host."""
 
     token: int
     logprob: float
-    likeliest: tuple[tuple[int, float], ...]
+    likeliest: tuple[tuple[int, float], ...]  # (token, log-probability), the likeliest first
 
 
 class Mark(NamedTuple):
-    """What a Chooser remembers: which tokens there have been, and the sampler's key."""
+    """A Chooser's state, to return to."""
 
-    seen: mx.array | None
-    key: mx.array | None
+    seen: mx.array | None  # bool [vocabulary]: tokens of the prompt and the answer
+    key: mx.array | None  # the sampler's random key
 
 
 class Chooser:
-    """For one answer: remembers which tokens there have been, if an adjustment asks for that."""
+    """Chooses the tokens of one answer; tracks the tokens seen if there are adjustments."""
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class Chooser:
         likeliest: int = 0,
         prompt: np.ndarray | None = None,
     ):
-        """likeliest: how many tokens to tell of; prompt: the ids that came before, int32 [L]."""
+        """likeliest: how many tokens to report at each step. prompt: its ids, int32 [L]."""
         self._sampler = sampler
         self._adjustments = tuple(adjustments)
         self._likeliest = likeliest
@@ -54,10 +55,10 @@ class Chooser:
         self._seen: mx.array | None = None
 
     def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> Choice:
-        """From logits [1, vocabulary]; allowed: bool [vocabulary], by a grammar.
+        """Choose from logits [1, vocabulary]. allowed: a grammar's mask, bool [vocabulary].
 
         Log-probabilities are the model's own, before adjustments, grammar, temperature and
-        filters; in float32: 16 bits leave 0.1 nats.
+        filters. They are computed in float32, because 16 bits would round them to 0.1 nats.
         """
         logits = logits.astype(mx.float32)
         scores = self._adjusted(logits)
@@ -79,7 +80,7 @@ class Chooser:
         return Mark(self._seen, self._sampler.key if drawing else None)
 
     def take_back(self, mark: Mark) -> None:
-        """Go on as if nothing had been chosen since. A sampler of another kind draws on."""
+        """Undo all choices since the mark. Only a RandomSampler's draws are undone."""
         self._seen = mark.seen
         if mark.key is not None:
             self._sampler.key = mark.key
@@ -97,7 +98,7 @@ class Chooser:
 
 
 def wait_for(choice: Choice) -> Chosen:
-    """The only wait of the decode loop: for the token that is about to be shown."""
+    """Wait for the token that is about to be shown: the decode loop's only wait."""
     token, logprob = choice.token.item(), choice.logprob.item()
     if not choice.likeliest:
         return Chosen(token, logprob, ())
@@ -106,7 +107,7 @@ def wait_for(choice: Choice) -> Chosen:
 
 
 def _top(logits: mx.array, count: int) -> mx.array:
-    """The ids of the `count` largest logits, the largest first: [1, count]."""
+    """The ids of the `count` largest logits, largest first: [1, count]."""
     count = min(count, logits.shape[-1])
     tokens = mx.argpartition(-logits, kth=count - 1, axis=-1)[:, :count]
     order = mx.argsort(-mx.take_along_axis(logits, tokens, axis=-1), axis=-1)

@@ -1,4 +1,4 @@
-"""Tokens one after the other, the device kept ahead of the host."""
+"""Decode one token at a time, keeping the device ahead of the host."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,10 +13,10 @@ from mlx_llama4.model.llama4 import Llama4
 def decode(
     model: Llama4, logits: mx.array, cache: Sequence[KVCache], choose: Chooser, count: int
 ) -> Iterator[Chosen]:
-    """`count` tokens; while the caller has one, the next is computed.
+    """Yield `count` tokens, computing the next one while the caller handles the current one.
 
-    Not where experts are read from the disk: the host itself waits for them, and would show each
-    token only when the next is known, and read for one after the last.
+    With streamed experts nothing is computed ahead: the host itself waits for the disk, so each
+    token would be shown only when the next one is known, and the last would cost a useless read.
     """
     ahead = model.expert_statistics is None
     upcoming = choose(logits)
@@ -38,8 +38,10 @@ def decode_constrained(
     count: int,
     matcher: GrammarMatcher,
 ) -> Iterator[Chosen]:
-    """The same with tokens that a grammar allows. Which those are depends on the token before, so
-    the host waits for that; meanwhile only the logits after it are computed.
+    """Like `decode`, with only the tokens that a grammar allows.
+
+    What is allowed depends on the previous token, so the host waits for each token; only the next
+    logits are computed ahead.
     """
     ahead = model.expert_statistics is None
     for remaining in reversed(range(count)):

@@ -1,6 +1,6 @@
-"""Guesses at the tokens to come, which one pass of the model then verifies (verify.py).
+"""Guess the next tokens, which one pass of the model then verifies (verify.py).
 
-Knows ids and no model.
+Knows token ids, but no model.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,24 +8,25 @@ from typing import Protocol
 
 import numpy as np
 
-SHORTEST = 3  # tokens of a match; fewer match nearly everything
-LONGEST = 16  # of a match, and so of a draft
-CANDIDATES = 16  # earlier places that are compared: bounds what a token costs
+SHORTEST = 3  # tokens in a match; fewer would match nearly everything
+LONGEST = 16  # tokens in a match, and so in a draft
+CANDIDATES = 16  # earlier places to compare with; bounds the cost of a token
 
 
 class Drafter(Protocol):
-    """For one answer. It is told every token of it, in order, and asked for those that follow.
+    """Drafts the tokens of one answer: it is given each token in order, and asked what follows.
 
-    A head that drafts from the model's hidden states (EAGLE-3) fits in here: made with the model,
-    it would be told those beside the token, and `decode_drafted` is where they pass.
+    A head that drafts from the model's hidden states (EAGLE-3) would fit in here: `decode_drafted`
+    would pass it those states with each token.
     """
 
     def take(self, token: int) -> None:
-        """The next token of the answer."""
+        """Take in the next token of the answer."""
 
     def propose(self, most: int) -> Sequence[int]:
-        """At most so many tokens that may follow; none if there is nothing to go by. It may be
-        asked several times, or not at all, between tokens.
+        """Return at most `most` likely next tokens, or none if there is nothing to go by.
+
+        It may be called several times between two tokens, or not at all.
         """
 
 
@@ -34,19 +35,18 @@ MakeDrafter = Callable[[np.ndarray], Drafter]
 
 
 class NgramDrafter:
-    """What followed when the last tokens came before, in the prompt or in the answer.
+    """Proposes what followed the last tokens when they appeared before, in prompt or answer.
 
-    Of the latest places where the last three tokens stood, the one that agrees with the most
-    tokens before them counts: prompt lookup, github.com/apoorvumang/prompt-lookup-decoding. A
-    draft is as long as its match: what agrees for long goes on so for longer, and a wrong guess
-    costs its part of a pass.
-    A token costs the same however long the prompt is.
+    It compares the latest places where the last three tokens appeared, and picks the one with the
+    longest match (prompt lookup, github.com/apoorvumang/prompt-lookup-decoding). A draft is as long
+    as its match: longer matches are more likely to continue, and a wrong guess costs its share of a
+    pass. The cost of a token does not depend on the prompt's length.
     """
 
     def __init__(self, prompt: np.ndarray):
         """prompt: ids int [L]."""
         self._ids: list[int] = prompt.tolist()
-        # By position: the last one before at which the same SHORTEST tokens end; -1: none.
+        # For each position, the last earlier one where the same SHORTEST tokens end; -1: none.
         self._before, self._latest = _indexed(prompt, SHORTEST)
 
     def take(self, token: int) -> None:
@@ -61,14 +61,14 @@ class NgramDrafter:
         place, length = self._longest_match()
         most = min(most, length)
         draft = self._ids[place + 1 : place + 1 + most]
-        # What is being repeated may overlap with its repetition.
+        # The repeated text may overlap with its repetition.
         period = len(self._ids) - 1 - place
         while len(draft) < most:
             draft.append(draft[-period])
         return draft
 
     def _longest_match(self) -> tuple[int, int]:
-        """Where it ends, of several the latest, and its length, which is 0 if there is none."""
+        """Where the longest match ends (the latest of equals), and its length: 0 if none."""
         best, best_length = -1, 0
         place = self._before[-1] if self._before else -1
         for _ in range(CANDIDATES):
@@ -80,7 +80,7 @@ class NgramDrafter:
         return best, best_length
 
     def _agreeing(self, place: int) -> int:
-        """How many tokens up to `place` are the same as the last ones, up to the longest match."""
+        """How many tokens up to `place` equal the last ones, at most LONGEST."""
         ids, end = self._ids, len(self._ids) - 1
         length = SHORTEST
         most = min(LONGEST, place + 1)
@@ -90,8 +90,8 @@ class NgramDrafter:
 
 
 def _indexed(ids: np.ndarray, length: int) -> tuple[list[int], dict[tuple[int, ...], int]]:
-    """For each position the last before at which the same `length` tokens end, or -1; and the last
-    position of all for each such run of tokens.
+    """For each position, the last earlier one where the same `length` tokens end, or -1; and for
+    each run of `length` tokens, the last position where it ends.
     """
     if len(ids) < length:
         return [-1] * len(ids), {}

@@ -1,4 +1,4 @@
-"""Prompt → text, one token at a time, with the device kept one token ahead of the host."""
+"""Prompt → text, one token at a time, keeping the device one token ahead of the host."""
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -35,28 +35,24 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Step:
-    """One generated token. `text` is what can be shown now that it has come; `logprob` its natural
-    log-probability under the model, before adjustments, grammar, temperature and filters;
-    `likeliest` as many (token, log-probability) as were asked for, the likeliest first.
-    `finish_reason` is set on the last step: "stop" for an end token, which has no text of its
-    own, or a stop string, "length" for a full quota.
-    """
+    """One generated token."""
 
-    text: str
+    text: str  # what can be shown now; "" for an end token or inside a character
     token: int
+    # Natural, and the model's own: before adjustments, grammar, temperature and filters.
     logprob: float
+    # Set on the last step: "stop" for an end token or a stop string, "length" at max_tokens.
     finish_reason: FinishReason | None = None
+    # As many (token, log-probability) as were asked for, the likeliest first.
     likeliest: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass
 class Statistics:
-    """What a generation took. Rates are tokens a second; None until there is one. `steps` are kept
-    where log-probabilities were asked for.
-    """
+    """What a generation took. Rates are in tokens a second; None until they are known."""
 
     prompt_tokens: int = 0
-    cached_tokens: int = 0  # of the prompt, found in the cache
+    cached_tokens: int = 0  # prompt tokens that the cache already held
     image_tiles: int = 0
     image_tokens: int = 0
     generated_tokens: int = 0
@@ -66,13 +62,14 @@ class Statistics:
     peak_memory_bytes: int = 0
     prefill_experts: StreamingStatistics | None = None  # None: all experts are in memory
     decode_experts: StreamingStatistics | None = None
-    drafts: DraftStatistics | None = None  # None: nothing was to be drafted
+    drafts: DraftStatistics | None = None  # None: drafting is off
     finish_reason: FinishReason | None = None
-    steps: list[Step] = field(default_factory=list)
-    _first_at = 0.0  # no field: when the first token came; callers may count its time otherwise
+    steps: list[Step] = field(default_factory=list)  # kept only if logprobs were asked for
+    # When the first token came. Not a field; callers may overwrite time_to_first_token.
+    _first_at = 0.0
 
     def begin(self, model: Llama4, prompt: Prompt, cached: int) -> None:
-        """cached: tokens of the prompt that the cache holds already."""
+        """Count the prompt's tokens and tiles. cached: prompt tokens that the cache holds."""
         self.prompt_tokens = len(prompt.ids)
         self.cached_tokens = cached
         self.image_tiles = prompt.num_tiles
@@ -80,7 +77,7 @@ class Statistics:
             self.image_tokens = prompt.num_tiles * model.config.vision.tokens_per_tile
 
     def count(self, seconds: float) -> None:
-        """One more token, `seconds` after the start."""
+        """Count one more token, `seconds` after the start."""
         if self.time_to_first_token is None:
             self.time_to_first_token = self._first_at = seconds
             new = self.prompt_tokens - self.cached_tokens
@@ -93,8 +90,8 @@ class Statistics:
 
 
 class TokenText(Protocol):
-    """What a generation asks of a processor: a token's bytes, which tokens end an answer, and how
-    the model's own generation_config.json says that tokens are chosen.
+    """What a generation needs from a processor: the bytes of each token, the tokens that end an
+    answer, and the sampling defaults of the model's generation_config.json.
     """
 
     @property
@@ -107,7 +104,7 @@ class TokenText(Protocol):
 
 
 class Wordless:
-    """In a processor's place where only ids count: no token has a text, and none ends an answer."""
+    """Stands in for a processor where only ids matter: no token has text or ends an answer."""
 
     end_tokens: frozenset[int] = frozenset()
     defaults = GenerationConfig(())
@@ -131,15 +128,17 @@ def stream_generate(
 ) -> Iterator[Step]:
     """Continue the prompt until an end token, a stop string or the settings' `max_tokens`.
 
-    Logits are first adjusted, then what the grammar does not allow is left out, then the sampler
-    chooses. What the settings leave open is as the processor's `defaults` say.
+    Logits are adjusted first, then masked by the grammar, then sampled. Settings that are None take
+    the processor's `defaults`.
 
-    `cache` may hold the prompt's beginning. It takes in the prompt and then the tokens yielded,
-    the last one perhaps not: its `offset` tells. If a drafted answer ends early, it may hold some
-    beyond, and can go back to what was yielded. `features` keeps what the vision tower makes of
-    pictures. prefill_step: how many tokens of the prompt are worked through at once. Raises
-    PromptError if the prompt is empty or longer than the model's context, InputError for settings
-    out of range.
+    cache: may hold the prompt's beginning. It takes in the prompt and the tokens yielded, perhaps
+        without the last one; its `offset` counts them. If a drafted answer ends early, it may hold
+        more tokens than were yielded, and can be rewound to those.
+    features: keeps the vision tower's output for pictures that come again.
+    prefill_step: how many tokens of the prompt are processed at once.
+
+    Raises PromptError if the prompt is empty or longer than the model's context, InputError for
+    settings out of range.
     """
     check_length(prompt, model.config)
     settings = settings.resolved(processor.defaults)
@@ -198,11 +197,12 @@ def generate(
     temperature: float | None = None,
     verbose: bool = False,
 ) -> str:
-    """The whole answer to one prompt.
+    """Answer one prompt, and return the whole answer.
 
-    prompt: a question, put to the model through its chat template after `images` and below
-    `system`; or messages; or a Prompt, which is continued as it is. max_tokens, temperature: in
-    place of the settings'. verbose: print the answer as it comes, and what it took.
+    prompt: a question (the chat template gets `system`, then `images`, then the question), or a
+        list of messages, or a Prompt, which is continued as is.
+    max_tokens, temperature: override those of `settings`.
+    verbose: print the answer while it is generated, and then the token counts and rates.
 
     Raises PromptError for messages that the model cannot take, ImageError for a picture that cannot
     be read, InputError for settings out of range.
@@ -253,7 +253,7 @@ def _as_prompt(
 
 
 class StepWriter:
-    """Tokens → steps: text as it may be shown, and when there is an end."""
+    """Tokens → steps: the text that can be shown, and whether the answer has ended."""
 
     def __init__(self, processor: TokenText, stops: StopStrings, max_tokens: int):
         self._detokenizer = StreamingDetokenizer(processor.token_bytes)
@@ -276,5 +276,5 @@ class StepWriter:
 
 
 def room(prompt: Prompt, max_tokens: int) -> int:
-    """Tokens that caches are given room for at the start; long answers make them grow."""
+    """How many tokens to reserve in the caches at the start; they grow for longer answers."""
     return len(prompt.ids) + min(max_tokens, CACHE_BLOCK_TOKENS)

@@ -1,5 +1,6 @@
-"""Answers that keep to a JSON schema: each token is chosen among those that can still lead to one
-that does. What these are is llguidance's work.
+"""Constrain answers to a JSON schema: allow only tokens that can still lead to a valid answer.
+
+llguidance computes those tokens.
 """
 
 import json
@@ -18,14 +19,15 @@ from mlx_llama4.prompt.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-# Between JSON's tokens: what pretty-printing takes. More, and answers might never end.
+# Between JSON's tokens, enough to pretty-print. With more, an answer might never end.
 WHITE_SPACE = r"\n {0,16}| "
-BITS = 32  # of a word of a mask
+BITS = 32  # in a word of a mask
 
 
 def read_schema(path: str | Path) -> Any:
-    """The JSON schema in a file. Raises InputError for what is no JSON or no schema, or for a
-    schema that asks for something which cannot be kept to.
+    """Read a JSON schema from a file.
+
+    Raises InputError if it is not JSON, not a schema, or a schema that cannot be enforced.
     """
     try:
         schema = parse_json(Path(path).read_bytes())
@@ -44,13 +46,14 @@ def read_schema(path: str | Path) -> Any:
 
 
 class GrammarTokens:
-    """A tokenizer as llguidance wants it: bytes of each token. For 200,000 tokens it takes a
-    second or so to make, and serves any number of grammars.
+    """A tokenizer in llguidance's form: the bytes of each token.
+
+    Building it takes about a second for 200,000 tokens; any number of grammars can share it.
     """
 
     def __init__(self, tokenizer: Tokenizer, end_tokens: Collection[int], vocabulary: int):
-        """end_tokens: those allowed where an answer may end; no other special token ever is.
-        vocabulary: the model's, whose tokens past the tokenizer's are never allowed either.
+        """end_tokens: allowed where an answer may end; no other special token is ever allowed.
+        vocabulary: the model's size; tokens beyond the tokenizer's are never allowed either.
         """
         from llguidance import LLTokenizer
 
@@ -60,7 +63,7 @@ class GrammarTokens:
 
 
 class _Vocabulary:
-    """What LLTokenizer asks for, by these names."""
+    """The attributes that LLTokenizer looks up by name."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -77,9 +80,9 @@ class _Vocabulary:
 
 @dataclass(frozen=True)
 class Grammar:
-    """For any number of answers that keep to `schema`, parsed JSON.
+    """Constrains any number of answers to `schema`, which is parsed JSON.
 
-    Raises InputError for one that asks for something which cannot be kept to.
+    Raises InputError for a schema that cannot be enforced.
     """
 
     schema: Any
@@ -92,7 +95,7 @@ class Grammar:
         object.__setattr__(self, "_source", source)
 
     def start(self) -> "GrammarMatcher":
-        """For one answer, from its first token on."""
+        """Start matching one answer, from its first token."""
         from llguidance import LLMatcher
 
         tokens = self.tokens.wrapped
@@ -105,11 +108,12 @@ class GrammarMatcher:
     def __init__(self, matcher: "LLMatcher", vocabulary: int):
         self._matcher = matcher
         self._vocabulary = vocabulary
-        self._mask = np.zeros(0, np.uint32)  # a bit for each token: what was allowed last
+        self._mask = np.zeros(0, np.uint32)  # one bit a token: the result of the last `allowed`
 
     def allowed(self) -> mx.array:
-        """Which tokens may come next: bool [vocabulary], lazily. Raises RunError if the schema
-        turns out to be too complex.
+        """Which tokens may come next: bool [vocabulary], lazy.
+
+        Raises RunError if the schema turns out to be too complex.
         """
         self._mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
         self._check()
@@ -117,8 +121,9 @@ class GrammarMatcher:
         return bits.flatten()[: self._vocabulary].astype(mx.bool_)
 
     def accept(self, token: int) -> None:
-        """Go on behind a token. Raises RunError if it was not allowed: where all that are have
-        been forbidden, by logit bias say, none can be chosen.
+        """Advance past a token. Raises RunError if it was not allowed.
+
+        That happens when every allowed token was forbidden otherwise, for example by a logit bias.
         """
         if not self._mask[token // BITS] >> np.uint32(token % BITS) & 1:
             raise RunError("the logit bias forbids every token that the schema allows here")
@@ -127,7 +132,7 @@ class GrammarMatcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            # Else only an end token would be allowed from here on, as if the answer were whole.
+            # Otherwise only an end token would be allowed now, as if the answer were complete.
             raise RunError(f"cannot follow the schema: {_first_line(self._matcher.get_error())}")
 
 
@@ -150,5 +155,5 @@ def _check(source: str, tokens: "LLTokenizer | None" = None) -> None:
 
 
 def _first_line(text: str) -> str:
-    """Of an error of llguidance, which may go on with what the line is about."""
+    """The first line of an llguidance error; the rest only repeats its context."""
     return text.strip().splitlines()[0] if text.strip() else "of unknown cause"

@@ -1,4 +1,4 @@
-"""Features of pictures, kept by what the pictures are: seen again, none is encoded again."""
+"""Keep the features of pictures by content, so that no picture is encoded twice."""
 
 from collections.abc import Callable, Iterable
 
@@ -16,7 +16,7 @@ FEATURE_BYTES = 512 * 2**20  # 20 pictures of 17 tiles, or 350 of one, for the r
 
 
 class ImageFeatureCache:
-    """For one model. `budget` bytes in all; the longest unused go first."""
+    """Features of one model, up to `budget` bytes; the least recently used go first."""
 
     def __init__(self, budget: int = FEATURE_BYTES):
         self._features: LeastRecentlyUsed[str, mx.array] = LeastRecentlyUsed(budget)
@@ -29,9 +29,9 @@ class ImageFeatureCache:
         return self._features.nbytes
 
     def get(self, model: Llama4, image: PromptImage) -> mx.array:
-        """[num_tiles · tokens_per_tile, D], evaluated.
+        """Return a picture's features, [num_tiles · tokens_per_tile, D], evaluated.
 
-        Raises PromptError for a picture whose pixels are not at hand and that is not kept here.
+        Raises PromptError if they are not kept here and the picture's pixels are not available.
         """
         features = self._features.get(image.digest)
         if features is None:
@@ -43,13 +43,13 @@ class ImageFeatureCache:
         return features
 
     def check(self, images: Iterable[PromptImage]) -> None:
-        """Raises PromptError for what `get` would raise it for."""
+        """Raise PromptError for a picture that `get` would refuse."""
         for image in images:
             if isinstance(image, RememberedImage) and self._features.get(image.digest) is None:
                 image.pixel_values()
 
     def announce(self, images: Iterable[PromptImage], on_encode: OnEncode) -> None:
-        """Before one of these is encoded, on_encode is told (encoded so far, to encode in all)."""
+        """Call on_encode(encoded so far, to encode in all) before encoding each of these images."""
         unknown = (i.digest for i in images if self._features.get(i.digest) is None)
         self._announced, self._encoded, self._on_encode = set(unknown), 0, on_encode
 
@@ -58,10 +58,10 @@ class ImageFeatureCache:
 
 
 class PromptFeatures:
-    """Features for the slots of a prompt, by range of tokens, from position `start` on.
+    """Features for a prompt's image slots from position `start` on, by range of tokens.
 
-    All pictures that reach beyond `start` are encoded at once: what cannot be read shall be
-    refused before a long prompt is, not in its middle.
+    All pictures that reach beyond `start` are encoded at once, so that an unreadable picture is
+    refused before a long prompt is read, not in the middle of it.
     """
 
     def __init__(self, model: Llama4, prompt: Prompt, cache: ImageFeatureCache, start: int):

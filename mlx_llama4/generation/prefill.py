@@ -1,7 +1,7 @@
-"""A prompt into the cache, span by span.
+"""Read a prompt into the cache, span by span.
 
-Goes span of tokens → layers → attention steps inside the span that end at chunk borders. The
-span bounds activations; the feed-forward takes it whole.
+Each span of tokens passes through all layers. Within the span, attention takes steps that end at
+chunk borders; the feed-forward takes the span whole. The span's length bounds the activations.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -28,11 +28,11 @@ def prefill(
     features: ImageFeatureCache | None = None,
     on_progress: Callable[[int, int], None] = ignore_progress,
 ) -> mx.array:
-    """Logits [1, vocabulary] after the prompt's last token.
+    """Read a prompt; return the logits [1, vocabulary] after its last token.
 
-    Tokens that the cache holds already are taken as the prompt's beginning and skipped. Pictures
-    that `features` knows are not encoded again. on_progress is told (tokens in the cache, tokens
-    in all) after each span but the last.
+    Tokens already in the cache count as the prompt's beginning and are skipped. Pictures in
+    `features` are not encoded again. on_progress is called with (tokens in the cache, tokens in
+    all) after each span but the last.
     """
     spans = prefill_spans(model, prompt, cache, span=span, features=features)
     while True:
@@ -51,23 +51,23 @@ def prefill_spans(
     span: int = PREFILL_SPAN,
     features: ImageFeatureCache | None = None,
 ) -> Generator[tuple[int, int], None, mx.array]:
-    """`prefill` in pieces: each `next` reads a span, so that others may have the device between
-    two. Yields (tokens in the cache, tokens in all) after each span but the last, and then returns
-    the logits [1, vocabulary] after the prompt's last token, lazily.
+    """Like `prefill`, one span per `next`, so that others can use the device in between.
 
-    All pictures are encoded before the first span.
+    Yields (tokens in the cache, tokens in all) after each span but the last, then returns the
+    logits [1, vocabulary] after the prompt's last token, lazily. All pictures are encoded before
+    the first span.
     """
     total, offset = len(prompt.ids), cache[0].offset
     if offset >= total:
         raise ValueError(f"the cache holds {offset} tokens, the prompt has only {total}")
     prompt_features = PromptFeatures(model, prompt, features or ImageFeatureCache(), offset)
     while True:
-        # Spans end at multiples of their length, so that after an odd start they still meet
-        # the chunk borders, which are multiples too in the releases.
+        # Spans end at multiples of their length, so that they meet the chunk borders even after an
+        # odd start: in the releases those are multiples too.
         stop = min((offset // span + 1) * span, total)
         ids = prompt.ids[None, offset:stop]
         embeddings = model.embed(ids, prompt_features.of(offset, stop))
-        # Lazily: of all spans but the last, only what the caches need is ever computed.
+        # Lazily: for all spans but the last, only what the caches need is ever computed.
         logits = model(embeddings, cache, last_only=True)
         offset = stop
         if offset == total:

@@ -1,4 +1,4 @@
-"""What earlier prompts have left in a cache, made use of for the next prompt."""
+"""Reuse what earlier prompts left in a cache for the next prompt."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -24,13 +24,14 @@ def feeding(
     generated: Sequence[int] = (),
     on_picture: Callable[[int, int], None] = ignore_progress,
 ) -> Iterator[None]:
-    """Have the cache hold as much as is known of the prompt's beginning, with room for `tokens`
-    tokens; then, however it ends, note how much of the prompt and of what was `generated` it has
-    come to hold. on_picture is told (pictures encoded, pictures to encode) before each.
+    """Reuse the longest known prefix of `prompt` and reserve room for `tokens` tokens.
+
+    On exit, even by an error, record how much of the prompt and of `generated` the cache now holds.
+    on_picture is called with (pictures encoded, pictures to encode) before each picture.
     """
     images = place_images(prompt, config)
     held = prefixes.reach(cache, prompt.ids, images)
-    # Before the cache is cut, which might not be fed again without the pictures either.
+    # Before the cache is cut: without the pictures it could not be filled again.
     needed = [image.image for image in images if image.stop > held]
     features.check(needed)
     features.announce(needed, on_picture)

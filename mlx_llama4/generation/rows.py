@@ -1,4 +1,4 @@
-"""One prompt on its way through a batch: its request, and where it stands."""
+"""A prompt's request, and the row of a batch that answers it."""
 
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -20,34 +20,37 @@ from mlx_llama4.prompt.prompt import Prompt, check_length
 
 @dataclass(eq=False)
 class Request:
-    """A prompt and its generation settings, as `stream_generate` takes them, without `draft`."""
+    """A prompt and its generation settings, as for `stream_generate`; `draft` is not supported."""
 
     prompt: Prompt
-    # A sampler that is given and draws must be the request's own.
+    # Requests must not share a `sampler` that draws at random.
     settings: GenerationSettings = DEFAULTS
-    # The request's own too. It can be used afterwards; its `offset` tells what it has taken in:
-    # prompt and tokens, perhaps without the last, or after `cancel`, or where the batch was closed,
-    # with one that was never yielded.
+    # Requests must not share a cache. It can be used afterwards: `offset` counts the tokens it
+    # holds. It may lack the last token yielded; after `cancel`, or if the batch was closed early,
+    # it may hold one that was never yielded.
     cache: Sequence[KVCache] | None = None
-    # Of the row; seconds count from when its prompt is begun, and no experts are in them.
+    # Of this row alone, timed from the start of its prefill. It has no figures for experts.
     statistics: Statistics = field(default_factory=Statistics)
     on_prefill: Callable[[int, int], None] = ignore_progress
     is_cancelled: bool = field(default=False, init=False)
 
     def cancel(self) -> None:
-        """Have the row leave, or never join; no step of it comes any more. A prompt that is being
-        read is given up after `prefill_step` tokens at most. Any thread may call this.
+        """End this request: no further step of it is yielded. Any thread may call this.
+
+        A prompt that is being read is abandoned within `prefill_step` tokens.
         """
         self.is_cancelled = True
 
 
 class CancelledError(Exception):
-    """Of a row whose prompt is not read to its end."""
+    """Raised when a request is cancelled before its prompt has been read."""
 
 
 class Row:
-    """It waits; then it reads its prompt (`begin`, `read_on` until that says so); then it has
-    `logits`, from which a token is chosen and taken, and new ones are computed for the next.
+    """A request in a batch.
+
+    It waits, then reads its prompt (`begin`, then `read_on` until that returns True). Then it has
+    `logits`: a token is chosen and taken from them, and the batch computes the next ones.
     """
 
     cache: Sequence[KVCache]
@@ -57,7 +60,7 @@ class Row:
     def __init__(self, number: int, request: Request):
         self.number = number
         self.request = request
-        self.left = request.settings.max_tokens  # tokens that may yet come
+        self.left = request.settings.max_tokens  # tokens that may still be generated
         self.has_ended = False
         self._spans: Generator[tuple[int, int], None, mx.array] | None = None
 
@@ -76,9 +79,9 @@ class Row:
         features: ImageFeatureCache,
         prefill_step: int,
     ) -> None:
-        """Make what the row needs; nothing is read yet.
+        """Check the request and set the row up, without reading the prompt yet.
 
-        Raises InputError for what is wrong with the request, CancelledError if it was cancelled.
+        Raises InputError if the request is invalid, CancelledError if it was cancelled.
         """
         request, prompt = self.request, self.request.prompt
         self._check_wanted()
@@ -107,7 +110,7 @@ class Row:
         self._spans = prefill_spans(model, prompt, self.cache, span=prefill_step, features=features)
 
     def read_on(self) -> bool:
-        """Read a span of the prompt. Is that the last?
+        """Read a span of the prompt. Returns whether it was the last.
 
         Raises InputError for a picture that cannot be read, CancelledError if the request was
         cancelled, RunError if experts cannot be read.
@@ -131,12 +134,12 @@ class Row:
             raise CancelledError
 
     def choose_token(self) -> None:
-        """Lazily. Raises RunError if the schema turns out to be too complex."""
+        """Choose the next token, lazily. Raises RunError if the schema turns out too complex."""
         allowed = None if self._matcher is None else self._matcher.allowed()
         self.choice = self._choose(self.logits, allowed)
 
     def take_token(self) -> Step | Llama4Error:
-        """Wait for the token that was chosen; an error if the schema does not allow it."""
+        """Wait for the chosen token. Returns its step, or an error if the schema forbids it."""
         chosen = wait_for(self.choice)
         self.left -= 1
         if self._matcher is not None:
@@ -149,7 +152,7 @@ class Row:
         self.has_ended = step.finish_reason is not None
         statistics = self.request.statistics
         statistics.count(time.perf_counter() - self._begun_at)
-        # Others may have read or written between the prompt's begin and the first token.
+        # Other rows may have read or decoded between this prompt's start and its first token.
         new = statistics.prompt_tokens - statistics.cached_tokens
         statistics.prefill_tokens_per_second = new / self._prefill_seconds
         statistics.finish_reason = step.finish_reason

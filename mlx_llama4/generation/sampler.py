@@ -1,5 +1,4 @@
-"""Logits → next token. Order of the filters is transformers': temperature, top-k,
-top-p, min-p."""
+"""Logits → next token. Filters come in transformers' order: temperature, top-k, top-p, min-p."""
 
 import math
 import secrets
@@ -9,7 +8,7 @@ import mlx.core as mx
 
 from mlx_llama4.errors import InputError
 
-GREEDY_BELOW = 1e-6  # divided by such a temperature, float32 logits overflow
+GREEDY_BELOW = 1e-6  # dividing float32 logits by a lower temperature would overflow
 
 Sampler = Callable[[mx.array], mx.array]  # logits [B, vocabulary] → tokens [B], lazily
 
@@ -26,10 +25,10 @@ def make_sampler(
     *,
     min_p: float = 0.0,
 ) -> Sampler:
-    """temperature 0 (or below 1e-6) takes the likeliest token; top_p 1, top_k 0 and min_p 0 leave
-    that filter out.
+    """Make a sampler. temperature 0 (or below 1e-6) takes the likeliest token; top_p 1, top_k 0 and
+    min_p 0 turn that filter off.
 
-    The same seed gives the same tokens for the same logits; None takes a fresh one. Raises
+    The same seed gives the same tokens for the same logits; None picks a fresh seed. Raises
     InputError for values out of range.
     """
     if not 0 <= temperature < float("inf"):
@@ -50,12 +49,10 @@ def make_sampler(
 
 
 class RandomSampler:
-    """Draws tokens. `key` is what the next draw comes from: set back to what it was, the draws
-    since then are done anew.
-    """
+    """Draws tokens at random. Setting `key` back to an earlier value repeats the later draws."""
 
     def __init__(self, temperature: float, top_p: float, top_k: int, min_p: float, seed: int):
-        """As `make_sampler`, which see, has checked them."""
+        """Takes the values of `make_sampler`, which has checked them."""
         self._temperature, self._top_p = temperature, top_p
         self._top_k, self._min_p = top_k, min_p
         self.key = mx.random.key(seed)
@@ -65,7 +62,7 @@ class RandomSampler:
         logits = logits.astype(mx.float32) / self._temperature
         candidates = None
         if self._top_k and self._top_k < logits.shape[-1]:
-            # From here on over k candidates only, so that top-p need not sort the vocabulary.
+            # From here on only k candidates are left, so top-p need not sort the vocabulary.
             parted = mx.argpartition(-logits, kth=self._top_k - 1, axis=-1)
             candidates = parted[..., : self._top_k]
             logits = mx.take_along_axis(logits, candidates, axis=-1)
@@ -80,19 +77,19 @@ class RandomSampler:
 
 
 def keep_top_p(logits: mx.array, top_p: float) -> mx.array:
-    """Logits with -inf outside the smallest set of tokens whose probability reaches top_p.
+    """Set logits to -inf outside the smallest set of tokens whose probability reaches top_p.
 
     The likeliest token always stays.
     """
     order = mx.argsort(-logits, axis=-1)
     falling = mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1, precise=True)
     before = mx.cumsum(falling, axis=-1) - falling  # probability of all likelier tokens
-    enough = before < max(top_p, 1e-6)  # float32 makes 0 of less, and no token would stay
+    enough = before < max(top_p, 1e-6)  # less would be 0 in float32, and no token would stay
     kept = mx.put_along_axis(mx.zeros(logits.shape, mx.bool_), order, enough, axis=-1)
     return mx.where(kept, logits, -mx.inf)
 
 
 def keep_min_p(logits: mx.array, min_p: float) -> mx.array:
-    """Logits with -inf for tokens less probable than `min_p` times the likeliest."""
+    """Set the logits of tokens less probable than `min_p` times the likeliest to -inf."""
     least = mx.max(logits, axis=-1, keepdims=True) + math.log(min_p)
     return mx.where(logits >= least, logits, -mx.inf)

@@ -14,7 +14,7 @@ from mlx_llama4.generation.stop import StopStrings
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """Settings can be shared: what changes while tokens are drawn is in the sampler they make."""
+    """How to generate. Safe to share: all state that changes is in the sampler it makes."""
 
     max_tokens: int = 4096
     # None: what `resolved` takes from the model, else 0 (the likeliest token).
@@ -23,31 +23,31 @@ class GenerationSettings:
     top_p: float | None = None
     # None: what `resolved` takes from the model, else 0 (all tokens).
     top_k: int | None = None
-    # Leaves out tokens less probable than this times the likeliest; 0 leaves out none.
+    # Drops tokens less probable than this times the likeliest; 0 drops none.
     min_p: float = 0.0
     # The same seed gives the same tokens. None: a fresh one for each sampler.
     seed: int | None = None
     # Above 1, tokens of prompt and answer become less likely.
     repetition_penalty: float = 1.0
-    # Token id → what is added to its logit; -100 or less forbids it.
+    # Token id → bias added to its logit; -100 or less forbids the token.
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    # The answer ends before the first of these texts.
+    # The answer ends before the first of these strings.
     stop: tuple[str, ...] = ()
-    # The statistics keep each token's log-probability, and those of so many of the likeliest.
-    # None: they keep none.
+    # How many of the likeliest tokens to record at each step, beside the chosen token's own
+    # log-probability. None: record nothing.
     logprobs: int | None = None
-    # The answer keeps to this schema.
+    # Constrains the answer to a schema.
     grammar: Grammar | None = None
-    # Guesses at tokens, several of which are then verified at once: NgramDrafter, say. The tokens
-    # stay the same up to rounding.
+    # Guesses tokens, which are then verified several at a time, for example NgramDrafter. The
+    # answer stays the same up to rounding.
     draft: MakeDrafter | None = None
-    # Takes the place of temperature, top_p, top_k, min_p and seed.
+    # Replaces temperature, top_p, top_k, min_p and seed.
     sampler: Sampler | None = None
     # More changes to the logits, after the repetition penalty and the logit bias.
     adjustments: tuple[Adjustment, ...] = ()
 
     def resolved(self, defaults: GenerationConfig) -> "GenerationSettings":
-        """With the model's own temperature, top_p and top_k where none are given."""
+        """Fill in temperature, top_p and top_k from the model's defaults where they are None."""
         temperature = defaults.temperature if defaults.do_sample else 0.0
         return replace(
             self,
@@ -58,7 +58,7 @@ class GenerationSettings:
 
     @property
     def is_random(self) -> bool:
-        """Is a token drawn, rather than the likeliest taken?"""
+        """Are tokens drawn at random, rather than the likeliest taken?"""
         return self.sampler is not None or (self.temperature or 0.0) >= GREEDY_BELOW
 
     def draws_like(self, other: "GenerationSettings") -> bool:
@@ -66,7 +66,7 @@ class GenerationSettings:
         return _drawing(self) == _drawing(other)
 
     def make_sampler(self) -> Sampler:
-        """A new one, which begins at the seed, unless `sampler` is given.
+        """Return `sampler` if it is set, else a new sampler that begins at the seed.
 
         Raises InputError for values out of range.
         """
@@ -81,7 +81,7 @@ class GenerationSettings:
         )
 
     def make_adjustments(self) -> tuple[Adjustment, ...]:
-        """Raises InputError for values out of range."""
+        """The adjustments to apply, in order. Raises InputError for values out of range."""
         penalty = repetition_penalty(self.repetition_penalty)
         return (
             *([penalty] if self.repetition_penalty != 1 else []),
@@ -90,7 +90,7 @@ class GenerationSettings:
         )
 
     def check(self) -> None:
-        """Raises InputError for values out of range, or that exclude each other."""
+        """Raise InputError for values that are out of range or exclude each other."""
         if self.max_tokens < 1:
             raise InputError(f"max_tokens {self.max_tokens} must be 1 or more")
         if self.logprobs is not None and self.logprobs < 0:

@@ -1,4 +1,4 @@
-"""Text as it comes, up to a stop string and never any of it."""
+"""Show text up to a stop string, and never any part of that string."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,14 @@ from mlx_llama4.errors import InputError
 
 
 class StopStrings:
-    """Holds back what may be the beginning of a stop string until it is known.
+    """Holds back text that may begin a stop string until that is known.
 
-    Of several stop strings the one that is complete first counts, of those that end together the
-    longest: so what is shown does not depend on how the text is cut into tokens.
+    The stop string that is completed first counts; if several end together, the longest. So the
+    text shown does not depend on how it is cut into tokens.
     """
 
     def __init__(self, strings: Sequence[str]):
-        """Raises InputError for an empty one."""
+        """Raises InputError for an empty stop string."""
         if not all(strings):
             raise InputError("a stop string is empty, which would stop every answer; leave it out")
         self._strings = tuple(strings)
@@ -21,7 +21,7 @@ class StopStrings:
         self.found = False
 
     def add(self, text: str) -> str:
-        """What can be shown of the text now that `text` has come; once one is found, no more."""
+        """Add `text`; return what can be shown now. Returns "" once a stop string was found."""
         if not self._strings or self.found:
             return "" if self.found else text
         text = self._held + text
@@ -38,7 +38,7 @@ class StopStrings:
         return text[:shown]
 
     def rest(self) -> str:
-        """What was held back, at the end of an answer: it began no stop string after all."""
+        """At the end of an answer, return the text held back: it began no stop string after all."""
         rest, self._held = self._held, ""
         return rest
 

@@ -1,4 +1,4 @@
-"""What a thread other than the main one owes MLX."""
+"""Use a model safely in a thread other than the main one."""
 
 import threading
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ import mlx.core as mx
 
 @contextmanager
 def model_thread() -> Iterator[None]:
-    """Around everything that a thread of yours does with a model, from loading it to its end.
+    """Wrap everything that a thread does with a model, from loading it to the thread's end.
 
-    MLX keeps streams for each thread. Those of a thread that has ended without this may abort the
-    interpreter when it exits. What a thread has not evaluated yet cannot be evaluated elsewhere:
-    load a model and run it in one and the same thread. In the main thread this does nothing.
+    MLX keeps streams for each thread. If a thread ends without this, its streams may abort the
+    interpreter at exit. Arrays that a thread has not evaluated cannot be evaluated in another one,
+    so load and run a model in the same thread. In the main thread this does nothing.
     """
     try:
         yield

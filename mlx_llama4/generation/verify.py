@@ -1,15 +1,15 @@
-"""Drafted tokens verified: one pass of the model over several of them.
+"""Verify drafted tokens: one pass of the model over several of them.
 
-    known      … t0            what the model chose last
+    known      … t0            the model's last choice
     pass       t0 d1 d2 d3     d1 to d3 are drafted
-    chosen     t1 t2 t3 t4     each as the plain decode would choose it, if what precedes is right
-    kept       t1 t2           where d1 = t1, but d2 is not t2
+    chosen     t1 t2 t3 t4     each as plain decoding would choose it, if all before it are right
+    kept       t1 t2           if d1 = t1 but d2 ≠ t2
 
-So every token is the model's own choice; a draft only lets it choose several at once. What was
-computed for the others is taken back: keys and values, tokens seen, random draws. With the same
-seed the tokens of an answer are therefore those without drafts too, up to rounding. A sampler that
-goes on to another answer may have drawn more than without: draws for tokens behind an end are not
-taken back.
+So every token is the model's own choice; a draft only lets it choose several at once. For tokens
+that are not kept, everything is undone: keys and values, tokens seen, random draws. With the same
+seed, an answer therefore has the same tokens as without drafts, up to rounding. A sampler shared
+with a later answer may have advanced further, because draws for tokens after the end of an answer
+are not undone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,22 +25,20 @@ from mlx_llama4.model.llama4 import Llama4
 
 @dataclass
 class DraftStatistics:
-    """Tokens that were drafted, and those of them that the model chose too."""
+    """How well drafting worked, in tokens."""
 
     drafted: int = 0
-    accepted: int = 0
+    accepted: int = 0  # drafted tokens that the model chose too
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """draft: tokens after the first. choices: one for each token of the pass; marks: the chooser
-    after each. start: tokens in the cache before it.
-    """
+    """One pass of the model over a token and its draft."""
 
-    draft: Sequence[int]
-    choices: Sequence[Choice]
-    marks: Sequence[Mark]
-    start: int
+    draft: Sequence[int]  # tokens after the first
+    choices: Sequence[Choice]  # one for each token of the pass
+    marks: Sequence[Mark]  # the chooser's state after each choice
+    start: int  # tokens in the cache before the pass
 
 
 def decode_drafted(
@@ -52,12 +50,11 @@ def decode_drafted(
     drafter: Drafter,
     statistics: DraftStatistics,
 ) -> Iterator[Chosen]:
-    """`count` tokens, the same as `decode` gives.
+    """Yield `count` tokens, the same as `decode` yields.
 
-    Where nothing can be drafted, the device is kept a token ahead as there. Whether something can
-    be drafted after the next token is judged by whether it could be in the place of that token:
-    only then does the host wait for it. While a token is yielded, what the cache holds beyond it
-    can be taken back.
+    While nothing can be drafted, the device is kept a token ahead, as in `decode`. The host waits
+    for a token only if a draft seems possible after it, and the sign for that is a draft in its
+    own place. While a token is yielded, whatever the cache holds beyond it can be undone.
     """
     ahead = model.expert_statistics is None
     choice = choose(logits)
@@ -94,7 +91,7 @@ def _next(
     drafter: Drafter,
     token: int,
 ) -> _Pass:
-    # The token itself and what is drafted; each of them gives one.
+    # A pass is the token itself and its draft; each of them yields a token.
     room = min(layer.reversible(count) for layer in cache)
     draft = drafter.propose(room - 1) if room > 1 else ()
     return _feed(model, mx.array([token]), draft, cache, choose)
@@ -114,7 +111,7 @@ def _feed(
     logits = model(ids, cache)
     choices, marks = [], []
     for index in range(ids.shape[1]):
-        # Each as if all before it were right: of the others nothing is kept.
+        # Choose each as if all before it were right; if they are not, the choice is dropped.
         choices.append(choose(logits[:, index]))
         marks.append(choose.mark())
     mx.async_eval(choices)
@@ -122,7 +119,10 @@ def _feed(
 
 
 def _verified(passed: _Pass, cache: Sequence[KVCache], choose: Chooser) -> list[Chosen]:
-    """The tokens that the model chose, up to the first that was not drafted; the rest is undone."""
+    """Return the tokens that the model chose, up to the first that differs from the draft.
+
+    The rest of the pass is undone.
+    """
     chosen: list[Chosen] = []
     for index, choice in enumerate(passed.choices):
         chosen.append(wait_for(choice))

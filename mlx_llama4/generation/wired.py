@@ -1,7 +1,7 @@
-"""What the GPU uses stays in memory while tokens are made.
+"""Keep the GPU's memory wired while tokens are generated.
 
-macOS lets go of a GPU's memory that lies idle for a moment, and takes long to bring it back. What
-is wired stays; mlx-lm wires as much as Metal recommends, and so does this.
+macOS drops GPU memory that is idle for a moment, and takes long to bring it back. Wired memory
+stays. This wires as much as Metal recommends, as mlx-lm does.
 """
 
 import threading
@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 
 @dataclass
 class _Holders:
-    """Generations that go on at once; before the first of them the limit was `before` bytes."""
+    """Counts running generations, and keeps the limit in bytes from before the first of them."""
 
     count: int = 0
     before: int = 0
@@ -32,7 +32,7 @@ _holders = _Holders()
 
 @contextmanager
 def wired_memory() -> Iterator[None]:
-    """Where MLX does not compute with Metal this does nothing."""
+    """Wire memory within this context; does nothing where MLX does not use Metal."""
     if not mx.metal.is_available() or mx.default_device() == mx.cpu:
         yield
         return
@@ -47,14 +47,14 @@ def wired_memory() -> Iterator[None]:
         with _holders.lock:
             _holders.count -= 1
             if _holders.count == 0:
-                mx.synchronize()  # the limit must not change while something is computed
+                mx.synchronize()  # the limit must not change during a computation
                 mx.set_wired_limit(_holders.before)
 
 
 def wired(
     function: Callable[Arguments, Iterator[Item]],
 ) -> Callable[Arguments, Iterator[Item]]:
-    """A generator function, its memory wired from the first item asked for to the end."""
+    """Decorate a generator function to wire memory from its first item to its end."""
 
     @wraps(function)
     def generator(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Iterator[Item]:
