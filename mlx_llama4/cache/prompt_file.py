@@ -89,7 +89,7 @@ def save_prompt_file(
 ) -> int:
     """Writes `cache`, and `conversation` as JSON, to a file. Returns its size in bytes.
 
-    pictures: all of the conversation's, of which the cache may hold fewer.
+    pictures: all of the conversation's; the cache may hold fewer.
     Raises OutputError or RunError, and then leaves what was there before untouched.
     """
     check_prompt_place(path)

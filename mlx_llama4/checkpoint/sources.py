@@ -70,7 +70,7 @@ class WeightSource(Protocol):
 
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
-        """What is stored."""
+        """The stored tensors that make them up."""
         ...
 
     @property

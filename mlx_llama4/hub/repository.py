@@ -155,7 +155,7 @@ def _download_weights(repository: str, folder: Path, purpose: Purpose) -> None:
     elif purpose == "convert" and (folder / "params.json").is_file():
         names = _original_names(repository, folder)
     else:
-        raise HubError(f"{repository} has no config.json, so it is no model repository")
+        raise HubError(f"{repository} has no config.json, so it is not a model repository")
     from huggingface_hub import hf_hub_download
 
     for name in names:

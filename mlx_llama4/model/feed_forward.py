@@ -10,7 +10,7 @@ from mlx_llama4.memory import FEED_FORWARD_ROWS
 
 
 def row_slices(rows: int) -> Iterator[tuple[int, int]]:
-    """Starts and stops of as many rows as may have their inner activations in memory at once."""
+    """Starts and stops of slices whose inner activations fit in memory together."""
     for start in range(0, rows, FEED_FORWARD_ROWS):
         yield start, min(start + FEED_FORWARD_ROWS, rows)
 
@@ -37,7 +37,7 @@ class FeedForward(nn.Module):
         pieces: list[mx.array] = []
         for start, stop in row_slices(len(rows)):
             piece = rows[start:stop]
-            # One after the other, or MLX would have the inner activations of many at once.
+            # One after the other, or MLX would hold the inner activations of many slices at once.
             pieces.append(self._apply(mx.depends(piece, pieces[-1]) if pieces else piece))
         return mx.concatenate(pieces).reshape(x.shape)
 

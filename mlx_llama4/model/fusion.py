@@ -11,7 +11,7 @@ def fuse(
 ) -> mx.array:
     """Embeddings [B, L, D] with row i of features [N, D] at the i-th <|patch|> of ids [B, L].
 
-    The ids are read on the host, where they come from, so that nothing waits for the device.
+    The ids are on the host, so finding the slots waits for no device.
     Raises PromptError unless there are exactly N such ids.
     """
     slots = np.flatnonzero(ids.reshape(-1) == image_token_id)

@@ -1,4 +1,4 @@
-"""Linear layers that read the same input, as one: fewer kernels a token, files unchanged."""
+"""Joins linear layers that read the same input: fewer kernels a token, the same files."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ PARTS = ("weight", "scales", "biases", "bias")  # all have the outputs as their 
 
 
 def joined(layers: Sequence[nn.Linear | nn.QuantizedLinear]) -> nn.Module | None:
-    """A layer whose output is theirs side by side, lazily; None if they are not packed alike."""
+    """One layer whose output is theirs side by side, made lazily; None if their packings differ."""
     first, *others = layers
     if any(_kind(layer) != _kind(first) for layer in others):
         return None

@@ -7,11 +7,11 @@ SLICE_ROWS = 128  # of the input; measured (docs/performance.md)
 
 
 class Linear(nn.Linear):
-    """As nn.Linear; float32 on the CPU is multiplied a slice of rows at a time.
+    """As nn.Linear, but multiplies float32 on the CPU one slice of rows at a time.
 
-    The reference BLAS of MLX's Linux wheels goes over all of one factor for each row of the other,
-    fast if the sums lie side by side. Here that one is a slice of the input, turned, and small
-    enough to stay in the cache.
+    The reference BLAS of MLX's Linux wheels passes over all of one factor for each row of the
+    other, and is fast if the sums lie side by side. Here the former factor is a transposed slice of
+    the input, small enough to stay in the processor's cache.
     """
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -38,7 +38,7 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None
 class TextRope:
     """Rotates [B, heads, L, head_dim] by positions offset … offset + L - 1.
 
-    The offset is that of all rows, or int [B], of each its own.
+    The offset is one for all rows, or int [B] with one for each row.
     """
 
     def __init__(self, text: TextConfig):

@@ -21,7 +21,7 @@ FUSED_HEAD_DIMS = (64, 72, 80, 96, 128)
 
 
 def fused_head_dim(head_dim: int) -> int:
-    """The width to pad heads to on Metal; other devices gain nothing and keep the heads' own."""
+    """The width to pad heads to. Only Metal gains by it; other devices keep the heads' own."""
     on_metal = mx.metal.is_available() and mx.default_device() == mx.gpu
     fitting = [width for width in FUSED_HEAD_DIMS if width >= head_dim]
     return fitting[0] if on_metal and fitting else head_dim

@@ -71,7 +71,7 @@ class ExpertCache:
 
     @property
     def heats(self) -> dict[int, Heat]:
-        """By layer."""
+        """Layer → the heat of its experts."""
         return {index: layer.heat for index, layer in self.layers.items()}
 
     def read_back(self, chosen: mx.array, meanwhile: mx.array) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A file of which experts each token chose: JSON lines. Needs no MLX.
+"""Reads a routing trace: JSON lines that list the experts each token chose. Needs no MLX.
 
     {"format": "mlx-llama4 routing trace", "version": 1, "model": "scout-4bit",
      "num_experts": 16, "experts_per_token": 1, "layers": [0, 1, …]}       (all in one line)

@@ -68,7 +68,7 @@ class ExpertWeights:
 
 
 def folder_experts(folder: Path, config: Config, dtype_bytes: int) -> ExpertWeights:
-    """Of a model folder that is known to be complete. Reads headers."""
+    """The bytes of a complete model folder. Reads headers."""
     from mlx_llama4.checkpoint.matching import match_tensors
     from mlx_llama4.checkpoint.safetensors import open_checkpoint
 
@@ -76,7 +76,7 @@ def folder_experts(folder: Path, config: Config, dtype_bytes: int) -> ExpertWeig
 
 
 def stored_experts(matching: "Matching", config: Config, dtype_bytes: int) -> ExpertWeights:
-    """Of a folder that can run as it is. dtype_bytes: of an element that is not packed."""
+    """The bytes of a folder that can run as it is. dtype_bytes: of an unpacked element."""
     layers: dict[int, list[str]] = defaultdict(list)
     others = 0
     for name, spec in matching.specs.items():
@@ -95,7 +95,7 @@ def stored_experts(matching: "Matching", config: Config, dtype_bytes: int) -> Ex
 
 
 def experts_in_bits(config: Config, bits: int, dtype_bytes: int) -> ExpertWeights:
-    """As `convert --bits` would pack them. Raises InputError."""
+    """The bytes that `convert --bits` would give. Raises InputError."""
     wanted = None if bits == UNPACKED_BITS else packing(bits, None, None)
     return packed_experts(config, packed_alike(wanted), dtype_bytes)
 
@@ -105,7 +105,7 @@ def packed_experts(
     quantization_of: Callable[[str, TensorSpec], Quantization | None],
     dtype_bytes: int,
 ) -> ExpertWeights:
-    """As `quantization_of` packs them. dtype_bytes: of an element that is not packed."""
+    """The bytes that `quantization_of` gives. dtype_bytes: of an unpacked element."""
     layers: dict[int, dict[str, TensorSpec]] = defaultdict(dict)
     others = 0
     for name, spec in model_tensors(config).items():

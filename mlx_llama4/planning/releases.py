@@ -82,7 +82,7 @@ def release_json(name: str) -> dict[str, Any]:
 
 
 def title_of(config: Config) -> str | None:
-    """For people: the release with this shape; None for another."""
+    """The name, for people, of the release with this shape; None if there is none."""
     sizes = [getattr(config.text, key) for key in _KEYS]
     for name in RELEASES:
         if sizes == [(_TEXT | _SIZES[name])[key] for key in _KEYS]:

@@ -129,7 +129,7 @@ def test_refused_before_the_weights_come(hub: Hub, tmp_path: Path) -> None:
     (other / "config.json").unlink()
     hub.repositories["owner/nothing"] = other
     for purpose in ("run", "convert"):
-        assert "no model repository" in refused("owner/nothing", HubError, purpose=purpose)
+        assert "not a model repository" in refused("owner/nothing", HubError, purpose=purpose)
     assert not any(hub.fetched(path.name) for path in shards(other))
     assert shards(find_folder("owner/source", purpose="convert"))
 
