@@ -1,11 +1,12 @@
-"""Answer a file of questions, a line of JSON each: answers come as they are done.
+"""Answer a file of questions, one line of JSON each. Answers are written as they are done.
 
 python examples/batch_questions.py                               examples/questions.jsonl, the demo
 python examples/batch_questions.py questions.jsonl --output answers.jsonl --model scout-4bit
 
-A line of the input is an object with "question", and with "images" if it has any: paths, from the
-input's folder on. All else in it, an "id" say, is passed on; "answer" or "error" is added. The same
-command goes on where it was stopped; lines that were answered are skipped, wherever they stand.
+A line of the input is an object with "question" and perhaps "images": paths, relative to the
+input's folder. Everything else in it, such as an "id", is passed on, and "answer" or "error" is
+added. If it is stopped, the same command continues: lines that were answered are skipped, wherever
+they stand.
 """
 
 import json

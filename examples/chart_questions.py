@@ -4,8 +4,8 @@ python examples/chart_questions.py                               the demo's pict
 python examples/chart_questions.py chart.png "What was sold in March?" --model scout-4bit
 python examples/chart_questions.py page1.png page2.png "Who signed it?" "When?" --model scout-4bit
 
-Names of files that exist are pictures, all else is a question. The pictures are encoded and read
-once; each question then stands on its own, so that one answer cannot mislead the next.
+Names of files that exist are pictures; everything else is a question. The pictures are encoded and
+read once. Each question then stands on its own, so one answer cannot mislead the next.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What the examples share: opening a model, errors in one line, files that a run can go on with."""
+"""What the examples share: opening a model, one-line errors, files that a run can continue."""
 
 import argparse
 import functools
@@ -28,7 +28,7 @@ def argument_parser(docstring: str | None) -> argparse.ArgumentParser:
 
 
 def open_chat(model: str | None, options: ChatOptions | None = None) -> Chat:
-    """model: as the command line takes it; None: the demo's, converted for this once."""
+    """model: as the command line takes it; None: the demo's, converted for this run."""
     if model is not None:
         return Chat.open(find_folder(model), options)
     with tempfile.TemporaryDirectory() as temporary:
@@ -43,7 +43,7 @@ def reports_errors(main: Main) -> Callable[..., int]:
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(errors="replace")  # names of files may be no Unicode
+            stream.reconfigure(errors="replace")  # names of files may not be Unicode
         try:
             main(argv)
         except Llama4Error as error:
@@ -75,8 +75,8 @@ def finished_lines(path: Path, begins: str) -> list[str]:
 
 
 def open_to_append(path: Path) -> TextIO:
-    """Each line is with the system as soon as it is written; one that was cut in two goes. What is
-    no Unicode, in names of files say, is written as JSON has it: \\udcff.
+    """Each line reaches the system as soon as it is written; a last line that was cut in two is
+    removed. Names of files that are not Unicode are written as JSON escapes them: \\udcff.
     """
     if path.exists():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)

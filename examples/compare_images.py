@@ -1,10 +1,10 @@
-"""Compare two or more pictures: one question about all of them, in the order given.
+"""Compare two or more pictures: ask one question about all of them, in the order given.
 
 python examples/compare_images.py                                the demo's pictures and question
 python examples/compare_images.py before.jpg after.jpg --model scout-4bit
 python examples/compare_images.py a.png b.png c.png --question "Which is the sharpest?" --model …
 
-Pictures count from the first: "the second image" is the second one on the command line.
+"The second image" in a question is the second one on the command line.
 """
 
 import sys

@@ -5,7 +5,7 @@ python examples/compare_models.py scout-4bit scout-3bit --question "Why is the s
 python examples/compare_models.py scout-4bit scout-8bit --image sign.jpg --question "What is this?"
 
 One model is in memory at a time. `mlx-llama4 compare` measures how far two models are apart; this
-shows what the difference reads like.
+shows what the difference looks like.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"> {question}")
         for name, given in zip(names, answers, strict=True):
             text, took = given[number]
-            rate = took.decode_tokens_per_second or 0  # of an answer of one token there is none
+            rate = took.decode_tokens_per_second or 0  # an answer of one token has none
             print(f"{name}  ({took.generated_tokens} tokens, {rate:.1f} a second)\n  {text}")
         print()
     same = sum(first[0] == second[0] for first, second in zip(*answers, strict=True))

@@ -1,11 +1,11 @@
-"""Describe a folder of pictures: a line of JSON for each, as it is done.
+"""Describe a folder of pictures: one line of JSON for each, as it is done.
 
 python examples/folder_to_jsonl.py                               the demo's pictures
 python examples/folder_to_jsonl.py photos --output photos.jsonl --model scout-4bit
 
-Stopped by Ctrl-C, a kill or a full disk, the same command goes on where it was: pictures that the
-output has an answer to the same question for are skipped. A file that is no picture gets a line
-with "error" and stops nothing; delete that line to have it tried again.
+If Ctrl-C, a kill or a full disk stops it, the same command continues: it skips pictures for which
+the output already answers the same question. A file that is not a picture gets a line with "error"
+and stops nothing; delete that line to try it again.
 """
 
 import json
@@ -26,7 +26,9 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", "
 @reports_errors
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, default=PICTURES, help="and those in it")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=PICTURES, help="with the folders in it"
+    )
     parser.add_argument("--question", default="Describe the image.")
     parser.add_argument("--output", type=Path, default=Path("pictures.jsonl"))
     parser.add_argument("--max-tokens", type=int, default=500)

@@ -1,11 +1,11 @@
-"""Ask one question about each picture of a folder, several together: answers as they are done.
+"""Ask one question about each picture of a folder, several at once; answers as they are done.
 
 python examples/folder_together.py                               the demo's pictures
 python examples/folder_together.py photos --question "What is on sale here?" --model scout-4bit
 python examples/folder_together.py photos --rows 16 --model scout-4bit > answers.txt
 
-Pictures are opened and read as rows become free, so memory grows with --rows alone. A file that is
-no picture is told on standard error and stops nothing; the exit code is then 1.
+Pictures are opened and read as rows become free, so memory grows only with --rows. A file that is
+not a picture gets a line on standard error and stops nothing; the exit code is then 1.
 """
 
 import sys
@@ -26,7 +26,9 @@ from mlx_llama4.prompt.messages import user_message
 @reports_errors
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, default=PICTURES, help="and those in it")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=PICTURES, help="with the folders in it"
+    )
     parser.add_argument("--question", default="Describe the image.")
     parser.add_argument("--rows", type=int, default=BATCH_SIZE, help="answered at once, at most")
     parser.add_argument("--max-tokens", type=int, default=500)
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def answers(
     chat: Chat, pictures: Sequence[Path], question: str, rows: int
 ) -> Iterator[tuple[Path, str | Llama4Error]]:
-    """Each picture and what came of it, whichever is done first."""
+    """Each picture with its answer or error, whichever is done first."""
     asked: list[Path] = []  # by the number of its request
     said: dict[int, str] = {}
     unread: list[tuple[Path, Llama4Error]] = []

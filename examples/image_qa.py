@@ -1,4 +1,4 @@
-"""Ask about pictures, the answer as it comes, and see what they cost.
+"""Ask about pictures, see the answer as it comes, and what it cost.
 
 python examples/image_qa.py                                      the built-in demo model and picture
 python examples/image_qa.py "What is this?" --image photo.jpg --model scout-4bit

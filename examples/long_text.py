@@ -4,7 +4,7 @@ python examples/long_text.py                                     the demo's note
 python examples/long_text.py book.txt "Who did it?" "Where?" --model scout-4bit
 python examples/long_text.py book.txt "And why?" --model scout-4bit --cache book.safetensors
 
-With --cache what was read is saved, and the next run, of whatever questions, begins with it.
+With --cache what was read is saved, and the next run begins with it, whatever its questions.
 """
 
 import sys
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("text", nargs="?", type=Path, help="a file in UTF-8")
     parser.add_argument("questions", nargs="*", metavar="question")
-    parser.add_argument("--cache", type=Path, help="a file for what was read; made if need be")
+    parser.add_argument("--cache", type=Path, help="a file for what was read; made if missing")
     arguments = parser.parse_args(argv)
     text = NOTES if arguments.text is None else read_text(arguments.text)
     questions = arguments.questions or (DEMO_QUESTIONS if arguments.text is None else QUESTIONS)
@@ -34,13 +34,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     saved = arguments.cache is not None and arguments.cache.exists()
     if saved:
         chat.load(arguments.cache)
-    # What a loaded cache holds of the text is not read again; if it is another text, all is read.
+    # Only what a loaded cache does not hold of the text is read: all of it, if it is another text.
     tokens = chat.read(text, on_prefill=show_progress)
     print(f"\r{tokens:,} tokens of text are there", file=sys.stderr)
     if arguments.cache is not None and not saved:
         chat.save(arguments.cache)
     for question in questions:
-        chat.reset()  # the question before is forgotten, the text is not
+        chat.reset()  # forgets the question before, not the text
         print(f"\n> {question}")
         for piece in chat.send(question):
             print(piece, end="", flush=True)

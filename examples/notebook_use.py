@@ -1,4 +1,4 @@
-"""The library in a notebook, a cell at a time.
+"""The library in a notebook, cell by cell.
 
 python examples/notebook_use.py                                  runs all cells, on the demo
 
@@ -6,7 +6,7 @@ Open it in VS Code, PyCharm or (with jupytext) Jupyter, where `# %%` begins a ce
 model MODEL is its folder, Path("scout-4bit"), and the cell that converts the demo is not needed.
 """
 
-# %% The model: once a session. Here the demo's, 3 million parameters, converted in a blink.
+# %% The model, opened once a session. Here it is the demo, with 3 million parameters.
 import tempfile
 from pathlib import Path
 
@@ -21,7 +21,7 @@ MODEL = Path(temporary.name) / "demo"
 convert(CHECKPOINT, MODEL, Recipe("bfloat16", quantization=None))
 chat = Chat.open(MODEL, ChatOptions(GenerationSettings(max_tokens=200)))
 
-# %% A picture: a path, bytes, or a PIL image that an earlier cell has made.
+# %% A picture: a path, bytes, or a PIL image that an earlier cell made.
 from PIL import Image  # noqa: E402
 
 picture = Image.open(PICTURES / "three.png").crop((0, 0, 224, 224))
@@ -32,7 +32,7 @@ print(f"{image.size} pixels → {image.num_tiles} tiles")
 for piece in chat.send("Describe the image.", [image]):
     print(piece, end="", flush=True)
 
-# %% Go on: the conversation and its cache carry over. Running a cell again asks again.
+# %% Continue: the conversation and its cache carry over. Running a cell again asks again.
 answer = "".join(chat.send("How many shapes are there?"))
 print(answer)
 print(f"{chat.statistics.cached_tokens} of {chat.statistics.prompt_tokens} tokens were cached")
@@ -48,11 +48,11 @@ chat.read(NOTES)
 code = "".join(chat.send("What is the code of walnut?"))
 print(code)
 
-# %% What was said, as messages: to be kept, shown, or turned into a table.
+# %% The conversation as messages, to keep, show, or turn into a table.
 for message in chat.messages:
     print(message["role"], "·", str(message["content"])[:70])
 
-# %% The conversation with its cache in a file; chat.load(path) goes on from it another day.
+# %% The conversation with its cache in a file; chat.load(path) continues it another day.
 saved = chat.save(Path(temporary.name) / "notes.safetensors")
 print(f"{saved:,} bytes")
 

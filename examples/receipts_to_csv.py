@@ -1,10 +1,11 @@
-"""Pictures of receipts to the rows of a table, a question for each field.
+"""Turn pictures of receipts into the rows of a table, with a question for each field.
 
 python examples/receipts_to_csv.py                               the demo's pictures and fields
 python examples/receipts_to_csv.py receipts/*.jpg --output receipts.csv --model scout-4bit
 
-A picture is read once, its fields are asked one by one; an answer that is to be a number or a date
-is held to a JSON schema. The same command goes on where it was stopped. Check sums: models misread.
+A picture is read once, and its fields are asked for one by one. An answer that must be a number or
+a date is held to a JSON schema. If it is stopped, the same command continues. Check sums: models
+misread.
 """
 
 import csv
@@ -25,7 +26,7 @@ from mlx_llama4.errors import ImageError
 from mlx_llama4.generation.grammar import Grammar, GrammarTokens
 from mlx_llama4.generation.settings import GenerationSettings
 
-# Column: its question, and the schema of what answers it; None takes any text.
+# Column: its question, and the schema of its answer; None takes any text.
 FIELDS = {
     "shop": ("What is the name of the shop? Answer with the name alone.", None),
     "date": ("What is the date, or null?", {"type": ["string", "null"], "format": "date"}),
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_receipt(chat: Chat, path: Path, asked: Mapping[str, Grammar | None]) -> list[Any]:
-    """An answer to each question, and what went wrong, if anything."""
+    """An answer to each question, and what went wrong, if anything did."""
     chat.reset()
     try:
         chat.read("", [chat.open_image(path)])
@@ -99,8 +100,8 @@ def as_line(values: Sequence[Any]) -> str:
 
 
 def as_cell(value: Any) -> str:
-    """On one line, so that a row is one; and nothing that a spreadsheet would take for a formula:
-    what a stranger has printed is data.
+    """On one line, so that a row is one line. Nothing in it is a formula to a spreadsheet: what a
+    stranger has printed is data.
     """
     if isinstance(value, Path):  # two names that differ stay two
         cell = CONTROLS.sub(lambda c: c[0].encode("unicode_escape").decode(), str(value))

@@ -1,10 +1,11 @@
-"""Write out the text in screenshots, to standard output.
+"""Write the text in screenshots to standard output.
 
-python examples/screenshot_to_text.py                            the demo, which can but describe
+python examples/screenshot_to_text.py                            the demo, which can only describe
 python examples/screenshot_to_text.py "Screenshot 2025-04-05 at 9.41.00 AM.png" --model scout-4bit
 python examples/screenshot_to_text.py *.png --model scout-4bit > text.md
 
-Several pictures get a heading each. If a text was longer than --max-tokens, the exit code is 1.
+If there are several pictures, each gets a heading. If a text was longer than --max-tokens, the
+exit code is 1.
 """
 
 import sys

@@ -15,7 +15,7 @@ LEAST_VOCABULARY = NUM_SPECIAL_TOKENS + 256
 
 
 def random_tokenizer_files(vocabulary: int) -> dict[str, str]:
-    """Name → contents of the files for this many tokens, of which the last 2,048 are special.
+    """Name → contents of the files for this many tokens; the last 2,048 are special.
 
     Text is split into syllables of up to four letters, about as many as real tokenizers make.
     """
