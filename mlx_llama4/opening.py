@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 from mlx import nn
@@ -13,6 +14,7 @@ from mlx_llama4.checkpoint.safetensors import Checkpoint, open_checkpoint
 from mlx_llama4.config import Config, load_config
 from mlx_llama4.errors import CheckpointError
 from mlx_llama4.files.mlx_arrays import STORED_DTYPES
+from mlx_llama4.files.safetensors_file import load_safetensors
 from mlx_llama4.hub.repository import find_folder
 from mlx_llama4.model.cpu_layout import lay_out_for_cpu
 from mlx_llama4.model.llama4 import Llama4
@@ -126,7 +128,7 @@ def _load_weights(
 
     weights: list[tuple[str, mx.array]] = []
     for file in checkpoint.files:
-        for name, array in mx.load(str(file), format="safetensors").items():
+        for name, array in load_safetensors(file).items():
             if not is_ignored(name) and not (streaming and is_routed_expert(name)):
                 is_float = mx.issubdtype(array.dtype, mx.floating)
                 weights.append((name, array.astype(dtype) if is_float else array))
@@ -161,7 +163,7 @@ def _place(
     """Give a model all its weights, lazily, as they are; arguments as for `fill`."""
 
     def predicate(path: str, module: nn.Module) -> bool | dict[str, int | str]:
-        packing = packing_of(path)
+        packing = None if packing_of is None else packing_of(path)
         if packing is None:
             return False
         return {"group_size": packing.group_size, "bits": packing.bits, "mode": packing.mode}
@@ -185,7 +187,9 @@ def _read_in(model: Llama4, on_load: OnLoad) -> None:
     """Until here weights are names and places in files. Some at a time: on the way somebody may
     see how far it is, or stop it.
     """
-    arrays = [array for _, array in tree_flatten(model.parameters())]
+    # A list, as no dict to fill is given.
+    parameters = cast("list[tuple[str, mx.array]]", tree_flatten(model.parameters()))
+    arrays = [array for _, array in parameters]
     total, done, waiting = sum(array.nbytes for array in arrays), 0, 0
     on_load(0, total)
     start = 0
