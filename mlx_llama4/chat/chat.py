@@ -54,7 +54,7 @@ OnProgress = Callable[[int, int], None]
 
 
 class Chat:
-    """`messages` holds what was said; `statistics` tells of the last answer."""
+    """A conversation: `messages` holds what was said, `statistics` describes the last answer."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Chat:
             model.config.text.attention_chunk_size, self.options.prefix_bytes
         )
         self.features = ImageFeatureCache()
-        # Parts that a user's message begins with: the next one, if none has them yet.
+        # Parts that one user message begins with: the next message, if none has them yet.
         self.document: list[dict[str, Any]] = []
         self._answering: Generator[Step, None, None] | None = None
         self._drawing: tuple[GenerationSettings, Sampler] | None = None
@@ -96,7 +96,7 @@ class Chat:
         return cls(model, processor, options, identify(folder))
 
     def reset(self) -> None:
-        """Forget the conversation; the options stay, and a document that was read."""
+        """Forget the conversation; the options and a document that was read stay."""
         self.stop()
         self.messages = opening_messages(self.options.system)
         self.statistics = Statistics()
@@ -107,31 +107,31 @@ class Chat:
 
     @property
     def settings(self) -> GenerationSettings:
-        """The options', with the model's own where they leave something open."""
+        """The options' settings, with the model's own defaults where those are None."""
         return self.options.settings.resolved(self.processor.defaults)
 
     @property
     def context(self) -> int:
-        """Tokens of prompt and answer that the model, and the memory for it, allow."""
+        """How many tokens of prompt and answer the model and this machine's memory allow."""
         most = self.model.config.text.max_position_embeddings
         return most if self.options.max_context is None else min(most, self.options.max_context)
 
     @property
     def reply(self) -> Reply:
-        """The last answer: what it says, and the tools it calls."""
+        """The last answer: its text and its tool calls. Raises PromptError if there is none."""
         last = self.messages[-1] if self.messages else {}
         if last.get("role") != "assistant":
             raise PromptError("nothing has been answered yet")
         return reply_of(last, self.processor, self.options.tools)
 
     def set_system(self, system: str | None) -> None:
-        """Another system prompt, or none, for what is said from now on; all is then read anew."""
+        """Replace or remove the system prompt; the next prompt is then read from the start."""
         self.stop()
         self.options.system = system
         self.messages = with_system(self.messages, system)
 
     def set_settings(self, settings: GenerationSettings) -> None:
-        """Generate answers by these settings from now on; random draws begin at the seed again.
+        """Use these settings from the next answer on; random draws restart at the seed.
 
         Raises InputError for values out of range.
         """
@@ -144,11 +144,11 @@ class Chat:
         images: Sequence[PromptImage] = (),
         on_prefill: OnProgress = ignore_progress,
     ) -> int:
-        """Take in a document, pictures before text: the next question will be about it, and after
-        a `reset` the next again. Returns the tokens that the cache then holds.
+        """Read a document, pictures before text. The next question will be about it, and after a
+        `reset` the next one again. Returns how many tokens the cache then holds.
 
-        An interruption, by an exception of `on_prefill` say, keeps what was read so far in the
-        cache: reading the same again goes on from there.
+        If reading is interrupted, for example by an exception in `on_prefill`, the cache keeps what
+        was read so far: reading the same document again continues from there.
         """
         if not text.strip() and not images:
             raise PromptError("the document is empty")
@@ -177,13 +177,13 @@ class Chat:
         on_prefill: OnProgress = ignore_progress,
         on_picture: OnProgress = ignore_progress,
     ) -> Iterator[str]:
-        """The answer, piece by piece as it is generated; the images come before the text.
-        on_prefill is told (tokens read, tokens in all) after each span but the last, on_picture
-        (pictures encoded, pictures to encode) before each.
+        """Ask, and yield the answer piece by piece; the images come before the text.
 
-        A caller that stops early, by closing the iterator, by an exception of its own or by
-        sending something else, keeps the part that it has got in the conversation. A prompt that
-        is refused leaves no trace.
+        on_prefill is called with (tokens read, tokens in all) after each span but the last,
+        on_picture with (pictures encoded, pictures to encode) before each picture.
+
+        If the caller stops early (closes the iterator, raises, or sends something else), the part
+        of the answer received so far stays in the conversation. A refused prompt leaves no trace.
         """
         if not text.strip() and not images:
             raise PromptError("the question is empty")
@@ -199,9 +199,9 @@ class Chat:
         on_prefill: OnProgress = ignore_progress,
         on_picture: OnProgress = ignore_progress,
     ) -> Iterator[str]:
-        """Answer the last question anew, or `text` in its place; its pictures stay.
+        """Answer the last question again, or `text` in its place; its pictures stay.
 
-        The former answer is gone once the new one begins.
+        The old answer is dropped once the new one begins.
         """
         self.stop()
         history = before(self.messages, 1)
@@ -213,7 +213,7 @@ class Chat:
     def give_results(
         self, results: Sequence[str], on_prefill: OnProgress = ignore_progress
     ) -> Iterator[str]:
-        """Go on after an answer that calls tools, with what each of them returned, in order."""
+        """Continue after an answer that calls tools, given each call's result in order."""
         self.stop()
         if len(results) != (calls := len(self.reply.calls)):
             raise PromptError(f"{len(results)} results are given for {calls} calls")
@@ -221,14 +221,14 @@ class Chat:
         return self._say([*self.messages, *new], on_prefill, ignore_progress)
 
     def rewind(self, turns: int = 1) -> None:
-        """Forget the last questions and their answers. Raises PromptError if there are fewer."""
+        """Forget the last `turns` questions and answers. Raises PromptError if there are fewer."""
         self.stop()
         self.messages = before(self.messages, turns)
 
     def fork(self) -> "Chat":
-        """A conversation that begins with the same and goes its own way.
+        """Return a copy of this conversation that continues independently.
 
-        Keys and values are shared until one of the two goes on, which then has its own copy.
+        The two share keys and values until one of them continues; it then gets its own copy.
         """
         self.stop()
         forked = copy.copy(self)
@@ -252,10 +252,10 @@ class Chat:
         )  # fmt: skip
 
     def save(self, path: str | Path, small: bool = False) -> int:
-        """Write conversation and cache to a file that `load` reads. Returns its bytes.
+        """Write conversation and cache to a file that `load` reads. Returns its size in bytes.
 
-        small: without what can be computed anew from less than a chunk of tokens. Raises
-        OutputError or RunError; what was there before is then untouched.
+        small: leave out what can be recomputed from less than a chunk of tokens. Raises OutputError
+        or RunError; an existing file is then left untouched.
         """
         self.stop()
         return save_chat(
@@ -263,11 +263,11 @@ class Chat:
         )
 
     def load(self, path: str | Path) -> None:
-        """Go on from a file that `save` wrote; its system prompt is taken over, and its packing if
-        the options have none.
+        """Continue from a file that `save` wrote.
 
-        Raises CheckpointError if it is damaged or belongs to another model or tokenizer, or
-        holds keys and values packed otherwise than the options say.
+        Takes over the file's system prompt, and its KV quantization if the options have none.
+        Raises CheckpointError if the file is damaged, belongs to another model or tokenizer, or is
+        quantized differently from what the options say.
         """
         self.stop()
         state = load_chat(Path(path), self._state, self.model, self.identity)
@@ -277,7 +277,7 @@ class Chat:
         self.statistics = Statistics()
 
     def open_prompt(self, document: list[dict[str, Any]]) -> Prompt:
-        """What was said, and a document that the next question will be about."""
+        """Encode the conversation and a document that the next question will be about."""
         message = {"role": "user", "content": document}
         messages = joined_texts([*self.messages, message])
         return self.processor.encode_open(messages, self.options.tools)
@@ -294,7 +294,7 @@ class Chat:
         return self.context - len(prompt.ids)
 
     def stop(self) -> None:
-        """End an answer under way: two at once would write into one cache."""
+        """End a running answer, since two at once would write into the same cache."""
         if self._answering is not None:
             self._answering.close()
             self._answering = None
@@ -335,7 +335,7 @@ class Chat:
                     statistics=self.statistics,
                     on_prefill=on_prefill,
                 ):
-                    if not generated:  # with what made ids of text, and caches fit for them
+                    if not generated:  # count tokenising and fitting the caches too
                         self.statistics.time_to_first_token = time.perf_counter() - asked_at
                     generated.append(step.token)
                     texts.append(step.text)
@@ -348,8 +348,9 @@ class Chat:
                     self.messages = [*said, answer]
 
     def _sampler(self) -> Sampler:
-        """The same for all answers, so that each draws on where the one before ended, until the
-        settings draw otherwise.
+        """Return one sampler for all answers, so that draws continue from one to the next.
+
+        Settings that change how tokens are drawn get a new one.
         """
         settings = self.settings
         if self._drawing is None or not settings.draws_like(self._drawing[0]):
@@ -357,7 +358,7 @@ class Chat:
         return self._drawing[1]
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
-        """How many these messages take."""
+        """How many tokens these messages take."""
         if not messages:
             return 0
         tools = self.options.tools
@@ -367,7 +368,7 @@ class Chat:
         return self.processor.encode(joined_texts(messages), tools=self.options.tools)
 
     def _fitting(self, messages: list[Message]) -> tuple[list[Message], Prompt]:
-        """The messages and their prompt, the oldest questions left out if that may and must be."""
+        """Return the messages and their prompt, without the oldest questions if they must go."""
         options = self.options
         if options.on_dropped is None:
             return messages, self._encode(messages)

@@ -1,4 +1,4 @@
-"""A conversation and its cache ↔ a prompt cache on disk."""
+"""Save a conversation with its cache to a prompt cache on disk, and load it."""
 
 import contextlib
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from mlx_llama4.quantization import KVQuantization
 
 @dataclass
 class ConversationState:
-    """What of a Chat goes into a file, and what comes out of one."""
+    """The part of a Chat that is saved to a file and loaded from one."""
 
     messages: list[Message]
     document: list[Part]
@@ -48,20 +48,20 @@ def save_chat(
     open_prompt: Callable[[list[Part]], Prompt],
     small: bool,
 ) -> int:
-    """As `Chat.save`. open_prompt: `Chat.open_prompt`."""
+    """Implement `Chat.save`. open_prompt: the bound `Chat.open_prompt`."""
     # An interruption may have left layers and tokens out of step.
     cache = state.cache
     held = cache.rewind(len(cache.ids))
     if not (held or state.document or state.messages):
         raise PromptError("nothing has been read or said yet that could be saved")
     if state.is_document_pending:
-        # What came after the document was forgotten.
+        # Whatever came after the document has been forgotten.
         cache, prompt = cache.copy(), open_prompt(state.document)
         images = place_images(prompt, model.config)
         state.prefixes.fit(cache, np.append(prompt.ids, 0), images)
 
     def features_of(image: PromptImage) -> mx.array | None:
-        """Encoded anew if they were dropped and the pixels are at hand."""
+        """Encode them again if they were dropped and the pixels are available."""
         with contextlib.suppress(PromptError):
             return state.features.get(model, image)
         return None
@@ -86,8 +86,9 @@ def save_chat(
 def load_chat(
     path: Path, former: ConversationState, model: Llama4, identity: Identity | None
 ) -> ConversationState:
-    """The conversation in a file, as `Chat.load` says; `former` is left as it is, but its store of
-    prefixes and its features are taken over.
+    """Implement `Chat.load`: return the conversation in a file.
+
+    `former` is not changed; the result shares its prefix store and its features.
     """
     file = PromptFile(path)
     file.check(_known(identity), former.quantization)
@@ -97,7 +98,7 @@ def load_chat(
     try:
         said = [loaded.conversation[key] for key in ("messages", "document", "document_turn")]
         messages, document, turn = said
-        if turn is not None:  # of the file's two copies of the document, one shall do
+        if turn is not None:  # the file has two copies of the document; keep one
             rest = messages[turn]["content"][len(document) :]
             messages[turn] = with_document(messages[turn] | {"content": rest}, document)
         system = next((m["content"] for m in messages[:1] if m["role"] == "system"), None)
@@ -105,7 +106,7 @@ def load_chat(
         raise CheckpointError(f"{path} is damaged; make it again") from None
     prefixes = former.prefixes
     if quantization != former.quantization:
-        # A fork may have the former store too, and go on with keys and values as they were.
+        # A fork may share the former store, and still use its keys and values as they were.
         prefixes = PrefixStore(prefixes.chunk_size, prefixes.budget)
     state = ConversationState(
         messages, document, loaded.cache, prefixes, former.features, system, quantization

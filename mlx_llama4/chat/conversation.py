@@ -1,5 +1,6 @@
-"""What was said, as a list of messages: which are questions, what comes before them, what is left
-when the oldest are dropped. Pure: no model, no tokens.
+"""Work on a conversation's list of messages: find questions, cut it, drop the oldest turns.
+
+Pure functions: no model, no tokens.
 """
 
 from collections.abc import Sequence
@@ -12,17 +13,17 @@ Part = dict[str, Any]
 
 
 def opening_messages(system: str | None) -> list[Message]:
-    """What a conversation begins with."""
+    """The messages that a conversation begins with."""
     return [{"role": "system", "content": system}] if system else []
 
 
 def questions(messages: Sequence[Message]) -> list[int]:
-    """Where the user's messages stand."""
+    """The indices of the user's messages."""
     return [index for index, message in enumerate(messages) if message["role"] == "user"]
 
 
 def before(messages: Sequence[Message], turns: int) -> list[Message]:
-    """The messages before the last so many questions. Raises PromptError if there are fewer."""
+    """The messages before the last `turns` questions. Raises PromptError if there are fewer."""
     asked = questions(messages)
     if not asked:
         raise PromptError("nothing has been asked yet")
@@ -32,17 +33,17 @@ def before(messages: Sequence[Message], turns: int) -> list[Message]:
 
 
 def with_document(message: Message, document: Sequence[Part]) -> Message:
-    """A question about a document: its message begins with the document's own parts."""
+    """Return the message with the document's parts in front of its own."""
     return message | {"content": [*document, *as_parts(message["content"])]}
 
 
 def document_turn(messages: Sequence[Message], document: Sequence[Part]) -> int | None:
-    """Which message the document stands in; None if in none, or if there is no document."""
+    """The index of the message that has the document; None if none has, or there is none."""
     if not document:
         return None
     for index in questions(messages):
         parts = messages[index]["content"][: len(document)]
-        # The very parts: somebody may say what reads the same.
+        # Compare identity: a user may type the same text.
         if len(parts) == len(document) and all(map(_is, parts, document)):
             return index
     return None
@@ -51,8 +52,9 @@ def document_turn(messages: Sequence[Message], document: Sequence[Part]) -> int 
 def without_oldest(
     messages: Sequence[Message], turns: int, document: Sequence[Part]
 ) -> list[Message]:
-    """The messages without the first so many questions and all that answers them. What opens the
-    conversation stays; a document goes over to the first question that is left.
+    """The messages without the first `turns` questions and their answers.
+
+    The opening messages stay. A document moves to the first question that is left.
     """
     asked = questions(messages)
     start = asked[turns] if turns < len(asked) else len(messages)
@@ -64,7 +66,7 @@ def without_oldest(
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
-    """The messages with another system prompt, or none."""
+    """The messages with their system prompt replaced, or removed if `system` is None."""
     has_one = bool(messages) and messages[0]["role"] == "system"
     return [*opening_messages(system), *messages[has_one:]]
 

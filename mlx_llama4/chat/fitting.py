@@ -1,4 +1,4 @@
-"""What is left of a conversation when the context is full: the oldest questions go."""
+"""Drop a conversation's oldest questions when the context is full."""
 
 import bisect
 from collections.abc import Callable, Sequence
@@ -8,18 +8,18 @@ from mlx_llama4.chat.conversation import Part, questions, without_oldest
 from mlx_llama4.prompt.messages import Message
 from mlx_llama4.prompt.prompt import Prompt
 
-# Of the context, what an answer must have room for before old questions are dropped, and has after:
-# more than must be, or the next question would have all read anew again.
+# Shares of the context. Old questions are dropped if the answer has less room than the first. Then
+# it gets the second, which is larger: otherwise the next question would drop and re-read again.
 LEAST_ROOM, ROOM_AFTER = 1 / 8, 1 / 4
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """dropped: how many questions, with their answers, are not in `messages` any more."""
+    """A conversation that fits into the context."""
 
     messages: list[Message]
     prompt: Prompt
-    dropped: int = 0
+    dropped: int = 0  # questions that were dropped, with their answers
 
 
 def fit_messages(
@@ -29,9 +29,10 @@ def fit_messages(
     context: int,
     max_tokens: int,
 ) -> Fitted:
-    """The messages, without as many of the oldest questions as it takes to have room for an answer
-    of max_tokens tokens, or of a share of the context if that is less. The last question stays, be
-    it too long. context: tokens of prompt and answer.
+    """Drop the oldest questions until there is room for an answer.
+
+    Room means max_tokens tokens, or a share of the context if that is less. The last question
+    stays, even if it is too long. context: tokens of prompt and answer.
     """
     prompt = encode(messages)
     droppable = len(questions(messages)) - 1

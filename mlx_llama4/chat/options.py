@@ -1,4 +1,4 @@
-"""How a conversation is led: everything but what is said."""
+"""The settings of a conversation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ PREFIX_BYTES = 2 * 10**9
 
 @dataclass
 class ChatOptions:
-    """Each may be changed between answers, unless it is said to be fixed once the Chat is made."""
+    """Settings of a Chat. All but those marked fixed may change between answers."""
 
     settings: GenerationSettings = DEFAULTS
     system: str | None = None
     # Tokens of a prompt that are worked through at once.
     prefill_step: int = PREFILL_SPAN
-    # Of global layers' keys and values. Fixed.
+    # How to quantize the global layers' keys and values. Fixed.
     kv_quantization: KVQuantization | None = None
-    # Bytes of earlier prompts' beginnings, kept for later ones. Fixed.
+    # How many bytes of earlier prompts' beginnings to keep for reuse. Fixed.
     prefix_bytes: int = PREFIX_BYTES
-    # Tokens of prompt and answer that there is memory for. None: as many as the model allows.
+    # How many tokens of prompt and answer fit in memory. None: as many as the model allows.
     max_context: int | None = None
-    # Is told how many of the oldest questions were dropped because the context is full. None: a
-    # prompt that is too long is refused.
+    # Called with the number of old questions dropped because the context is full. None: refuse a
+    # prompt that is too long.
     on_dropped: Callable[[int], None] | None = None
-    # Definitions of functions that the model may call.
+    # Definitions of the functions that the model may call.
     tools: Sequence[Mapping[str, Any]] | None = None

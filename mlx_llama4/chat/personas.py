@@ -1,4 +1,4 @@
-"""System prompts to choose by name, in words of our own. The family follows them closely."""
+"""System prompts to choose by name, in our own words. Llama 4 follows them closely."""
 
 PERSONAS = {
     "companion": (

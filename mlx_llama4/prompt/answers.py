@@ -1,4 +1,4 @@
-"""What a model generated → the message that a conversation keeps, and the calls of tools in it."""
+"""Turn a generated answer into a message for the conversation, and find its tool calls."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,11 @@ def answer_message(
     tools: Tools | None,
     image_token_id: int | None,
 ) -> Message:
-    """With the answer's own tokens, which its text might not be tokenised to again."""
+    """Make the assistant's message. It keeps the generated ids, since its text might be tokenised
+    differently.
+    """
     ended = generated[-1] in processor.end_tokens
-    # A slot for an image, which a model may well emit, would ask for one in every later turn.
+    # A model may emit the id of an image slot, which would ask for an image in every later turn.
     ids = [id_ for id_ in (generated[:-1] if ended else generated) if id_ != image_token_id]
     answer = {"role": "assistant", "content": text, "token_ids": ids}
     if calls := reply_of(answer, processor, tools).calls:
@@ -29,10 +31,10 @@ def answer_message(
 
 
 def reply_of(answer: Message, processor: Processor, tools: Tools | None) -> Reply:
-    """What an answer says, and which of the tools it calls."""
+    """Split an answer into its text and its tool calls."""
     if not tools:
         return Reply(answer["content"], (), None)
-    # Without its tokens, as a foreign conversation has it, the text is all there is.
+    # A conversation from elsewhere has only the text, not the tokens.
     ids = answer.get("token_ids")
     marks = (PYTHON_START, PYTHON_END)
     text = processor.tokenizer.decode(ids, shown=marks) if ids else None

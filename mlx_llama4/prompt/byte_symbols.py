@@ -2,7 +2,7 @@
 
 
 def _symbol_of_byte() -> dict[int, str]:
-    """Printable Latin-1 stands for itself, the other bytes for U+0100, U+0101, … in order."""
+    """Map printable Latin-1 to itself, and the other bytes to U+0100, U+0101, … in order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {

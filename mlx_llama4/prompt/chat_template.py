@@ -1,9 +1,9 @@
 """Messages → a sequence of special tokens and plain text, by a Jinja chat template.
 
 The template is the checkpoint's own, run in Jinja's immutable sandbox, or ours for the same
-format. Untrusted text goes through it marked: after each character that could begin a special
-token's name stands a mark, so that whatever the template does with the text (trim it, join it,
-dump it as JSON), no name is recognised in what comes out of it; then the marks are removed.
+format. Untrusted text is marked before it goes in: each character that could begin a special
+token's name gets a mark after it. Whatever the template does with the text (trim it, join it, dump
+it as JSON), no special token is recognised in it afterwards. Then the marks are removed.
 """
 
 import datetime
@@ -20,10 +20,10 @@ from mlx_llama4.files.json_file import read_json
 from mlx_llama4.prompt.checks import check_definitions
 from mlx_llama4.prompt.messages import image_parts
 
-# The format of Meta's prompt_format.md for Llama 4, in the same ids as the released template: the
-# opening system text trimmed, results of tools as JSON, everything else as it is, images where
-# they stand in the message. What tools there are is said in the system message, so that a user's
-# message is left as it is; calls are written the way that the text asks for.
+# The format of Meta's prompt_format.md for Llama 4, with the same ids as the released template.
+# The system text is trimmed and tool results become JSON; everything else stays as is, with images
+# in their places. The system message describes the tools, so a user's message is not changed. Calls
+# are written in the form that the description asks for.
 DEFAULT_TEMPLATE = """\
 {%- set about_tools -%}
 You can call the functions below, which are described in JSON. Call them only if that helps with \
@@ -79,20 +79,19 @@ What they return comes in the next messages; answer in words then.
 {%- endif -%}
 """
 
-# Unicode noncharacters, which no text is meant to hold; should it, they are escaped.
+# Unicode noncharacters, which text should not contain; if it does, they are escaped.
 ESCAPE = "\ufdd0"
 MARK = ESCAPE + "\ufdd1"
 LITERAL = ESCAPE + "\ufdd2"
 IDS_BEGIN, IDS_END = ESCAPE + "\ufdd3", "\ufdd4"
-DEFINED = ESCAPE + "\ufdd5"  # stands before the name of each tool's definition
+DEFINED = ESCAPE + "\ufdd5"  # precedes the name in each tool definition
 
-# For templates that put definitions into a system message, but only where there is one.
+# For templates that put definitions into the system message, but only if there is one.
 TOOLS_SYSTEM = {
     "role": "system",
     "content": "Call functions where that helps with what is asked; otherwise answer in words.",
 }
-# The released template, left to itself, puts them into the first user message, whose images it
-# then leaves out.
+# By default the released template puts them into the first user message, and drops its images.
 IN_SYSTEM_MESSAGE = {"tools_in_user_message": False}
 
 
@@ -108,7 +107,7 @@ class PlainText:
 
 @dataclass(frozen=True)
 class GivenIds:
-    """Tokens that the model itself produced, taken over without being re-tokenised."""
+    """Tokens that the model itself generated, used as they are instead of re-tokenising."""
 
     ids: tuple[int, ...]
 
@@ -128,7 +127,7 @@ class ChatTemplate:
         from jinja2 import TemplateSyntaxError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        # Not one pattern of all names: they are 1,100, and to compile it takes 0.1 s.
+        # Not one pattern of all 1,100 names: compiling that takes 0.1 s.
         self._names = frozenset(special_names)
         self._lengths = sorted({len(name) for name in special_names}, reverse=True)
         beginnings = "|".join(sorted({re.escape(name[:2]) for name in special_names})) or "(?!)"
@@ -142,7 +141,7 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
-        # Marks what an assistant said, for training; here it is only in the way.
+        # This tag marks the assistant's words for training; it has no use here.
         source = re.sub(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})", _as_condition, source)
         try:
             self._template = environment.from_string(source)
@@ -155,11 +154,11 @@ class ChatTemplate:
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[Piece]:
-        """Pieces of the conversation; neighbouring plain texts are one piece, so that they are
-        tokenised together as the reference does.
+        """Render the conversation into pieces. Neighbouring plain texts form one piece, so that
+        they are tokenised together, as in the reference.
 
-        A message may hold `token_ids` in place of its content's ids. tools: definitions, which
-        the template must show. Raises PromptError if it does not, or refuses the messages.
+        A message may have `token_ids`, which replace its content. tools: definitions that the
+        template must show. Raises PromptError if it does not, or if it refuses the messages.
         """
         if not tools:
             return self._render(messages, add_generation_prompt)[0]
@@ -191,7 +190,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> tuple[list[Piece], int]:
-        """The pieces, and how many definitions are among them."""
+        """Return the pieces, and how many tool definitions are among them."""
         given: list[Mapping[str, Any]] = []
         marked = [self._mark_message(message, given) for message in messages]
         text = self._run_template(
@@ -210,7 +209,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _call_end(self) -> SpecialToken | None:
-        """What the template ends an assistant's message with that calls tools."""
+        """The token with which the template ends an assistant's message that calls tools."""
         call = {"name": "f", "arguments": {}}
         messages: list[Mapping[str, Any]] = [
             {"role": "user", "content": ""},
@@ -218,7 +217,7 @@ class ChatTemplate:
         ]
         try:
             pieces, _ = self._render(messages, add_generation_prompt=False)
-        except PromptError:  # it knows no calls
+        except PromptError:  # the template does not support calls
             return None
         return next((piece for piece in reversed(pieces) if piece in TURN_ENDS), None)
 
@@ -249,7 +248,7 @@ class ChatTemplate:
         return marked
 
     def _mark(self, value: Any) -> Any:
-        """The same with every text in it marked; keys only if no template would look for them."""
+        """Mark every text in a value; of keys, only those that no template would look up."""
         if isinstance(value, str):
             escaped = value.replace(ESCAPE, LITERAL)
             return self._starts.sub(lambda match: match[0] + MARK, escaped)
@@ -266,7 +265,7 @@ class ChatTemplate:
         return key.isidentifier() and not any(self._name_at(key, at) for at in range(len(key)))
 
     def _name_at(self, text: str, start: int) -> str | None:
-        """The longest where several would do."""
+        """The longest special token's name that begins at `start`, if any."""
         ends = (start + length for length in self._lengths)
         return next((text[start:end] for end in ends if text[start:end] in self._names), None)
 
@@ -287,7 +286,7 @@ class ChatTemplate:
                 continue
             piece = SpecialToken(name)
             if ends_calls and piece in TURN_ENDS:
-                # The template has seen a message without calls, which may end otherwise.
+                # The template saw a message without calls, which may end with another token.
                 piece = self._call_end or piece
             ends_calls = False
             yield piece
@@ -323,7 +322,7 @@ def _plain(marked: str) -> Iterator[PlainText]:
 
 
 def _one_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same; content that is texts alone as one: templates put tools before texts only."""
+    """Join content that is only texts into one: templates put tools in front of a text only."""
     content = message["content"]
     if isinstance(content, str) or any(part["type"] != "text" for part in content):
         return message
@@ -347,8 +346,8 @@ def _to_json(
     )
     if not ensure_ascii:
         return text
-    # Marks, which the dump has escaped, must be found again; a backslash before, itself escaped,
-    # makes the rest plain text.
+    # Restore the marks, which the dump has escaped. After a backslash, itself escaped, the rest is
+    # plain text.
     return re.sub(
         r"(?<!\\)((?:\\\\)*)\\u(fdd[0-5])",
         lambda escaped: escaped[1] + chr(int(escaped[2], 16)),

@@ -1,4 +1,4 @@
-"""Messages and definitions of tools of another form than the ones we know are refused."""
+"""Refuse messages and tool definitions whose form we do not know."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ KEYS = {"role", "content", "token_ids", "tool_calls"}
 
 
 def check_message(message: Mapping[str, Any]) -> None:
-    """Raises PromptError for a message of another form than processor.py's docstring says."""
+    """Raise PromptError unless a message has the form that processor.py's docstring describes."""
     if unknown := message.keys() - KEYS:
         raise PromptError(f"a message has {sorted(unknown)[0]!r}, which is not supported")
     role, content, token_ids = (message.get(key) for key in ("role", "content", "token_ids"))
@@ -32,7 +32,7 @@ def check_message(message: Mapping[str, Any]) -> None:
 
 
 def check_definitions(tools: Sequence[Mapping[str, Any]]) -> None:
-    """Raises PromptError unless each is {"type": "function", "function": {"name": …, …}}."""
+    """Raise PromptError unless each is {"type": "function", "function": {"name": …, …}}."""
     names = set()
     for tool in tools:
         function = tool.get("function") if isinstance(tool, Mapping) else None

@@ -1,6 +1,6 @@
-"""HEIC and HEIF pictures, as iPhones take them, through macOS's own converter.
+"""Read HEIC and HEIF pictures, which iPhones take, with macOS's own converter.
 
-Pillow does not read them unless pillow-heif is registered with it, and then it needs none of this.
+Pillow reads them only if pillow-heif is registered; then none of this is needed.
 """
 
 import subprocess
@@ -16,12 +16,12 @@ SECONDS = 60
 
 
 def is_heic(head: bytes) -> bool:
-    """By the first 12 bytes of a file, whatever its name."""
+    """Recognise the format by the first 12 bytes of a file, whatever its name."""
     return head[4:8] == b"ftyp" and head[8:12] in BRANDS
 
 
 def png_of_heic(data: bytes, name: str) -> bytes:
-    """The picture as PNG, by `sips`. Raises ImageError, naming `name`, where that cannot be."""
+    """Convert a picture to PNG with `sips`. Raises ImageError, naming `name`, if that fails."""
     if sys.platform != "darwin":
         raise ImageError(
             f"{name} is a HEIC picture, which only macOS converts by itself; make it PNG or JPEG "
@@ -32,7 +32,7 @@ def png_of_heic(data: bytes, name: str) -> bytes:
         source.write_bytes(data)
         command = ["sips", "-s", "format", "png", str(source), "--out", str(target)]
         try:
-            # sips ends with 0 even for what it cannot read; the file tells.
+            # sips exits with 0 even for pictures it cannot read; check the file instead.
             subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False
             )

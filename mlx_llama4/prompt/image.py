@@ -1,8 +1,8 @@
 """A picture → tiles, as transformers' Llama4ImageProcessor cuts them.
 
-An image is put on the canvas of up to `max_tiles` tiles that needs the least downscaling,
-without distortion, at the top left on black; a canvas of several tiles is followed by the whole
-image squeezed into one more, the global tile.
+An image is placed, undistorted, at the top left of a black canvas: the one of up to `max_tiles`
+tiles that needs the least downscaling. If the canvas has several tiles, one more follows, the
+global tile: the whole image squeezed into a square.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from mlx_llama4.errors import ConfigError, ImageError, PromptError
 from mlx_llama4.files.json_file import Keys, read_json
 from mlx_llama4.prompt.heic import is_heic, png_of_heic
 
-# Pillow's own limit for refusing; a 200-megapixel photograph decodes to 600 MB.
+# Pillow's own limit; a 200-megapixel photograph decodes to 600 MB.
 MAX_PIXELS = 2 * 89_478_485
 BILINEAR = 2  # transformers' and Pillow's number for it
 
@@ -43,7 +43,7 @@ class TiledImage:
 
     @cached_property
     def digest(self) -> str:
-        """Tells whether two images are the same to the model."""
+        """Equal for two images that are the same to the model."""
         return hashlib.sha256(repr(self.grid).encode() + self.tiles.tobytes()).hexdigest()
 
     @property
@@ -51,14 +51,14 @@ class TiledImage:
         return len(self.tiles)
 
     def pixel_values(self) -> np.ndarray:
-        """The tiles rescaled and normalised, float32 [n, 3, S, S]."""
+        """Rescale and normalise the tiles: float32 [n, 3, S, S]."""
         channels = [self.table[:, c][self.tiles[:, c]] for c in range(self.tiles.shape[1])]
         return np.stack(channels, axis=1)
 
 
 @dataclass(frozen=True)
 class RememberedImage:
-    """A picture of an earlier run: what it was is known, its pixels are not at hand."""
+    """A picture from an earlier run: its digest and size are known, its pixels are not."""
 
     digest: str
     num_tiles: int
@@ -88,9 +88,9 @@ class ImageTiler:
 
     @classmethod
     def load(cls, folder: Path, image_size: int) -> "ImageTiler":
-        """From the folder's preprocessor_config.json or processor_config.json.
+        """Read the folder's preprocessor_config.json or processor_config.json.
 
-        image_size: side of a tile in pixels by config.json, which those must agree with.
+        image_size: side of a tile in pixels in config.json, with which those must agree.
         """
         raw, name = {}, "processor_config.json"
         if (folder / "preprocessor_config.json").is_file():
@@ -114,7 +114,7 @@ class ImageTiler:
         return cls(image_size, keys.integer("max_patches", 16), table)
 
     def tile(self, source: ImageSource) -> TiledImage:
-        """Raises ImageError, naming the source, for what is no readable picture."""
+        """Cut a picture into tiles. Raises ImageError, naming the source, if it is unreadable."""
         image = open_image(source)
         rows, columns = best_grid(image.width, image.height, self.tile_size, self.max_tiles)
         canvas = Image.new("RGB", (columns * self.tile_size, rows * self.tile_size))
@@ -130,7 +130,7 @@ class ImageTiler:
         return TiledImage(tiles, (rows, columns), image.size, self.table, path)
 
     def _fit(self, image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
-        """Scale to fit the canvas, but up to one tile at most."""
+        """Scale to fit the canvas, enlarging to one tile at most."""
         width = min(max(image.width, self.tile_size), canvas[0])
         height = min(max(image.height, self.tile_size), canvas[1])
         scale_width, scale_height = width / image.width, height / image.height
@@ -148,11 +148,11 @@ def resize(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def best_grid(width: int, height: int, tile_size: int, max_tiles: int) -> tuple[int, int]:
-    """(rows, columns) of the canvas for an image of width × height pixels.
+    """Choose the canvas for an image of width × height pixels; returns (rows, columns).
 
-    Among all grids of up to max_tiles tiles: if some hold the image without shrinking it, the
-    one with the least room to spare, else the one that shrinks it least; of equals, the smallest.
-    Scales are compared in float32, as the reference's tensors are.
+    Among all grids of up to max_tiles tiles, if some hold the image without shrinking it, take the
+    one that enlarges it least; otherwise the one that shrinks it least. Of equals, the smallest.
+    Scales are compared in float32, like the reference's tensors.
     """
     grids = [
         (rows, columns)
@@ -174,10 +174,10 @@ def best_grid(width: int, height: int, tile_size: int, max_tiles: int) -> tuple[
 
 
 def pixel_table(rescale_factor: float, mean: list[float], std: list[float]) -> np.ndarray:
-    """float32 [256, 3]: byte value and channel → model input.
+    """Table from byte value and channel to model input, float32 [256, 3].
 
-    The reference computes in bfloat16 and rounds after each of the three steps; the 256
-    results are all there is to it.
+    The reference computes in bfloat16 and rounds after each of the three steps, so 256 results per
+    channel are all there can be.
     """
     factor = np.float32(rescale_factor)  # a scalar, not rounded to bfloat16
     values = round_to_bfloat16(np.arange(256, dtype=np.float32)[:, None] * factor)
@@ -186,16 +186,17 @@ def pixel_table(rescale_factor: float, mean: list[float], std: list[float]) -> n
 
 
 def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """float32 values rounded to the nearest bfloat16, ties to even."""
+    """Round float32 values to the nearest bfloat16, ties to even."""
     bits = values.astype(np.float32).view(np.uint32)
     bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
     return bits.astype(np.uint32).view(np.float32)
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """The picture in RGB, upright, on white where it is transparent, 8 bits a channel.
+    """Open a picture as 8-bit RGB, upright, with white behind transparent parts.
 
-    source: a path, an encoded file's bytes, or a PIL image. Of an animation, the first frame.
+    source: a path, an encoded file's bytes, or a PIL image. Of an animation, the first frame is
+    taken.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, "the image")
@@ -222,7 +223,7 @@ def _decode(stream: BinaryIO, name: str) -> Image.Image:
     stream.seek(0)
     try:
         with warnings.catch_warnings():
-            # Pillow warns of odd files and of large ones; what matters is raised below.
+            # Pillow warns about odd and large files; serious problems are raised below.
             warnings.simplefilter("ignore")
             image = Image.open(stream)
             if image.format == "EPS":  # decoding it would run a PostScript interpreter
@@ -262,7 +263,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey values of 16 or 32 bits or of floats, scaled to 0 … 255 by the range of their kind."""
+    """Scale 16-bit, 32-bit or float grey values to 0 … 255, by the range of their type."""
     values = np.asarray(image, dtype=np.float64)
     values = np.where(np.isnan(values), 0, values)
     if image.mode == "F":

@@ -1,7 +1,7 @@
-"""Literals as models write them, in Python's notation or JSON's, read without evaluating anything.
+"""Read literals as models write them, in Python's or JSON's notation, without evaluating anything.
 
-A reader of our own rather than Python's parser: names are compared as they were written (Python
-takes look-alikes for one another), depth and sizes are bounded, and nothing warns or overflows.
+This is our own reader rather than Python's parser: it compares names exactly as written (Python
+normalises look-alikes), bounds depth and sizes, and never warns or overflows.
 """
 
 import math
@@ -33,30 +33,30 @@ ESCAPES = {
 
 
 class UnreadableError(Exception):
-    """Says in one line what is not taken, and why."""
+    """Says in one line what is not accepted, and why."""
 
 
 class Reader:
-    """Goes through a text from `position` on. Everything raises UnreadableError."""
+    """Reads a text from `position` on. Every method may raise UnreadableError."""
 
     def __init__(self, text: str, position: int = 0):
         self.text = text
         self.position = position
 
     def at(self, symbol: str) -> bool:
-        """Whether `symbol` comes next, behind white space; which is then passed."""
+        """Skip white space; whether `symbol` comes next."""
         if space := WHITE_SPACE.match(self.text, self.position):
             self.position = space.end()
         return self.text.startswith(symbol, self.position)
 
     def take(self, symbol: str) -> bool:
-        """Pass `symbol`, if it comes next."""
+        """Consume `symbol` if it comes next; returns whether it did."""
         if found := self.at(symbol):
             self.position += len(symbol)
         return found
 
     def match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        """Pass what the pattern matches, if it does, behind white space."""
+        """Skip white space and consume what the pattern matches, if it does."""
         self.at("")
         if found := pattern.match(self.text, self.position):
             self.position = found.end()
@@ -71,7 +71,7 @@ class Reader:
         raise UnreadableError(f"{reason}, not {rest!r}" if rest else f"{reason}, but it ends there")
 
     def value(self, depth: int = 0) -> Any:
-        """A text, a number, a truth value, nothing (None), a list or a mapping of these."""
+        """Read a string, a number, a boolean, None, or a list or dict of these."""
         if depth > MAX_DEPTH:
             raise UnreadableError(f"it is nested more than {MAX_DEPTH} deep")
         if self.at('"') or self.at("'"):
@@ -91,7 +91,7 @@ class Reader:
         return NAMED_VALUES[name[0]]
 
     def mapping(self, depth: int = 0) -> dict[str, Any]:
-        """{"key": value, …}, each key once."""
+        """Read {"key": value, …}; each key may come only once."""
         self.expect("{", "this")
         mapping: dict[str, Any] = {}
         while not self.take("}"):
@@ -127,7 +127,7 @@ class Reader:
         return values
 
     def _tuple(self, depth: int) -> Any:
-        """A list; in parentheses alone, the value itself."""
+        """Read a tuple as a list; a single value in parentheses is that value."""
         start = self.position
         values = self._values(")", depth)
         bare = len(values) == 1 and not self.text[start : self.position - 1].rstrip().endswith(",")
@@ -155,4 +155,4 @@ def _unescape(escaped: re.Match[str]) -> str:
         return chr(int(escaped[4], 8))
     if escaped[5] in "uUxN":
         raise UnreadableError(f"\\{escaped[5]} in a text is no character")
-    return ESCAPES.get(escaped[5], escaped[0])  # as Python has it: others stand for themselves
+    return ESCAPES.get(escaped[5], escaped[0])  # as in Python, other escapes stay as written

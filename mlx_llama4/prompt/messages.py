@@ -1,4 +1,4 @@
-"""What a user says, as messages: pictures, a document, a question."""
+"""Build a user's messages: pictures, a document, a question."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,17 +9,17 @@ Message = dict[str, Any]
 
 
 def user_message(text: str, images: Sequence[PromptImage]) -> Message:
-    """A user's turn, its images before its text."""
+    """Make a user's message, with its images before its text."""
     parts = [{"type": "image", "image": image} for image in images]
     content = [*parts, {"type": "text", "text": text}] if images else text
     return {"role": "user", "content": content}
 
 
 def document_parts(text: str, images: Sequence[PromptImage]) -> list[dict[str, Any]]:
-    """What the message that begins with a document begins with.
+    """The parts of a document, with which a message then begins.
 
-    A blank line ends it: a tokenizer joins no words over that, so what is said next does not
-    change the document's own tokens.
+    They end with a blank line. A tokenizer joins no words across it, so the text that follows does
+    not change the document's own tokens.
     """
     parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     if text.strip():
@@ -28,7 +28,7 @@ def document_parts(text: str, images: Sequence[PromptImage]) -> list[dict[str, A
 
 
 def with_text(message: Message, text: str) -> Message:
-    """The message with other words: of its text parts the last is what was asked."""
+    """Replace a message's question, which is the last of its text parts."""
     content = message["content"]
     if isinstance(content, str):
         return message | {"content": text}
@@ -37,15 +37,15 @@ def with_text(message: Message, text: str) -> Message:
 
 
 def image_parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Those of all messages, in order."""
+    """The image parts of all messages, in order."""
     for message in messages:
         if not isinstance(message["content"], str):
             yield from (part for part in message["content"] if part["type"] == "image")
 
 
 def joined_texts(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """The same, with neighbouring texts of a message made one: templates that trim each would have
-    what was said in two parts run together.
+    """Join neighbouring texts of a message, since templates that trim each text would make their
+    words run together.
     """
     return [
         message

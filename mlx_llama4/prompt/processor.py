@@ -3,9 +3,9 @@
 A message is a dict with a role and a content: a string, or a list of parts
 {"type": "text", "text": …} and {"type": "image", "image": path, bytes, PIL image or one that
 `tile` gave}.
-An assistant's message may carry `token_ids`, which then stand for its content, and `tool_calls`
-[{"name": …, "arguments": {…}}], which come after the content unless there are `token_ids`. What
-the tools gave are messages of the role ipython, one a call, in their order.
+An assistant's message may have `token_ids`, which replace its content, and `tool_calls`
+[{"name": …, "arguments": {…}}], which follow the content unless there are `token_ids`. The results
+of the tools are messages of the role ipython, one for each call, in order.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ from mlx_llama4.prompt.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 
-# What a turn of the family ends with, whatever generation_config.json says or leaves out.
+# The tokens that end a turn in Llama 4, whatever generation_config.json says or leaves out.
 END_TOKENS = ("<|eot|>", "<|eom|>", "<|end_of_text|>")
 NO_DEFAULTS = GenerationConfig(())
 KNOWN_CHARACTERS = 16 * 2**20  # whose ids are remembered
@@ -115,7 +115,7 @@ class Processor:
         return Prompt(np.array(ids, np.int32), tuple(images))
 
     def _text_ids(self, text: str) -> list[int]:
-        """A conversation is encoded as a whole with each turn, and most of it is as it was."""
+        """Tokenise a text, remembering results: each turn encodes the whole conversation again."""
         known = self._known.get(text)
         if known is None:
             known = np.array(self.tokenizer.encode(text), np.int32)
@@ -125,10 +125,10 @@ class Processor:
     def encode_open(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> Prompt:
-        """The prompt up to where the last message's text may go on; its content is a list of parts.
+        """Encode the prompt up to the point where the last message's text could continue.
 
-        Templates may trim texts, white space at the end included: so a letter is put there, and its
-        token left out again.
+        The last message's content is a list of parts. Templates may trim white space at the end of
+        a text, so a letter is added there, and its token is removed again.
         """
         *before, last = messages
         end = {"type": "text", "text": LETTER}
@@ -150,7 +150,7 @@ class Processor:
         return self.tiler.tile(image)
 
     def image_tokens(self, image: PromptImage) -> int:
-        """How many of a prompt's tokens a picture takes."""
+        """How many tokens a picture takes in a prompt."""
         return len(self._image_ids(iter([image])))
 
     def _image_ids(self, waiting: Iterator[PromptImage]) -> list[int]:
@@ -171,7 +171,7 @@ class Processor:
 
 
 def _token_variables(folder: Path) -> dict[str, str]:
-    """What chat templates call the tokens of tokenizer_config.json: bos_token, eos_token, …"""
+    """The tokens that tokenizer_config.json names for chat templates: bos_token, eos_token, …"""
     path = folder / "tokenizer_config.json"
     raw = read_json(path) if path.is_file() else {}
     variables = {"bos_token": "<|begin_of_text|>"}

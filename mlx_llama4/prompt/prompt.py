@@ -31,9 +31,9 @@ class PlacedImage:
 
 
 def place_images(prompt: Prompt, config: Config) -> list[PlacedImage]:
-    """Where each picture of the prompt stands.
+    """Locate each picture in the prompt.
 
-    Raises PromptError if there are not as many <|patch|> as the pictures have features.
+    Raises PromptError if the number of <|patch|> differs from the number of features.
     """
     slots = np.flatnonzero(prompt.ids == config.image_token_id)
     per_tile = config.vision.tokens_per_tile if config.vision is not None else 0
@@ -50,7 +50,7 @@ def place_images(prompt: Prompt, config: Config) -> list[PlacedImage]:
 
 
 def check_length(prompt: Prompt, config: Config) -> None:
-    """Raises PromptError if the prompt is empty or leaves no room for an answer."""
+    """Raise PromptError if the prompt is empty or leaves no room for an answer."""
     context = config.text.max_position_embeddings
     if not len(prompt.ids):
         raise PromptError("the prompt is empty")

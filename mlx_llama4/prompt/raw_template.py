@@ -1,4 +1,4 @@
-"""Text as it is, for base models, which know no turns."""
+"""Pass text through unchanged, for base models, which know no turns."""
 
 from mlx_llama4.prompt.chat_template import ChatTemplate
 from mlx_llama4.prompt.tokenizer import Tokenizer
@@ -6,7 +6,7 @@ from mlx_llama4.prompt.windows import BEGIN_OF_TEXT
 
 
 def raw_template(tokenizer: Tokenizer) -> ChatTemplate:
-    """<|begin_of_text|> and what the only message says, for the model to go on with.
+    """Make a template of <|begin_of_text|> and the only message's text, for the model to continue.
 
     Raises PromptError if the tokenizer has no such token.
     """

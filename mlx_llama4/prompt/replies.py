@@ -1,13 +1,13 @@
-"""A reply's text → the calls of tools in it. Nothing of a reply is ever evaluated.
+"""Find the tool calls in a reply's text. Nothing in a reply is ever evaluated.
 
-Models of the family call in several ways, whatever they were told:
+Llama 4 models write calls in several ways, whatever they were told:
     [get_weather(city="Oslo"), get_time()]        Meta's prompt_format.md
     <|python_start|>[…]<|python_end|>             what templates wrap calls in
     {"name": "get_weather", "parameters": {…}}    what the released template asks for
     <function=get_weather>{…}</function>          Meta's example of a format of one's own
-each also after some words, several one after another, or in one block of code that is all there is.
-A call counts only if it ends the reply: what stands amid prose or in a block of code after it is
-an example. Arguments are literals and have names.
+Each may follow some words, repeat several times, or fill a reply that is a single block of code.
+A call counts only if it ends the reply: one inside prose, or in a block of code after prose, is an
+example. Arguments are literals and have names.
 """
 
 import itertools
@@ -22,7 +22,7 @@ PYTHON_START, PYTHON_END = "<|python_start|>", "<|python_end|>"
 MAX_CALLS = 32
 MAX_LENGTH = 100_000  # characters of a reply's calls
 
-# Names are compared with the known ones as they stand; some APIs have dots and hyphens in them.
+# Names must match known ones exactly; some APIs have dots and hyphens in theirs.
 CALL = re.compile(r"([\w.\-]++)\s*+\(")
 TAG = re.compile(r"<function=([\w.\-]++)>")
 BEGINNING = re.compile(rf"\[\s*+(?:{CALL.pattern}|\{{)|\{{|{TAG.pattern}")
@@ -43,31 +43,31 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Reply:
-    """text: what was said beside the calls. refused: what looked like a call, or was one of no
-    known tool, and why it is none; then there are no calls and the text is all of it.
-    """
+    """A reply, split into its text and its tool calls."""
 
-    text: str
+    text: str  # without the calls
     calls: tuple[ToolCall, ...] = ()
+    # Why something that looked like a call cannot be run. Then `calls` is empty and `text` is the
+    # whole reply.
     refused: str | None = None
 
 
 class _UnknownToolError(UnreadableError):
-    """Calls as they should be, of something that is no tool."""
+    """A well-formed call of an unknown tool."""
 
 
 class _NoCallsError(UnreadableError):
-    """Data or prose."""
+    """The text is data or prose, not calls."""
 
 
 class _TextFollowsError(UnreadableError):
-    """Calls, and then something else."""
+    """Something else follows the calls."""
 
 
 def parse_reply(text: str, names: Collection[str]) -> Reply:
-    """names: of the known tools. text: with <|python_start|> and <|python_end|> by name.
+    """Split a reply into text and calls. Never raises.
 
-    Never raises.
+    text: with <|python_start|> and <|python_end|> written out. names: of the known tools.
     """
     before, started, body = text.partition(PYTHON_START)
     if not started:
@@ -86,7 +86,7 @@ def parse_reply(text: str, names: Collection[str]) -> Reply:
 
 
 def _find_calls(body: str, names: Collection[str]) -> tuple[str, list[ToolCall]]:
-    """What is said before the calls, and them. Raises UnreadableError."""
+    """Return the text before the calls, and the calls. Raises UnreadableError."""
     content = body.strip()
     if (fenced := FENCED.fullmatch(content)) and FENCE not in fenced[1]:
         content = fenced[1].strip()
@@ -125,7 +125,7 @@ def _names_known_tool(beginning: re.Match[str], names: Collection[str]) -> bool:
 
 
 def _looks_like_calls(content: str, names: Collection[str]) -> bool:
-    """Whether a whole reply that cannot be read as calls was meant for some."""
+    """Whether a reply that cannot be read as calls was meant to be calls."""
     called = CALL.match(content.removeprefix("[").lstrip()) or TAG.match(content)
     if called:
         is_close = called[0].endswith((called[1] + "(", ">"))  # no word before brackets in prose
@@ -136,7 +136,7 @@ def _looks_like_calls(content: str, names: Collection[str]) -> bool:
 
 
 def _is_one_list(content: str) -> bool:
-    """Whether the first bracket is closed by the last character, as far as brackets tell."""
+    """Whether the last character closes the first bracket, judging by brackets alone."""
     if not (content.startswith("[") and content.endswith("]")):
         return False
     depths = itertools.accumulate(
@@ -146,7 +146,7 @@ def _is_one_list(content: str) -> bool:
 
 
 def _read_calls(content: str, start: int, names: Collection[str]) -> list[ToolCall]:
-    """The calls that all of content from `start` on consists of. Raises UnreadableError."""
+    """Read `content` from `start` to its end as calls. Raises UnreadableError."""
     reader = Reader(content, start)
     calls: list[ToolCall] = []
     while reader.match(SEPARATORS) and reader.position < len(content):
@@ -173,7 +173,7 @@ def _check_begins(reader: Reader) -> None:
 
 
 def _item(reader: Reader, is_first: bool) -> list[ToolCall]:
-    """A list of calls, or a call."""
+    """Read a list of calls, or a single call."""
     start = reader.position
     try:
         if reader.at("["):
@@ -199,7 +199,7 @@ def _list(reader: Reader) -> list[ToolCall]:
         call = _call(reader)
         if call is None and not calls:
             reader.position = start
-            reader.value()  # refuses what is no data either
+            reader.value()  # refuses anything that is not data either
             raise _NoCallsError
         if call is None:
             reader.refuse("a list of calls may hold nothing but calls of tools")
@@ -210,7 +210,7 @@ def _list(reader: Reader) -> list[ToolCall]:
 
 
 def _call(reader: Reader) -> ToolCall | None:
-    """None: what comes next is none of the forms."""
+    """Read a call; None if what comes next has none of the forms."""
     if reader.at("{"):
         return _json_call(reader.mapping())
     if tag := reader.match(TAG):
@@ -252,7 +252,7 @@ def _json_call(said: Mapping[str, Any]) -> ToolCall | None:
     if len(given) > 1:
         raise UnreadableError("a call in JSON has both parameters and arguments")
     arguments = said[given[0]]
-    if isinstance(arguments, str):  # JSON within JSON, as OpenAI's interface has it
+    if isinstance(arguments, str):  # JSON within JSON, as in OpenAI's interface
         reader = Reader(arguments)
         arguments = reader.mapping()
         if reader.match(SEPARATORS) and reader.position < len(reader.text):

@@ -1,9 +1,8 @@
-"""tokenizer.model, as Meta ships it: byte strings and their ranks, in the format of tiktoken.
+"""Read tokenizer.model as Meta ships it: byte strings and their ranks, in tiktoken's format.
 
-tiktoken joins the neighbours whose union has the lowest rank. The `tokenizers` library wants the
-pairs themselves, in order: all pairs that make a token, token by token. The rest, the pattern
-that splits text and the special tokens, is in no file; it is as in llama-models,
-models/llama4/tokenizer.py.
+tiktoken joins the neighbours whose union has the lowest rank. The `tokenizers` library needs the
+pairs themselves, in order: all pairs that make a token, token by token. The splitting pattern and
+the special tokens are in no file; they are taken from llama-models, models/llama4/tokenizer.py.
 """
 
 import base64
@@ -23,8 +22,8 @@ from mlx_llama4.prompt.chat_template import DEFAULT_TEMPLATE
 
 FILE_NAME = "tokenizer.model"
 
-# A word with at most one other character before it, split where small letters turn into capitals;
-# up to three digits; other characters with a space before and line ends after; blanks.
+# A word with at most one other character before it, split where lower case turns to upper case;
+# up to three digits; other characters with a space before and line ends after; white space.
 CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 CAPITAL, SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 PATTERN = "|".join(
@@ -45,7 +44,7 @@ BEGIN_OF_TEXT, END_OF_TURN, PAD = "<|begin_of_text|>", "<|eot|>", "<|finetune_ri
 
 
 def special_tokens() -> list[str]:
-    """Their names in the order of their ids, which follow those of the byte strings."""
+    """Names of the special tokens in order of their ids, which follow those of the byte strings."""
     names = [BEGIN_OF_TEXT, "<|end_of_text|>"]
     names += ["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
     names += ["<|header_start|>", "<|header_end|>", "<|eom|>", END_OF_TURN, "<|step|>"]
@@ -65,7 +64,10 @@ def special_tokens() -> list[str]:
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """Byte strings → ranks, which are their ids. Raises CheckpointError for damaged files."""
+    """Read byte strings and their ranks, which are their ids.
+
+    Raises CheckpointError for a damaged file.
+    """
     try:
         lines = path.read_bytes().splitlines()
     except OSError as failure:
@@ -94,13 +96,13 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def load_fast_tokenizer(path: Path) -> FastTokenizer:
-    """A tokenizer with the ids of the reference. Takes some seconds for 200,000 byte strings.
+    """Build a tokenizer with the reference's ids. Takes some seconds for 200,000 byte strings.
 
-    Raises CheckpointError for damaged files.
+    Raises CheckpointError for a damaged file.
     """
     ranks = read_ranks(path)
     vocabulary = {_symbols(token): rank for token, rank in ranks.items()}
-    # A word that is a token as a whole is not looked into.
+    # A whole word that is a token is not split further.
     model = BPE(vocabulary, _merges(ranks), ignore_merges=True)
     fast = FastTokenizer(model)
     fast.pre_tokenizer = Sequence(
@@ -110,7 +112,7 @@ def load_fast_tokenizer(path: Path) -> FastTokenizer:
     fast.add_special_tokens(
         [AddedToken(name, special=True, normalized=False) for name in special_tokens()]
     )
-    # For those who do not use a chat template.
+    # For callers that do not use a chat template.
     fast.post_processor = TemplateProcessing(
         single=f"{BEGIN_OF_TEXT} $A",
         pair=f"{BEGIN_OF_TEXT}:0 $A:0 {BEGIN_OF_TEXT}:1 $B:1",
@@ -120,9 +122,9 @@ def load_fast_tokenizer(path: Path) -> FastTokenizer:
 
 
 def tokenizer_files(path: Path) -> dict[str, str]:
-    """Name → contents of the files that say the same to Hugging Face's readers, and faster.
+    """Make equivalent files for Hugging Face's readers, which load faster: name → contents.
 
-    Raises CheckpointError for damaged files.
+    Raises CheckpointError for a damaged file.
     """
     config = {
         "bos_token": BEGIN_OF_TEXT,
@@ -149,9 +151,9 @@ def _symbols(token: bytes) -> str:
 
 
 def _merges(ranks: dict[bytes, int]) -> list[tuple[str, str]]:
-    """Every pair of tokens whose union is a token, by the rank of that."""
+    """Every pair of tokens whose union is a token, ordered by that token's rank."""
     merges: list[tuple[str, str]] = []
-    for token in ranks:  # in the order of their ranks
+    for token in ranks:  # in order of rank
         pairs = [
             (ranks[token[:cut]], ranks[token[cut:]], cut)
             for cut in range(1, len(token))

@@ -1,7 +1,7 @@
-"""Text ↔ token ids, by the checkpoint's tokenizer.json, or tokenizer.model where there is none.
+"""Text ↔ token ids, with the checkpoint's tokenizer.json, or tokenizer.model if it has none.
 
 Llama 4's tokenizer is byte-level BPE with some 1,100 special tokens. Text never becomes a special
-token here: those are looked up by name, by whoever means them.
+token here; callers that want one look it up by name.
 """
 
 import re
@@ -16,9 +16,9 @@ from mlx_llama4.errors import CheckpointError, PromptError
 from mlx_llama4.prompt.byte_symbols import BYTE_OF_SYMBOL
 from mlx_llama4.prompt.tiktoken_file import FILE_NAME, load_fast_tokenizer
 
-# Characters that are tokenised at once: it takes 200 bytes for each, and cannot be interrupted.
+# Characters to tokenise at once: each takes 200 bytes of memory, and a call cannot be interrupted.
 PIECE = 2**20
-# Where Llama's and GPT-2's patterns end a word whatever stands around it.
+# Where Llama's and GPT-2's patterns always end a word, whatever is around it.
 WORD_ENDS = re.compile(r"(?<=[a-z])(?= [a-z])|(?<=\S\n)(?=[^\W\d_])")
 
 
@@ -26,7 +26,7 @@ class Tokenizer:
     def __init__(self, fast: FastTokenizer):
         if not isinstance(fast.decoder, ByteLevel):
             raise CheckpointError("tokenizer.json is no byte-level tokenizer, as Llama 4's is")
-        # Some files carry the settings of their training; a prompt is never cut or padded.
+        # Some files still have settings from their training; a prompt is never cut or padded.
         fast.no_truncation()
         fast.no_padding()
         added = fast.get_added_tokens_decoder()
@@ -40,14 +40,14 @@ class Tokenizer:
         self._has_words = _splits(fast, "ab cd\nef") == [
             part for piece in ("ab", " cd\n", "ef") for part in _splits(fast, piece)
         ]
-        # What an added token shows: nothing if it is special, else its name.
+        # The text of an added token: nothing if it is special, else its name.
         self._added = {
             id_: b"" if token.special else token.content.encode() for id_, token in added.items()
         }
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """Raises CheckpointError if the folder has no tokenizer or a damaged one."""
+        """Load a folder's tokenizer. Raises CheckpointError if it is missing or damaged."""
         path = folder / "tokenizer.json"
         if not path.is_file() and (folder / FILE_NAME).is_file():
             return cls(load_fast_tokenizer(folder / FILE_NAME))
@@ -75,7 +75,7 @@ class Tokenizer:
         return self.special_ids[name]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; names of special tokens in it stay text."""
+        """Tokenise plain text; names of special tokens in it stay text."""
         try:
             return [
                 token
@@ -86,7 +86,7 @@ class Tokenizer:
             raise PromptError("the text is not Unicode: it holds a lone surrogate") from None
 
     def _pieces(self, text: str) -> Iterator[str]:
-        """The text in pieces whose tokens, one after the other, are those of the whole."""
+        """Split a text into pieces whose tokens, joined, equal the tokens of the whole text."""
         start = 0
         while self._has_words and len(text) - start > PIECE:
             if (end := WORD_ENDS.search(text, start + PIECE)) is None:
@@ -96,7 +96,7 @@ class Tokenizer:
         yield text[start:]
 
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes that a token stands for, maybe half a character; b"" if special."""
+        """The UTF-8 bytes of a token, perhaps only part of a character; b"" if it is special."""
         if token in self._added:
             return self._added[token]
         symbols = self._fast.id_to_token(token)
@@ -104,7 +104,7 @@ class Tokenizer:
         return b"" if symbols is None else bytes(BYTE_OF_SYMBOL[symbol] for symbol in symbols)
 
     def decode(self, ids: Iterable[int], shown: Collection[str] = ()) -> str:
-        """The text of ids; special tokens leave no trace but for those named in `shown`."""
+        """The text of ids; special tokens are omitted unless named in `shown`."""
         names = {self.special_ids[name]: name for name in shown if name in self.special_ids}
         text = b"".join(
             names[token].encode() if token in names else self.token_bytes(token) for token in ids
@@ -113,14 +113,14 @@ class Tokenizer:
 
 
 def _splits(fast: FastTokenizer, text: str) -> list[str]:
-    """What is tokenised apart."""
+    """Split a text as the tokenizer does before it looks for tokens."""
     if fast.pre_tokenizer is None:
         return [text]
     return [part for part, _ in fast.pre_tokenizer.pre_tokenize_str(text)]
 
 
 def check_same_vocabulary(a: Path, b: Path) -> None:
-    """Raises CheckpointError unless the tokenizers of two folders give each token the same id."""
+    """Raise CheckpointError unless the tokenizers of two folders give each token the same id."""
     first, second = (Tokenizer.load(folder).vocabulary for folder in (a, b))
     for token in sorted(first.keys() | second.keys()):
         ids = [vocabulary.get(token, "absent") for vocabulary in (first, second)]

@@ -1,4 +1,4 @@
-"""Text and pictures → prompts to compare models on, and the positions of each that count."""
+"""Cut text and pictures into prompts for comparing models, with the positions that count."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,20 +13,21 @@ from mlx_llama4.prompt.tokenizer import Tokenizer
 
 BEGIN_OF_TEXT = "<|begin_of_text|>"
 QUESTION = "Describe this image in detail."
-# English has about 4.5; so much is read that even long runs of blanks make enough tokens.
+# English has about 4.5; this reads enough even if long runs of blanks make single tokens.
 CHARACTERS_PER_TOKEN = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """first: the first position that counts."""
+    """A prompt to compare models on."""
 
     prompt: Prompt
-    first: int = 0
+    first: int = 0  # the first position that counts
 
 
 def text_windows(path: Path, tokenizer: Tokenizer, window: int, max_tokens: int) -> list[Window]:
-    """The file's first `max_tokens` tokens in windows of `window`, <|begin_of_text|> before each.
+    """Cut a file's first `max_tokens` tokens into windows of `window`, each with
+    <|begin_of_text|> in front.
 
     Raises PromptError for a file that cannot be read, is not UTF-8, or has no text.
     """
@@ -48,8 +49,8 @@ def text_windows(path: Path, tokenizer: Tokenizer, window: int, max_tokens: int)
 
 
 def image_windows(paths: Sequence[Path], processor: Processor) -> list[Window]:
-    """For each picture the prompt that asks about it, up to where the answer begins. What comes
-    after the picture counts.
+    """Make a prompt about each picture, up to where the answer begins. Positions after the picture
+    count.
 
     Raises ImageError for a bad picture, PromptError if the checkpoint takes none.
     """

@@ -1,4 +1,4 @@
-"""The functions of a tool file → definitions, as chat templates take them."""
+"""Describe the functions of a tool file in the form that chat templates take."""
 
 import inspect
 import re
@@ -15,11 +15,11 @@ ARGUMENT = re.compile(r"^(\s+)\*{0,2}(\w+)\s*(?:\([^)]*\))?\s*:\s*(.*)$")
 
 
 class DefinitionError(Exception):
-    """Says in one line which function is no tool, and what to add."""
+    """Says in one line which function cannot be a tool, and what to add."""
 
 
 def functions_of(module: ModuleType) -> dict[str, Callable[..., Any]]:
-    """Those that the file offers: what `__all__` names, else its own public functions, in order."""
+    """The functions that a file offers, in order: those in `__all__`, else its public ones."""
     if (names := getattr(module, "__all__", None)) is not None:
         for name in names:
             if not inspect.isfunction(getattr(module, name, None)):
@@ -35,7 +35,10 @@ def functions_of(module: ModuleType) -> dict[str, Callable[..., Any]]:
 
 
 def define(module: ModuleType) -> list[dict[str, Any]]:
-    """Raises DefinitionError if there is no function, or one without types or docstring."""
+    """Describe a file's tools.
+
+    Raises DefinitionError if it has no function, or one without types or a docstring.
+    """
     functions = functions_of(module)
     if not functions:
         raise DefinitionError("there is no function in it whose name has no underscore in front")
@@ -98,7 +101,7 @@ def _first_paragraph(docstring: str) -> str:
 
 
 def _argument_texts(docstring: str) -> dict[str, str]:
-    """What a Google-style section "Args:" says of each."""
+    """The description of each argument in a Google-style "Args:" section."""
     section = ARGUMENTS_SECTION.split(docstring, maxsplit=1)
     if len(section) < 2:
         return {}

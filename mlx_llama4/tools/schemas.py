@@ -1,4 +1,4 @@
-"""Python's type annotations ↔ JSON schemas of arguments, and values that fit them."""
+"""Turn Python's type annotations into JSON schemas of arguments, and check values against them."""
 
 import types
 import typing
@@ -21,7 +21,7 @@ SUPPORTED = "str, int, float, bool, list[…], dict[str, …], Literal, Enum, Op
 
 
 def schema_of(annotation: Any) -> Schema:
-    """Raises TypeError, which says what is supported, for any other annotation."""
+    """The JSON schema of an annotation. Raises TypeError, naming what is supported, for others."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         texts = [text for text in inner[1:] if isinstance(text, str)]
@@ -46,7 +46,7 @@ def shown_type(annotation: Any) -> str:
 
 
 def mismatch(value: Any, schema: Mapping[str, Any], name: str) -> str | None:
-    """Why a value of JSON does not fit a schema that `schema_of` gave; None if it does."""
+    """Why a JSON value does not fit a schema from `schema_of`; None if it does."""
     if "anyOf" in schema:
         if all(mismatch(value, option, name) for option in schema["anyOf"]):
             return f"{name} must be {_in_words(schema)}, not {_shortened(value)}"
@@ -69,8 +69,8 @@ def mismatch(value: Any, schema: Mapping[str, Any], name: str) -> str | None:
 
 
 def to_python(value: Any, annotation: Any) -> Any:
-    """The value that a function expects: members of enumerations in place of their values, and
-    floats where integers were given for them.
+    """Convert a JSON value to what a function expects: enum members instead of their values, and
+    floats where an integer was given for one.
     """
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -90,7 +90,7 @@ def to_python(value: Any, annotation: Any) -> Any:
 
 
 def annotations_of(function: Any) -> dict[str, Any]:
-    """Raises NameError or TypeError for annotations that mean nothing."""
+    """A function's annotations, resolved. Raises NameError or TypeError for meaningless ones."""
     return typing.get_type_hints(function, include_extras=True)
 
 

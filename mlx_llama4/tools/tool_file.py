@@ -1,6 +1,6 @@
-"""A user's Python file of tools: what they are, and calls of them.
+"""A user's Python file of tools: describe them and call them.
 
-The file is never imported here, but by a worker, once to see what is in it and once for each call.
+This process never imports the file. A worker does: once to describe it, and once for each call.
 """
 
 import contextlib
@@ -17,23 +17,25 @@ from mlx_llama4.tools.worker_process import Outcome, ask_worker
 
 OPEN_SECONDS = 30.0
 CALL_SECONDS = 30.0
-ANSWERS = ({"error"}, {"result"}, {"definitions", "digest"})  # keys of what the worker says
+ANSWERS = ({"error"}, {"result"}, {"definitions", "digest"})  # keys of the worker's answers
 
 
 @dataclass(frozen=True)
 class ToolFile:
-    """definitions: {"type": "function", "function": {name, description, parameters}} each, as
-    `Processor.encode` takes them; parameters are a JSON schema.
-    """
+    """A user's tools, described."""
 
     path: Path
+    # As `Processor.encode` takes them: each is
+    # {"type": "function", "function": {name, description, parameters}}, parameters a JSON schema.
     definitions: list[dict[str, Any]]
-    digest: str  # of what was read then; a file that has changed since is not run
+    digest: str  # of the file when it was opened; if it has changed since, it is not run
 
     @classmethod
     def open(cls, path: str | Path, timeout_seconds: float = OPEN_SECONDS) -> "ToolFile":
-        """Raises InputError if the file cannot be read, fails, or has a function that is no tool
-        for want of types or a docstring.
+        """Describe a file's tools.
+
+        Raises InputError if the file cannot be read, fails, or has a function without types or a
+        docstring.
         """
         path = Path(path)
         if not path.is_file():
@@ -54,8 +56,9 @@ class ToolFile:
         return [definition["function"]["name"] for definition in self.definitions]
 
     def check(self, call: ToolCall) -> str | None:
-        """What is wrong with a call, for the model to read: no such tool, an argument that it does
-        not have, one that is missing or of another type. None if it can be run.
+        """Tell the model what is wrong with a call; None if it can be run.
+
+        The tool may be unknown, or an argument unknown, missing or of the wrong type.
         """
         functions = {d["function"]["name"]: d["function"] for d in self.definitions}
         if call.name not in functions:
@@ -73,8 +76,10 @@ class ToolFile:
         return f"error: {problem}" if problem else None
 
     def run(self, call: ToolCall, timeout_seconds: float = CALL_SECONDS) -> str:
-        """What the function returned, for the model to read: a text as it is, other values as JSON,
-        behind it what was printed. Whatever goes wrong is such a text too, "error: …".
+        """Run a call, and return the result for the model to read.
+
+        Strings are returned as they are, other values as JSON, followed by whatever was printed.
+        Any failure is returned as a text too: "error: …".
         """
         if problem := self.check(call):
             return problem
@@ -90,7 +95,7 @@ class ToolFile:
         answer = _answer(outcome, timeout_seconds)
         said = f"error: {answer['error']}" if "error" in answer else answer["result"]
         texts = [text for text in (said, _printed(outcome)) if text is not None]
-        # Half a character, which JSON can hold, is no Unicode.
+        # JSON can hold half a character, which is not Unicode.
         return "\n".join(texts or ["null"]).encode("utf-8", "replace").decode()
 
 

@@ -1,8 +1,8 @@
-"""`python -m mlx_llama4.tools.worker FD`: describes a user's tool file, or calls a function of it.
+"""`python -m mlx_llama4.tools.worker FD`: describe a user's tool file, or call a function of it.
 
-In a process of its own: what a tool prints, breaks or never finishes does not touch the chat. The
-request comes as JSON on standard input, which the tool then finds empty; the answer goes, as JSON
-with a line end, to the file descriptor FD, not to standard output, where tools print.
+It runs in its own process, so a tool that prints, crashes or hangs does not disturb the chat. The
+request comes as JSON on standard input, which is then empty for the tool. The answer is a line of
+JSON on file descriptor FD, because tools print to standard output.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from mlx_llama4.tools.definitions import DefinitionError, define, functions_of
 from mlx_llama4.tools.schemas import annotations_of, to_python
 
 MODULE = "mlx_llama4_tool_file"
-MAX_CHARACTERS = 20_000  # of a result: models read all of it
+MAX_CHARACTERS = 20_000  # in a result, since models read all of it
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def shortened(text: str) -> str:
-    """The beginning of a text that is too long for a model, and how much there was."""
+    """Cut a text that is too long for a model, and say how long it was."""
     if len(text) <= MAX_CHARACTERS:
         return text
     return (
@@ -50,7 +50,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         source = path.read_bytes()
         digest = hashlib.sha256(source).hexdigest()
-        # What the user has allowed is what was there; a tool may write files, its own too.
+        # The user allowed the file as it was; a tool may write files, even its own.
         if digest != request.get("digest", digest):
             return {"error": f"{path.name} has changed since it was opened; start the chat again"}
         module = _load(path, source)
@@ -87,7 +87,7 @@ def _call(module: ModuleType, name: str, arguments: dict[str, Any]) -> dict[str,
         given = {key: to_python(value, annotations[key]) for key, value in arguments.items()}
         value = function(**given)
         return {"result": None if value is None else shortened(_as_text(value))}
-    except BaseException as failure:  # whatever it is, the model is told
+    except BaseException as failure:  # tell the model, whatever it is
         return {"error": shortened(_in_words(failure))}
 
 

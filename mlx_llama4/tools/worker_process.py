@@ -1,4 +1,4 @@
-"""A request to the worker, in a process group that is gone afterwards, whatever the tool does."""
+"""Send a request to the worker, in a process group that is killed afterwards in any case."""
 
 import contextlib
 import json
@@ -12,27 +12,27 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-MAX_BYTES = 1_000_000  # kept of each stream; what comes after is read and dropped
+MAX_BYTES = 1_000_000  # kept from each stream; the rest is read and dropped
 READ_BYTES = 1 << 16
-WAIT = 0.05  # seconds between looks at whether the process lives, should a stream stay open
-GRACE = 1.0  # seconds to end in, after the answer
+WAIT = 0.05  # seconds between checks that the process is alive, in case a stream stays open
+GRACE = 1.0  # seconds in which to exit after answering
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """answer: a line of JSON, if there is one. printed: by the tool, on standard output; dropped:
-    bytes more of it. exit_code: None if the process had not ended in time.
-    """
+    """What came of a request to the worker."""
 
-    answer: bytes
-    printed: bytes
-    dropped: int
-    exit_code: int | None
+    answer: bytes  # a line of JSON, if there is one
+    printed: bytes  # by the tool, on standard output
+    dropped: int  # how many more bytes were printed
+    exit_code: int | None  # None: the process did not end in time
 
 
 def ask_worker(request: dict[str, Any], timeout_seconds: float) -> Outcome:
-    """Raises OSError if no process can be started. An exception in the waiting, Ctrl-C's say,
-    ends the process and is passed on.
+    """Run a request in a worker process, and wait for its outcome.
+
+    Raises OSError if no process can be started. An exception while waiting, such as Ctrl-C, ends
+    the process and is passed on.
     """
     deadline = time.monotonic() + timeout_seconds
     with contextlib.ExitStack() as stack:
@@ -43,7 +43,7 @@ def ask_worker(request: dict[str, Any], timeout_seconds: float) -> Outcome:
         answer = stack.enter_context(os.fdopen(reading, "rb", 0))
         with os.fdopen(writing, "wb", 0):
             process = subprocess.Popen(
-                # -P: nothing of the working folder is taken for a module of ours.
+                # -P: no file in the working folder can pass for one of our modules.
                 [sys.executable, "-P", "-m", "mlx_llama4.tools.worker", str(writing)],
                 stdin=asked,
                 stdout=subprocess.PIPE,
@@ -51,7 +51,7 @@ def ask_worker(request: dict[str, Any], timeout_seconds: float) -> Outcome:
                 pass_fds=[writing],
                 start_new_session=True,
             )
-        assert process.stdout is not None  # a pipe was asked for
+        assert process.stdout is not None  # it was opened as a pipe
         printed = stack.enter_context(process.stdout)
         streams = _Stream(answer), _Stream(printed)
         try:
@@ -73,7 +73,7 @@ class _Stream:
     ended: bool = False
 
     def read(self) -> bool:
-        """Whether something had come; without waiting for it."""
+        """Read what is there without waiting; returns whether there was anything."""
         try:
             new = os.read(self.file.fileno(), READ_BYTES)
         except BlockingIOError:
@@ -85,7 +85,7 @@ class _Stream:
         return bool(new)
 
     def drain(self) -> None:
-        """What a pipe holds at most: a process that has left its group may write on for ever."""
+        """Read at most a pipe's capacity: a process that left its group may write for ever."""
         for _ in range(MAX_BYTES // READ_BYTES):
             if self.ended or not self.read():
                 break
@@ -94,14 +94,14 @@ class _Stream:
 def _follow(
     process: subprocess.Popen[bytes], streams: tuple[_Stream, _Stream], deadline: float
 ) -> int | None:
-    """Read the streams until the process ends; its exit code, None if it did not end in time."""
+    """Read the streams until the process ends. Returns its exit code; None if it ran too long."""
     answer, _ = streams
     with selectors.DefaultSelector() as selector:
         for stream in streams:
             os.set_blocking(stream.file.fileno(), False)
             selector.register(stream.file, selectors.EVENT_READ, stream)
         answered = False
-        # The end of a stream tells nothing: processes that the tool has started may hold it open.
+        # The end of a stream proves nothing: processes that the tool started may hold it open.
         while process.poll() is None and (left := deadline - time.monotonic()) > 0:
             if not selector.get_map():
                 with contextlib.suppress(subprocess.TimeoutExpired):
