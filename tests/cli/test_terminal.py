@@ -139,10 +139,13 @@ def test_ctrl_c_keeps_the_json_whole(talkative: Path) -> None:
          "--max-tokens", "100000"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT,
     )  # fmt: skip
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.communicate(timeout=4)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.communicate(timeout=4)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()  # or a test that failed would leave it running for minutes
     assert process.returncode == 130
     assert json.loads(output)["finish_reason"] == "interrupted"
     assert len(json.loads(output)["text"]) > 100
