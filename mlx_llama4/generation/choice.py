@@ -1,7 +1,7 @@
 """Logits → the next token and its log-probabilities, lazily."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
@@ -76,13 +76,13 @@ class Chooser:
         return Choice(token, chosen - total, (tokens, logprobs))
 
     def mark(self) -> Mark:
-        drawing = isinstance(self._sampler, RandomSampler)
-        return Mark(self._seen, self._sampler.key if drawing else None)
+        key = self._sampler.key if isinstance(self._sampler, RandomSampler) else None
+        return Mark(self._seen, key)
 
     def take_back(self, mark: Mark) -> None:
         """Undo all choices since the mark. Only a RandomSampler's draws are undone."""
         self._seen = mark.seen
-        if mark.key is not None:
+        if mark.key is not None and isinstance(self._sampler, RandomSampler):
             self._sampler.key = mark.key
 
     def _adjusted(self, logits: mx.array) -> mx.array:
@@ -99,10 +99,12 @@ class Chooser:
 
 def wait_for(choice: Choice) -> Chosen:
     """Wait for the token that is about to be shown: the decode loop's only wait."""
-    token, logprob = choice.token.item(), choice.logprob.item()
+    # MLX's stub says that items may be any numbers.
+    token, logprob = cast("int", choice.token.item()), cast("float", choice.logprob.item())
     if not choice.likeliest:
         return Chosen(token, logprob, ())
-    tokens, logprobs = (array[0].tolist() for array in choice.likeliest)
+    tokens = cast("list[int]", choice.likeliest[0][0].tolist())
+    logprobs = cast("list[float]", choice.likeliest[1][0].tolist())
     return Chosen(token, logprob, tuple(zip(tokens, logprobs, strict=True)))
 
 

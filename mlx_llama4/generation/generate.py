@@ -159,7 +159,7 @@ def stream_generate(
         model, prompt, cache, span=prefill_step, features=features, on_progress=on_prefill
     )
     prefilled = experts and replace(experts)
-    statistics.prefill_experts = experts and experts.since(loaded)
+    statistics.prefill_experts = experts.since(loaded) if experts and loaded else None
     choose = Chooser(
         settings.make_sampler(), settings.make_adjustments(), settings.logprobs or 0, prompt.ids
     )
@@ -175,7 +175,7 @@ def stream_generate(
         tokens = decode(model, logits, cache, choose, max_tokens)
     for chosen in tokens:
         statistics.count(time.perf_counter() - started_at)
-        statistics.decode_experts = experts and experts.since(prefilled)
+        statistics.decode_experts = experts.since(prefilled) if experts and prefilled else None
         step = writer.step(chosen)
         statistics.finish_reason = step.finish_reason
         if settings.logprobs is not None:

@@ -57,8 +57,10 @@ class GrammarTokens:
         """
         from llguidance import LLTokenizer
 
+        words = _Vocabulary(tokenizer, min(end_tokens), vocabulary)
         self.wrapped: LLTokenizer = LLTokenizer(
-            _Vocabulary(tokenizer, min(end_tokens), vocabulary), eos_token=sorted(end_tokens)
+            words,  # type: ignore[arg-type]  # its stub names one class; any with its attributes do
+            eos_token=sorted(end_tokens),
         )
 
 

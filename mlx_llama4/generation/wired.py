@@ -38,7 +38,7 @@ def wired_memory() -> Iterator[None]:
         return
     with _holders.lock:
         if _holders.count == 0:
-            recommended = mx.device_info(mx.gpu)["max_recommended_working_set_size"]
+            recommended = int(mx.device_info(mx.gpu)["max_recommended_working_set_size"])
             _holders.before = mx.set_wired_limit(recommended)
         _holders.count += 1
     try:
