@@ -36,20 +36,20 @@ def ask(
     image: options.Images = None,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print each answer and its statistics as JSON, in a line."),
+        typer.Option("--json", help="Print each answer, with statistics, as a line of JSON."),
     ] = False,
     json_schema: Annotated[
         Path | None,
         typer.Option(
             "--json-schema",
             metavar="FILE",
-            help="Answer with JSON that keeps to this schema. Exit code 1 if it is cut short.",
+            help="Answer with JSON that follows this schema. Exit code 1 if it is cut short.",
             show_default=False,
         ),
     ] = None,
     n: Annotated[
         int,
-        typer.Option("--n", metavar="N", min=1, help="So many answers, by seeds S, S + 1, …"),
+        typer.Option("--n", metavar="N", min=1, help="Number of answers, with seeds S, S + 1, …"),
     ] = 1,
     logprobs: Annotated[
         int | None,
@@ -57,13 +57,13 @@ def ask(
             "--logprobs",
             metavar="K",
             min=0,
-            help="With --json: each token's log-probability, and the K likeliest in its place.",
+            help="With --json: also each token's log-probability, and the K likeliest tokens.",
             show_default=False,
         ),
     ] = None,
     raw: Annotated[
         bool,
-        typer.Option("--raw", help="Go on with the text as it is, without the chat template."),
+        typer.Option("--raw", help="Continue the text as is, without the chat template."),
     ] = False,
     system: options.System = None,
     max_tokens: options.MaxTokens = 4096,
@@ -152,7 +152,7 @@ def ask(
 
 
 def _refuse_contradictions(*contradictions: tuple[bool, str]) -> None:
-    """Each: is it there, and what is said of it."""
+    """Raise an error for the first contradiction: (whether it applies, what to say)."""
     for is_there, message in contradictions:
         if is_there:
             raise InputError(message)
@@ -172,9 +172,9 @@ def _read(
     held: int,
     raw: bool,
 ) -> tuple[list["PromptImage"], Task]:
-    """The pictures, and what will have to be done. Refuses a prompt that the model cannot take.
+    """Read the pictures, and estimate the task. Refuses a prompt that the model cannot take.
 
-    held: tokens of the prompt cache that the question goes on from.
+    held: tokens of the prompt cache from which the question continues.
     """
     from mlx_llama4.chat.conversation import opening_messages
     from mlx_llama4.opening import open_folder

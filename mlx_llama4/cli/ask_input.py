@@ -1,4 +1,4 @@
-"""What is asked: a question, what is piped in with it, pictures."""
+"""Collect what is asked: a question, piped text, pictures."""
 
 import contextlib
 import glob
@@ -13,10 +13,10 @@ from mlx_llama4.errors import ImageError, PromptError
 
 
 def read_question(question: str | None, raw: bool) -> str:
-    """The text to ask: what is piped in, then a blank line, then the question; without a question,
-    or if that is -, what is piped in alone.
+    """Return the text to ask: the piped text, a blank line, then the question. Without a question,
+    or if it is -, the piped text alone.
 
-    raw: text that is to be gone on with, which the line end of `echo` would be in the way of.
+    raw: the text will be continued as is, so drop the newline that `echo` adds.
     """
     if question not in (None, "-"):
         document = _standard_input() if _is_piped() else ""
@@ -29,10 +29,9 @@ def read_question(question: str | None, raw: bool) -> str:
 
 
 def find_pictures(typed: Sequence[Path]) -> list[Path]:
-    """Those paths, and what patterns among them stand for, where no shell did that: in the order
-    of their names.
+    """Return the paths, with patterns expanded in case no shell did that; matches are sorted.
 
-    Raises ImageError for a pattern that nothing matches.
+    Raises ImageError for a pattern that matches nothing.
     """
     found: list[Path] = []
     for path in typed:
@@ -49,7 +48,7 @@ def find_pictures(typed: Sequence[Path]) -> list[Path]:
 
 
 def _is_piped() -> bool:
-    """Is standard input a pipe or a file? What else it may be, /dev/null say, holds no text."""
+    """Is standard input a pipe or a file? Anything else, such as /dev/null, has no text."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError):  # closed, or not a real one

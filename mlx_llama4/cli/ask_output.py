@@ -1,4 +1,4 @@
-"""Answers, as text or as JSON, one or several."""
+"""Print one or several answers, as text or as JSON."""
 
 import json
 import secrets
@@ -23,11 +23,11 @@ SEEDS = 2**64
 
 @dataclass(frozen=True)
 class Form:
-    """How many answers, and how they are given. whole: an answer that is cut short is a failure."""
+    """How many answers to give, and in what form."""
 
     count: int = 1
     as_json: bool = False
-    whole: bool = False
+    whole: bool = False  # an answer that is cut short is a failure
 
 
 def answer_all(
@@ -36,9 +36,9 @@ def answer_all(
     images: list["PromptImage"],
     form: Form,
 ) -> None:
-    """Print the answers, each by a seed of its own, one more than the one before.
+    """Print the answers. Each has its own seed, one higher than the one before.
 
-    The prompt is read once, for the first. Raises typer.Exit where the exit code is not 0.
+    The prompt is read only once. Raises typer.Exit if the exit code is not 0.
     """
     settings = chat.settings
     seed = secrets.randbits(32) if settings.seed is None else settings.seed

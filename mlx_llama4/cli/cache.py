@@ -27,7 +27,7 @@ def cache(
         Path | None,
         typer.Argument(
             metavar="[PROMPT_FILE]",
-            help="A text in UTF-8; - is standard input. May be left out if there are pictures.",
+            help="A UTF-8 text file; - reads standard input. Optional if there are pictures.",
             show_default=False,
         ),
     ] = None,
@@ -43,7 +43,7 @@ def cache(
         bool,
         typer.Option(
             "--small",
-            help="Leave out what is computed anew from less than a chunk of tokens.",
+            help="Write a smaller file: leave out what can be recomputed from less than a chunk.",
         ),
     ] = False,
     system: options.System = None,
@@ -58,9 +58,9 @@ def cache(
 ) -> None:
     """Read a document and pictures once, for all questions about them.
 
-    What the model makes of them is kept in a file, for `--cache` of ask and chat.
+    The model's keys and values are saved to a file, for `--cache` of ask and chat.
 
-    Ctrl-C, or closing the terminal, keeps what was read: the same command goes on from there.
+    Ctrl-C, or closing the terminal, keeps what was read: the same command continues from there.
 
     \b
     Example:
@@ -112,7 +112,7 @@ def _read_text(path: Path | None) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as failure:
         raise PromptError(
-            f"{path} is not UTF-8 (byte {failure.start:,}); convert it first, with iconv say"
+            f"{path} is not UTF-8 (byte {failure.start:,}); convert it first, e.g. with iconv"
         ) from None
 
 
@@ -124,8 +124,8 @@ def _check(
     out: Path,
     small: bool,
 ) -> tuple[list["PromptImage"], Task]:
-    """The pictures, and what will have to be done. Refuses a prompt that the model cannot take, and
-    a place that the file cannot be written to.
+    """Read the pictures, and estimate the task. Refuses a prompt that the model cannot take, and an
+    output file that cannot be written.
     """
     import mlx.core as mx
 
@@ -153,13 +153,13 @@ def _check(
 
 
 def _resume(chat: "Chat", unfinished: Path) -> None:
-    """Take what an interrupted run of the same command left; anything else is of no use."""
+    """Continue from what an interrupted run of the same command left; ignore anything else."""
     from mlx_llama4.cache.prompt_file import PromptFile
 
     system, kv = chat.options.system, chat.options.kv_quantization
     with contextlib.suppress(CheckpointError):  # damaged, or another model's
         file = PromptFile(unfinished)
-        # It would bring its own packing, or tokens that have seen what was not packed.
+        # It might be packed differently, or have tokens that attended to unpacked ones.
         if (file.quantization is not None) == (kv is not None and file.held > kv.after):
             chat.load(unfinished)
     chat.options.system = system
@@ -167,7 +167,7 @@ def _resume(chat: "Chat", unfinished: Path) -> None:
 
 
 def _keep(chat: "Chat", unfinished: Path) -> None:
-    """What was read before it was stopped."""
+    """Save what was read before the interruption."""
     if not len(chat.cache.ids):
         return
     try:

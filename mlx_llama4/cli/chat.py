@@ -26,26 +26,26 @@ if TYPE_CHECKING:
 
 Plain = Annotated[
     bool,
-    typer.Option("--plain", help="Answers as they come, not as Markdown, and no pictures."),
+    typer.Option("--plain", help="Show answers as plain text, not as Markdown, and no pictures."),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the last conversation with this model.")
+    bool, typer.Option("--resume", help="Continue the last conversation with this model.")
 ]
 Private = Annotated[
-    bool, typer.Option("--private", help="Keep neither what is typed nor the conversation.")
+    bool, typer.Option("--private", help="Save neither what you type nor the conversation.")
 ]
 StrictContext = Annotated[
     bool,
     typer.Option(
         "--strict-context",
-        help="When the context is full, refuse a message; else the oldest are dropped.",
+        help="When the context is full, refuse a message instead of dropping the oldest.",
     ),
 ]
 Tools = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.py",
-        help="Functions that the model may ask to have run; you are asked each time.",
+        help="A Python file of functions that the model may call; you are asked each time.",
         show_default=False,
     ),
 ]
@@ -82,7 +82,9 @@ def chat(
     trace: options.Trace = None,
     force: options.Force = False,
 ) -> None:
-    """Talk with a model; /help lists what else can be typed.
+    """Chat with a model.
+
+    Type /help for the list of commands.
 
     \b
     Examples:
@@ -148,7 +150,7 @@ def _open_tools(path: Path | None) -> "ToolFile | None":
 
 
 def _last_session(folder: Path, cache: Path | None) -> Path:
-    """The newest that is whole."""
+    """Return the newest session that is not damaged."""
     from mlx_llama4.cache.prompt_file import PromptFile
     from mlx_llama4.checkpoint.identity import identify
     from mlx_llama4.cli.talk.state_files import sessions_of
@@ -166,7 +168,7 @@ def _last_session(folder: Path, cache: Path | None) -> Path:
 
 
 def _look(plain: bool) -> tuple["Look", str]:
-    """How things are shown here, and what was typed while the terminal was asked."""
+    """Find out how to show things here. Returns that, and what was typed in the meantime."""
     from mlx_llama4.cli.talk.line_editor import can_edit
     from mlx_llama4.cli.talk.talk import Look
 
@@ -183,7 +185,7 @@ def _look(plain: bool) -> tuple["Look", str]:
     def show(image: "PromptImage") -> None:
         from mlx_llama4.prompt.image import open_image
 
-        if image.source is None:  # of the clipboard, where no file could be written
+        if image.source is None:  # from the clipboard, if no file could be written
             return
         with contextlib.suppress(Llama4Error):
             picture = open_image(image.source)
@@ -213,7 +215,7 @@ def _lines(talk: "Talk", private: bool) -> "Editor | PlainLines":
 
 
 def _take_up(talk: "Talk", path: Path, resume: bool) -> None:
-    """Go on from a file, and show where that is."""
+    """Continue from a file, and show the end of its conversation."""
     from mlx_llama4.chat.conversation import questions
     from mlx_llama4.cli.talk.facts import counted
 
@@ -263,11 +265,11 @@ def _converse(talk: "Talk", lines: "Editor | PlainLines", typed: str) -> None:
         except Exception as error:
             terminal.unexpected(error)
         if talk.look.markdown and not talk.is_over:
-            terminal.note("")  # turns are told apart at a glance
+            terminal.note("")  # so that turns are easy to tell apart
 
 
 def _read(lines: "Editor | PlainLines", typed: str) -> str | None:
-    """The user's next message; None at the end of input. A second Ctrl-C in a row leaves."""
+    """Read the user's next message; None at the end of input. Ctrl-C twice in a row leaves."""
     for last in (False, True):
         try:
             return lines.read("" if last else typed)
@@ -278,12 +280,12 @@ def _read(lines: "Editor | PlainLines", typed: str) -> str | None:
 
 
 def _leave_on_signals() -> None:
-    """Told to end, or with the terminal closed, leave as by /quit: the session is kept."""
+    """On a signal to end, or when the terminal closes, leave as by /quit and keep the session."""
 
     def leave(number: int, frame: object) -> None:
         for one in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(one, signal.SIG_IGN)  # what is being kept now shall be kept
-        if number == signal.SIGHUP:  # there is nobody to write to
+            signal.signal(one, signal.SIG_IGN)  # let the session be saved undisturbed
+        if number == signal.SIGHUP:  # nobody is left to write to
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())
             os.dup2(nowhere, sys.stderr.fileno())
@@ -295,7 +297,7 @@ def _leave_on_signals() -> None:
 
 @contextlib.contextmanager
 def _experts_warm(talk: "Talk") -> Iterator[None]:
-    """Experts that are on the disk are read in while the first message is typed."""
+    """Read experts from the disk while the user types the first message."""
     expert_cache = talk.chat.model.expert_cache
     if expert_cache is None or not sys.stdin.isatty():
         yield
@@ -304,4 +306,4 @@ def _experts_warm(talk: "Talk") -> Iterator[None]:
     try:
         yield
     finally:
-        expert_cache.stop_warming()  # reading on while Python ends would fail, with a traceback
+        expert_cache.stop_warming()  # a read while Python exits would end in a traceback

@@ -1,4 +1,4 @@
-"""`mlx-llama4 compare`: how far a converted model is from the one it was made from."""
+"""`mlx-llama4 compare`: measure how far a converted model is from its original."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def compare(
     a: Annotated[
         Path, typer.Argument(metavar="A", help="Folder of the reference, converted or not.")
     ],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Folder of what to measure.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Folder of the model to measure.")],
     text: Annotated[
         Path | None,
         typer.Option(
@@ -35,23 +35,26 @@ def compare(
             "--image",
             "-i",
             metavar="PATH",
-            help="A picture to compare on; give it once for each.",
+            help="A picture to compare on; may be repeated.",
             show_default=False,
         ),
     ] = None,
     window: Annotated[
-        int, typer.Option(metavar="N", min=1, help="The text is cut in windows of N tokens.")
+        int, typer.Option(metavar="N", min=1, help="Cut the text into windows of N tokens.")
     ] = 2048,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", metavar="N", min=1, help="Tokens of the text to use.")
+        int,
+        typer.Option(
+            "--max-tokens", metavar="N", min=1, help="How many tokens of the text to use."
+        ),
     ] = 16384,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Compare two models by the next tokens that they expect.
+    """Compare two models by the next tokens that they predict.
 
-    KL divergence, top-1 agreement and perplexity.
+    Reports KL divergence, top-1 agreement and perplexity.
 
-    Neither has to fit into memory, and neither has to be converted.
+    Neither model has to fit into memory, and neither has to be converted.
 
     \b
     Examples:
@@ -87,7 +90,7 @@ def compare(
 def _windows(
     source: "Source", text: Path | None, images: list[Path], window: int, max_tokens: int
 ) -> "tuple[list[Window], list[Window]]":
-    """Of the text, and of the images, as the first model's tokenizer and processor make them."""
+    """Cut the text and the images into windows with the first model's tokenizer and processor."""
     from mlx_llama4.prompt.processor import Processor
     from mlx_llama4.prompt.tokenizer import Tokenizer
     from mlx_llama4.prompt.windows import image_windows, text_windows

@@ -1,4 +1,4 @@
-"""`mlx-llama4 convert`: any Llama 4 checkpoint to an MLX folder."""
+"""`mlx-llama4 convert`: turn any Llama 4 checkpoint into an MLX folder."""
 
 from enum import StrEnum
 from functools import partial
@@ -51,7 +51,7 @@ def convert(
         int | None,
         typer.Option(
             metavar="N",
-            help="2, 3, 4, 5, 6 or 8; 16 packs nothing. Default: as the source is packed, or 4.",
+            help="2, 3, 4, 5, 6 or 8; 16 packs nothing. Default: those of the source, or 4.",
             show_default=False,
         ),
     ] = None,
@@ -60,18 +60,18 @@ def convert(
         typer.Option(
             "--group-size",
             metavar="N",
-            help="Weights that share a scale: 32, 64 or 128. Default: 64.",
+            help="How many weights share a scale: 32, 64 or 128. Default: 64.",
             show_default=False,
         ),
     ] = None,
     mode: Annotated[
         Mode | None,
-        typer.Option(help="Number format of what is packed. Default: affine.", show_default=False),
+        typer.Option(help="Number format of packed weights. Default: affine.", show_default=False),
     ] = None,
     dtype: Annotated[
         Dtype | None,
         typer.Option(
-            help="Type of what is not packed; alone, of everything. "
+            help="Type of unpacked weights; without other options, of all weights. "
             "Default: the source's, in 16 bits.",
             show_default=False,
         ),
@@ -80,7 +80,7 @@ def convert(
         str | None,
         typer.Option(
             metavar="mixed-LOW-HIGH",
-            help="Bits of routed experts and of the rest, such as mixed-3-6.",
+            help="Bits for routed experts and for the rest, such as mixed-3-6.",
             show_default=False,
         ),
     ] = None,
@@ -88,7 +88,7 @@ def convert(
         list[str] | None,
         typer.Option(
             metavar="PATTERN=BITS[:GROUP[:MODE]]",
-            help="For modules of matching names; may be repeated, the last match wins.",
+            help="Bits for modules whose names match; may be repeated, the last match wins.",
             show_default=False,
         ),
     ] = None,
@@ -102,35 +102,35 @@ def convert(
         ),
     ] = None,
     search: Annotated[
-        bool, typer.Option("--search", help="Search scales with less error; takes much longer.")
+        bool, typer.Option("--search", help="Search for scales with less error; takes much longer.")
     ] = False,
     shard_size: Annotated[
-        str, typer.Option("--shard-size", metavar="SIZE", help="Largest file.")
+        str, typer.Option("--shard-size", metavar="SIZE", help="Size of the largest file.")
     ] = "5GB",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and stop.")
+        bool, typer.Option("--dry-run", help="Show what would be done, and stop.")
     ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read the result back from the disk.")
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Throw away what an interrupted run has done.")
+        bool, typer.Option("--restart", help="Discard the work of an interrupted run.")
     ] = False,
     while_downloading: Annotated[
         bool,
         typer.Option(
             "--while-downloading",
-            help="Fetch shard by shard, dropping each when done with: never all on the disk.",
+            help="Download shard by shard and delete each after use: the disk never holds all.",
         ),
     ] = False,
     keep_source: Annotated[
-        bool, typer.Option("--keep-source", help="With --while-downloading: drop none.")
+        bool, typer.Option("--keep-source", help="With --while-downloading: delete no shards.")
     ] = False,
     upload: Annotated[
         str | None,
         typer.Option(
             metavar="OWNER/NAME",
-            help="Afterwards, put the result into this repository of the hub.",
+            help="Afterwards, upload the result to this repository on the hub.",
             show_default=False,
         ),
     ] = None,
@@ -138,7 +138,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint to MLX, in little memory.
 
-    If it is stopped, by Ctrl-C, a full disk or a kill, the same command goes on where it was.
+    If it is interrupted (Ctrl-C, a full disk, a kill), the same command continues where it stopped.
 
     \b
     Examples:
@@ -174,7 +174,7 @@ def convert(
         search=search,
     )
     out, model = resolve_destination(out), str(full_name(model, "convert"))
-    # What is refused whatever the source is, is refused before that is downloaded.
+    # Refuse what can be refused without the source before downloading it.
     wanted(source_dtype="bfloat16", source_is_packed=False)
     check_destination(out, 0)
     if target_bytes is not None and (bits or recipe or mode not in (None, Mode.affine)):
@@ -213,7 +213,7 @@ def _open(
     keep_source: bool,
     needs_weights: bool,
 ) -> "tuple[Source, RemoteShards | None]":
-    """The source, and its shards if they are still to be fetched."""
+    """Open the source. Returns it, and its shards if they must still be downloaded."""
     from mlx_llama4.checkpoint.open import open_source
     from mlx_llama4.hub.repository import find_folder, is_repository
 
@@ -233,7 +233,7 @@ def _open(
 
 
 def _headers(repository: str, revision: str | None) -> "Source | None":
-    """A repository without its weights; None for Meta's layout, which has no headers to fetch."""
+    """Open a repository by its headers; None for Meta's layout, which has no headers to fetch."""
     from mlx_llama4.checkpoint.open import open_source
     from mlx_llama4.hub.remote import open_remote
     from mlx_llama4.hub.repository import download_side_files
@@ -295,14 +295,14 @@ def _run(
 
 
 def _shard_bytes(plan: "Plan", shards: "RemoteShards | None") -> int:
-    """Disk that the source takes while it is converted, beyond what is there already."""
+    """Bytes of disk that the source will need during the conversion, beyond what is there."""
     return shards.room_bytes([job.files for job in plan.jobs]) if shards else 0
 
 
 def _tokenizer_files(source: Path) -> dict[str, str]:
-    """What is made of Meta's tokenizer.model; nothing where there is a tokenizer.json to copy.
+    """Files made from Meta's tokenizer.model; none if there is a tokenizer.json to copy.
 
-    Either is read, so that one which is damaged is noticed before hours of work and not after.
+    Reads either one, so that a damaged file is noticed before hours of work, not after.
     """
     from mlx_llama4.prompt.tiktoken_file import tokenizer_files
     from mlx_llama4.prompt.tokenizer import Tokenizer
@@ -314,7 +314,7 @@ def _tokenizer_files(source: Path) -> dict[str, str]:
 
 
 def _card(model: str, plan: "Plan", out: Path, upload: str | None) -> dict[str, str]:
-    """README.md and NOTICE, which the licence asks of whoever passes the folder on."""
+    """README.md and NOTICE, which the licence demands from anyone who passes the folder on."""
     from mlx_llama4.convert.card import NOTICE, NOTICE_NAME, Conversion, model_card
     from mlx_llama4.convert.quality import planned_quality
     from mlx_llama4.convert.recipes import describe

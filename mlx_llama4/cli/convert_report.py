@@ -1,4 +1,4 @@
-"""What `convert` prints: the plan before, the result after."""
+"""Print what `convert` reports: the plan before, the result after."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def print_plan(plan: "Plan", out: Path, shard_bytes: int) -> None:
-    """shard_bytes: disk that shards of the source take besides."""
+    """Print the plan. shard_bytes: additional disk space for shards of the source."""
     from mlx_llama4.convert.quality import planned_quality
     from mlx_llama4.convert.recipes import describe
     from mlx_llama4.convert.write import free_bytes

@@ -1,4 +1,4 @@
-"""`mlx-llama4 demo`: the whole way, on the tiny checkpoint that comes with the package."""
+"""`mlx-llama4 demo`: convert and ask the tiny checkpoint that comes with the package."""
 
 import contextlib
 import shlex
@@ -33,7 +33,7 @@ def demo(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Keep the converted model there, to talk with it. Default: it is removed.",
+            help="Keep the converted model in this folder, to chat with it. Default: delete it.",
             show_default=False,
         ),
     ] = None,
@@ -90,7 +90,7 @@ def demo(
 
 @contextlib.contextmanager
 def _folder(output: Path | None) -> Iterator[Path]:
-    """Where the model is converted to: it stays there, or is gone in the end."""
+    """The folder to convert the model to: `output`, or a temporary one."""
     if output is not None:
         yield output
         return
@@ -99,7 +99,7 @@ def _folder(output: Path | None) -> Iterator[Path]:
 
 
 def _half_in_memory(folder: Path, placing: options.Experts) -> options.Experts:
-    """What is left of the memory would be room for all of so small a model, with nothing to see."""
+    """Halve the memory for experts: the default would hold all of so small a model."""
     from mlx_llama4.config import load_config
     from mlx_llama4.planning.expert_weights import folder_experts
     from mlx_llama4.planning.machine import this_machine
@@ -113,7 +113,7 @@ def _half_in_memory(folder: Path, placing: options.Experts) -> options.Experts:
 
 
 def _show(chat: "Chat", question: "Question", pictures: Path) -> bool:
-    """Ask in a conversation of its own; whether the answer is the expected one."""
+    """Ask in a new conversation. Returns whether the answer is the expected one."""
     chat.reset()
     images = [chat.open_image(pictures / name) for name in question.pictures]
     answer = "".join(chat.send(question.context + question.text, images))

@@ -1,4 +1,4 @@
-"""`mlx-llama4 doctor`: does it compute right on this machine, and how fast? A report to send."""
+"""`mlx-llama4 doctor`: check that models compute correctly here, and how fast; write a report."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def doctor(
             "--model",
             "-m",
             metavar="FOLDER",
-            help="Also measure this converted model. Its path is not in the report.",
+            help="Also measure this converted model. The report does not name its path.",
             show_default=False,
         ),
     ] = None,
@@ -40,16 +40,18 @@ def doctor(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write the report there. Default: it is printed.",
+            help="Write the report to this file. Default: print it.",
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, not Markdown.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, not Markdown.")
+    ] = False,
 ) -> None:
-    """Check that this machine computes right, and how fast; a minute. Needs no network.
+    """Check that this machine computes correctly, and how fast. Takes a minute, needs no network.
 
-    Small models on the GPU and the CPU, against kept values of the reference; memory, disk, and
-    tokens a second. The report is made to be sent: it names nothing private.
+    Runs small models on the GPU and the CPU and compares them with the reference's values. Measures
+    memory, disk and tokens a second. The report is meant to be shared: it names nothing private.
 
     Exit code 1 if a check fails.
 
@@ -60,7 +62,7 @@ def doctor(
     """
     if output is not None:
         _check_output(output)
-    # Products of reduced precision would drown what the checks are for.
+    # Products of reduced precision would hide the errors that the checks look for.
     os.environ.setdefault("MLX_ENABLE_TF32", "0")
     terminal.import_mlx()
     options.disable_compile_on_cpu()
@@ -106,7 +108,7 @@ def _measure(folder: Path, placement: "Placement | None") -> "ModelSpeed":
     if placement is not None:
         chat_options.prefill_step = placement.usage.span
     with terminal.status("Loading the model"):
-        # Not as `chat` does: what experts the questions here want is nothing to remember.
+        # Unlike `chat`, do not remember which experts these questions need.
         chat = Chat.open(folder, chat_options, None if placement is None else placement.streaming)
     seconds = time.perf_counter() - start
     with terminal.status("Measuring the model"):
@@ -114,7 +116,7 @@ def _measure(folder: Path, placement: "Placement | None") -> "ModelSpeed":
 
 
 def _check_output(path: Path) -> None:
-    """Before a minute is spent. Raises OutputError."""
+    """Check the output path before spending a minute. Raises OutputError."""
     if os.path.lexists(path):
         raise OutputError(f"{path} is there already; give another name, or remove it first")
     if not path.parent.is_dir():
@@ -127,7 +129,7 @@ def _check_output(path: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all; if not at all it is printed. Raises RunError."""
+    """Write the report whole, or print it if that fails. Raises RunError."""
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         try:

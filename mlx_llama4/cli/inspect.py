@@ -1,4 +1,4 @@
-"""`mlx-llama4 inspect`: what a model folder is, and whether all of it is there."""
+"""`mlx-llama4 inspect`: describe a model folder, and check that it is complete."""
 
 import json
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +21,7 @@ def inspect(
         typer.Argument(
             metavar="MODEL",
             help="A checkpoint, converted or not: its folder, or OWNER/NAME on the Hugging Face "
-            "hub, of which only headers are read.",
+            "hub (only headers are read).",
         ),
     ],
     revision: options.Revision = None,
@@ -30,9 +30,9 @@ def inspect(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a folder holds, and whether all of it is there.
+    """Describe a model folder, and check that it is complete.
 
-    Variant, parameters, quantization, tensors that are missing.
+    Shows variant, parameters, quantization and missing tensors.
 
     Exit code 1 if it is not complete.
 

@@ -1,7 +1,7 @@
-"""Model folders that this user has run or made, and the model to take where none is named.
+"""Remember the model folders that this user has run or made, and the default model.
 
-Both are in models.json of the state folder (cli/talk/state_files.py). What cannot be read or
-written there is left: no command fails for it.
+Both are in models.json in the state folder (cli/talk/state_files.py). Commands ignore what cannot
+be read or written there.
 """
 
 import contextlib
@@ -17,13 +17,16 @@ MOST_SEEN = 100
 
 
 def default_model() -> str | None:
-    """The name or folder that `mlx-llama4 models --default` has set."""
+    """The name or folder set by `mlx-llama4 models --default`."""
     found = _read().get("default")
     return found if isinstance(found, str) else None
 
 
 def set_default(model: str | None) -> None:
-    """None: no default any more. Raises OutputError if the state folder cannot be written."""
+    """Set the default model, or unset it (None).
+
+    Raises OutputError if the state folder cannot be written.
+    """
     state = _read() | {"default": model}
     try:
         _write(state)
@@ -33,7 +36,7 @@ def set_default(model: str | None) -> None:
 
 
 def seen_folders() -> list[Path]:
-    """Those that are still there, the last one first."""
+    """The remembered folders that still exist, the latest first."""
     names = _read().get("seen")
     names = names if isinstance(names, list) else []
     folders = [Path(name) for name in names if isinstance(name, str)]
@@ -60,7 +63,7 @@ def _read() -> dict[str, Any]:
 
 
 def _write(state: dict[str, Any]) -> None:
-    """Whole or not at all: two commands may end at once."""
+    """Write the file in one step, since two commands may end at once."""
     folder = made_folder()
     if folder is None:
         raise OSError(None, "the state folder cannot be made")

@@ -1,6 +1,6 @@
 """The `mlx-llama4` command: registers its subcommands and nothing else.
 
-Whatever is heavy (MLX, tokenizers, Pillow, rich) is imported by the subcommand that needs it.
+Heavy packages (MLX, tokenizers, Pillow, rich) are imported by the subcommands that need them.
 """
 
 from typing import Annotated
@@ -36,7 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (chat, ask, convert, models, plan, inspect, cache, compare, demo, doctor):
-    # What is too much for `ask` it explains itself.
+    # `ask` explains surplus arguments itself.
     app.command(context_settings={"allow_extra_args": command is ask})(command)
 
 

@@ -1,4 +1,4 @@
-"""The model that a command is to take: named, the default, or a release by its short name."""
+"""Decide which model a command uses: a named one, the default, or a release by its short name."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`mlx-llama4 models`: what is on this machine, what runs on it, and the default model."""
+"""`mlx-llama4 models`: list the models on this machine, and set the default model."""
 
 import json
 import shlex
@@ -31,7 +31,7 @@ def models(
         typer.Option(
             "--default",
             metavar="MODEL",
-            help="Take this model where none is named; 'none' forgets it.",
+            help="Use this model when none is named; 'none' unsets it.",
             show_default=False,
         ),
     ] = None,
@@ -39,8 +39,8 @@ def models(
 ) -> None:
     """List the models on this machine, their sizes, and which of them fit.
 
-    Looks at the folders that were used or made before, those in the current folder, and the
-    Hugging Face hub's cache.
+    Looks at folders that you used or made before, the current folder, and the Hugging Face hub's
+    cache.
 
     \b
     Examples:
@@ -70,7 +70,7 @@ def models(
 
 
 def _checked(typed: str) -> str | None:
-    """As it is kept: a folder by its whole path, since the next command may run elsewhere."""
+    """The default as it is stored: a folder's absolute path, since commands may run anywhere."""
     from mlx_llama4.hub.released import is_release
     from mlx_llama4.hub.repository import is_repository
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they make of the model folder."""
+"""Options that several commands share, and how they open the model folder."""
 
 import atexit
 import contextlib
@@ -29,7 +29,7 @@ Model = Annotated[
         metavar="MODEL",
         envvar="MLX_LLAMA4_MODEL",
         help="A converted model: its folder, OWNER/NAME on the Hugging Face hub, scout or "
-        "maverick. Default: what mlx-llama4 models --default has set.",
+        "maverick. Default: set by mlx-llama4 models --default.",
         show_default=False,
     ),
 ]
@@ -37,7 +37,7 @@ Revision = Annotated[
     str | None,
     typer.Option(
         metavar="R",
-        help="Branch, tag or commit, where the model is on the hub.",
+        help="Branch, tag or commit, if the model is on the hub.",
         show_default=False,
     ),
 ]
@@ -47,7 +47,7 @@ Images = Annotated[
         "--image",
         "-i",
         metavar="PATH",
-        help="A picture, before the text; give it once for each.",
+        help="A picture to put before the text; may be repeated.",
         show_default=False,
     ),
 ]
@@ -62,7 +62,9 @@ System = Annotated[
 ]
 MaxTokens = Annotated[
     int,
-    typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer, in tokens."),
+    typer.Option(
+        "--max-tokens", metavar="N", min=1, help="Maximum length of an answer, in tokens."
+    ),
 ]
 Temperature = Annotated[
     float | None,
@@ -88,7 +90,7 @@ TopK = Annotated[
     typer.Option(
         "--top-k",
         metavar="K",
-        help="Sample from the K likeliest; 0 is off. Default: the model's.",
+        help="Sample from the K likeliest tokens; 0 is off. Default: the model's.",
         show_default=False,
     ),
 ]
@@ -106,7 +108,7 @@ RepetitionPenalty = Annotated[
     typer.Option(
         "--repetition-penalty",
         metavar="R",
-        help="Above 1, tokens of prompt and answer become less likely.",
+        help="Above 1, make tokens that have appeared before less likely.",
         show_default=False,
     ),
 ]
@@ -115,8 +117,8 @@ LogitBias = Annotated[
     typer.Option(
         "--logit-bias",
         metavar="TOKEN=BIAS",
-        help="Add to a token's logit; -100 forbids it. TOKEN is an id, or a text of one token; may "
-        "be repeated.",
+        help="Add to a token's logit; -100 forbids the token. TOKEN is an id, or text that is one "
+        "token; may be repeated.",
         show_default=False,
     ),
 ]
@@ -135,8 +137,8 @@ PrefillStep = Annotated[
         "--prefill-step",
         metavar="N",
         min=1,
-        help="Tokens of the prompt worked through at once; fewer need less memory. Default: 2048, "
-        "with streamed experts up to 32768.",
+        help="Tokens of the prompt to process at once; fewer need less memory. Default: 2048, with "
+        "streamed experts up to 32768.",
         show_default=False,
     ),
 ]
@@ -154,7 +156,7 @@ KVGroupSize = Annotated[
     typer.Option(
         "--kv-group-size",
         metavar="N",
-        help="With --kv-bits: values that share a scale; 32, 64 (default) or 128.",
+        help="With --kv-bits: how many values share a scale; 32, 64 (default) or 128.",
         show_default=False,
     ),
 ]
@@ -172,14 +174,14 @@ Cache = Annotated[
     typer.Option(
         "--cache",
         metavar="FILE",
-        help="Go on from a prompt cache that `mlx-llama4 cache` or /save has written.",
+        help="Continue from a prompt cache that `mlx-llama4 cache` or /save wrote.",
         show_default=False,
     ),
 ]
 
 
 class Where(StrEnum):
-    """Of routed experts."""
+    """Where to keep routed experts."""
 
     auto = "auto"
     resident = "resident"
@@ -191,7 +193,7 @@ ExpertPlace = Annotated[
     typer.Option(
         "--experts",
         help="Keep the routed experts in memory, or read them from the disk as tokens need them; "
-        "auto does so if they do not fit.",
+        "auto streams them only if they do not fit.",
     ),
 ]
 ExpertMemory = Annotated[
@@ -199,7 +201,7 @@ ExpertMemory = Annotated[
     typer.Option(
         "--expert-memory",
         metavar="SIZE",
-        help="Stream, with so much memory for experts, such as 20GB. Default: what is left.",
+        help="Stream experts, using this much memory, such as 20GB. Default: what is left.",
         show_default=False,
     ),
 ]
@@ -207,30 +209,30 @@ PageCache = Annotated[
     bool,
     typer.Option(
         "--page-cache/--no-page-cache",
-        help="Of streamed experts: may the system too keep what was read?",
+        help="With streamed experts: let the system cache what was read, too.",
     ),
 ]
 Trace = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Write which experts the routers chose, for measurements.",
+        help="Write to a file which experts the routers chose, for measurements.",
         show_default=False,
     ),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(metavar="S", help="Same seed, same answer.", show_default=False),
+    typer.Option(metavar="S", help="The same seed gives the same answer.", show_default=False),
 ]
 
 Force = Annotated[
-    bool, typer.Option("--force", help="Go on even where the memory will not be enough.")
+    bool, typer.Option("--force", help="Continue even if the memory will not be enough.")
 ]
 
 
 @dataclass(frozen=True)
 class Caching:
-    """None: not given."""
+    """The options for prefill and the KV cache; None: not given."""
 
     prefill_step: int | None
     kv_bits: int | None
@@ -238,7 +240,7 @@ class Caching:
     kv_quantize_after: int | None
 
     def quantization(self) -> KVQuantization | None:
-        """Raises InputError for values that there are no kernels for."""
+        """The KV quantization. Raises InputError for values that MLX has no kernels for."""
         settings = {"group_size": self.kv_group_size, "after": self.kv_quantize_after}
         given = {key: value for key, value in settings.items() if value is not None}
         if self.kv_bits is not None:
@@ -364,8 +366,8 @@ def loaded_chat(
 
 
 def disable_compile_on_cpu() -> None:
-    """MLX would compile kernels with the machine's C++ compiler, into TMPDIR; there need be
-    neither, and on the CPU nothing is gained.
+    """Keep MLX from compiling CPU kernels: that takes a C++ compiler and a TMPDIR, which may be
+    missing, and gains nothing.
     """
     import mlx.core as mx
 

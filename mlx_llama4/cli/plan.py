@@ -1,4 +1,4 @@
-"""`mlx-llama4 plan`: which model suits a machine, and what it takes in memory."""
+"""`mlx-llama4 plan`: find the model that suits a machine, and show the memory it takes."""
 
 import json
 from pathlib import Path
@@ -55,28 +55,30 @@ def plan(
         int | None,
         typer.Option(
             metavar="N",
-            help="Of the weights: 2, 3, 4, 5, 6, 8 or 16. Default: as they are stored, else 4, or "
+            help="Bits a weight: 2, 3, 4, 5, 6, 8 or 16. Default: as they are stored, else 4, or "
             "3 where only that fits.",
             show_default=False,
         ),
     ] = None,
     kv_bits: Annotated[
         int,
-        typer.Option("--kv-bits", metavar="N", help="Of global layers' keys and values: 4, 8, 16."),
+        typer.Option(
+            "--kv-bits", metavar="N", help="Bits of the global layers' keys and values: 4, 8, 16."
+        ),
     ] = 16,
     kv_group_size: Annotated[
         int,
-        typer.Option("--kv-group-size", metavar="N", help="Of those that share a scale."),
+        typer.Option("--kv-group-size", metavar="N", help="How many of them share a scale."),
     ] = 64,
     images: Annotated[
         int,
-        typer.Option(metavar="N", help="Pictures in the prompt, of the most tiles each."),
+        typer.Option(metavar="N", help="Pictures in the prompt, each with the most tiles."),
     ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say which model suits this Mac, and what it takes in memory.
+    """Find the model that suits this Mac, and show the memory it takes.
 
-    The first line is the verdict, with the command to type next. The numbers are below it.
+    The first line is the verdict, with the command to type next. The numbers follow.
 
     \b
     Examples:
@@ -122,7 +124,7 @@ def plan(
 
 
 def _sensible(memory: int, typed: str) -> int:
-    """No Mac has 128 bytes."""
+    """Refuse a memory size without its unit: no Mac has 128 bytes."""
     if memory < LEAST_MEMORY:
         raise InputError(f"--memory {typed}: a Mac has more; write it with its unit, like 128GB")
     return memory
@@ -131,7 +133,7 @@ def _sensible(memory: int, typed: str) -> int:
 def _open(
     model: str, revision: str | None, machine: "Machine"
 ) -> tuple["Subject", "Matching | None"]:
-    """And its stored tensors, if there are files."""
+    """Open what is to be planned. Returns it, and its stored tensors if there are files."""
     from mlx_llama4.hub.repository import find_folder, is_repository
     from mlx_llama4.planning.plan_request import release_subject
     from mlx_llama4.planning.planner import Subject, dtype_bytes, stored_weights

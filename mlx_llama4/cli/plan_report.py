@@ -1,4 +1,4 @@
-"""What `plan` prints: a page for people, or one JSON object."""
+"""Print what `plan` found: a page for people, or one JSON object."""
 
 import json
 from dataclasses import asdict
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from mlx_llama4.planning.verdict import Verdict
     from mlx_llama4.tensors import Part
 
-COLUMNS = 80  # of a terminal as it first opens
-# Parts of the model that are said together.
+COLUMNS = 80  # of a terminal when it opens
+# Parts of the model that share a row.
 GROUPS: "dict[str, tuple[Part, ...]]" = {
     "routed experts": ("routed experts",),
     "shared experts": ("shared expert",),
@@ -50,7 +50,7 @@ def print_plan(
 
 
 def _first_line(verdict: "Verdict") -> str:
-    """The verdict, with the next command where a terminal of 80 columns holds both."""
+    """The verdict, followed by the next command if both fit in 80 columns."""
     both = f"{verdict.line}; next: {verdict.command}"
     return both if len(both) <= COLUMNS else verdict.line
 
@@ -232,7 +232,7 @@ def _streamed_json(placement: "Placement") -> dict[str, Any]:
 
 
 def print_announced(machine: "Machine", bits: int | None, as_json: bool) -> None:
-    """Of a model whose weights are not released: what can be said."""
+    """Print what is known of a model whose weights are not released."""
     from mlx_llama4.planning.planner import DEFAULT_BITS, announced_weights
     from mlx_llama4.planning.releases import BEHEMOTH
     from mlx_llama4.units import human_bytes

@@ -17,7 +17,7 @@ def parse_stops(typed: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def parse_logit_biases(folder: Path, typed: Sequence[str] | None) -> dict[int, float]:
-    """By token. Raises InputError for a bias of a token that there is not."""
+    """Biases by token. Raises InputError for an unknown token."""
     if not typed:
         return {}
     from mlx_llama4.config import load_config
@@ -34,7 +34,7 @@ def parse_logit_biases(folder: Path, typed: Sequence[str] | None) -> dict[int, f
 
 
 def parse_logit_bias(typed: str, tokenizer: "Tokenizer", vocabulary: int) -> tuple[int, float]:
-    """TOKEN=BIAS, where TOKEN is an id, a special token's name or a text of exactly one token.
+    """Parse TOKEN=BIAS; TOKEN is an id, a special token's name or text of exactly one token.
 
     Raises InputError.
     """

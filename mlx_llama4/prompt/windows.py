@@ -38,7 +38,7 @@ def text_windows(path: Path, tokenizer: Tokenizer, window: int, max_tokens: int)
     except OSError as failure:
         raise PromptError(f"cannot read {path}: {failure.strerror or failure}") from None
     except UnicodeDecodeError:
-        raise PromptError(f"{path} is not UTF-8 text; convert it first, with iconv say") from None
+        raise PromptError(f"{path} is not UTF-8 text; convert it first, e.g. with iconv") from None
     if not text.strip():
         raise PromptError(f"{path} holds no text")
     ids = tokenizer.encode(text)[:max_tokens]

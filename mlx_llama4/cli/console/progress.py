@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, now and then a plain line in a log."""
+"""Show the progress of long work: a bar on a terminal, an occasional plain line in a log."""
 
 import contextlib
 import os
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 10.0
 
-# (what is being done, bytes done, bytes in all, of those done the ones that were there before)
+# (what is being done, bytes done, bytes in all, bytes already done before the start)
 Update = Callable[[str, int, int, int], None]
 
 
 @contextlib.contextmanager
 def byte_progress(transient: bool = False) -> Iterator[Update]:
-    """transient: nothing is left of it on the terminal in the end."""
+    """Show progress in bytes. transient: clear it from the terminal at the end."""
     if not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", None):
         yield _Lines().update
         return
@@ -51,7 +51,7 @@ def byte_progress(transient: bool = False) -> Iterator[Update]:
             if task is None or what != doing:
                 if task is not None:
                     progress.remove_task(task)
-                # What was there before must not count as speed.
+                # Bytes from an earlier run must not count as speed.
                 doing, task = what, progress.add_task(what, total=total - before)
             progress.update(task, completed=done - before)
 
@@ -81,7 +81,7 @@ class _Lines:
 
 
 class ReadingProgress:
-    """How far the reading of a long prompt is: a line that is written over."""
+    """Shows how much of a long prompt has been read, in a line that is overwritten."""
 
     BAR = 20
 
@@ -93,7 +93,7 @@ class ReadingProgress:
         self._is_live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     def update_pictures(self, done: int, total: int) -> None:
-        """`done` of `total` pictures are encoded, and the next is going to be."""
+        """Show that `done` of `total` pictures are encoded and the next one is under way."""
         text = f"{done + 1} of {total} pictures"
         if self._is_live:
             self._show(f"Looking {self._bar(done, total)} {text}")
@@ -102,10 +102,10 @@ class ReadingProgress:
             terminal.note(f"Looking at the pictures: {text}")
 
     def update(self, done: int, total: int) -> None:
-        """`done` of `total` tokens are in the cache."""
+        """Show that `done` of `total` tokens are in the cache."""
         now = time.monotonic()
         if self._first is None:
-            # What the cache held at the start is not known; the first step counts from there.
+            # How much the cache held at the start is unknown; count from the first step.
             self._first = done
             self._started = now
         else:
@@ -144,10 +144,10 @@ class ReadingProgress:
 
 
 def time_left(seen: list[tuple[int, float]], done: int, total: int) -> float:
-    """Seconds until `total` tokens are read, of which `done` are, the last that were seen.
+    """Estimate the seconds until `total` tokens are read, when `done` have been.
 
-    Each token takes longer than the one before, which it has to attend to as well: a n + b n²
-    seconds for n tokens, through the last point seen and the one half-way there.
+    Each token takes longer than the one before, because it attends to one more. So n tokens take
+    a n + b n² seconds, fitted through the last point seen and the one half-way to it.
     """
     tokens, seconds = seen[-1]
     half, half_seconds = seen[(len(seen) - 1) // 2]

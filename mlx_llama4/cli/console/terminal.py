@@ -1,4 +1,4 @@
-"""All that the commands print, and how they end.
+"""Print what commands say, and end them.
 
 Answers go to standard output, everything else to standard error, so that output can be piped.
 """
@@ -24,13 +24,13 @@ INTERRUPTED = 130  # what shells report for Ctrl-C
 DEBUG_VARIABLE = "MLX_LLAMA4_DEBUG"
 SECOND_COLUMN = re.compile(r"\S+(?: \S+)*  +(?=\S)")
 
-# A model may be talked into emitting escape sequences; a terminal must not act on them.
+# A model may be tricked into emitting escape sequences; a terminal must not act on them.
 CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
 del CONTROLS[ord("\n")], CONTROLS[ord("\t")]
 
 
 def reports_errors(command: Command) -> Command:
-    """Turn what a command raises into one line and an exit code; no traceback."""
+    """Turn what a command raises into one line and an exit code, without a traceback."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -57,7 +57,7 @@ def reports_errors(command: Command) -> Command:
 
 
 def unexpected(error: Exception) -> None:
-    """Say what should not have happened; where that is looked into, raise it on."""
+    """Report an error that should not have happened; re-raise it when debugging."""
     if os.environ.get(DEBUG_VARIABLE):
         raise error
     note(f"error: unexpected {type(error).__name__}: {error}")
@@ -74,20 +74,22 @@ def import_mlx() -> None:
 
 
 def note(text: str) -> None:
-    """A line for the user, on standard error."""
+    """Print a line for the user, on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def aside(text: str) -> None:
-    """A remark beside a conversation, on standard error; faint where that can be shown."""
+    """Print a remark beside a conversation, on standard error, faint if the terminal can."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", None)
     text = wrapped(text)
     note(text if plain or not sys.stderr.isatty() else f"\x1b[2m{text}\x1b[0m")
 
 
 def wrapped(text: str) -> str:
-    """Broken between words where a terminal would break it anywhere, under the second column if
-    there are columns. Not for what is to be copied in one piece.
+    """Break a long text between words, where a terminal would break it anywhere.
+
+    If it has two columns, further lines start under the second. Do not use it for text that users
+    will copy in one piece.
     """
     if not sys.stderr.isatty():
         return text
@@ -103,25 +105,25 @@ def wrapped(text: str) -> str:
 
 
 def line(text: str = "") -> None:
-    """A line of the result, on standard output."""
+    """Print a line of the result, on standard output."""
     print(text, flush=True)
 
 
 def as_typed(text: str) -> str:
-    """Text that the user gave, where the locale could not make out all of its bytes.
+    """Decode text that the user typed, in case the locale could not decode all of its bytes.
 
     Raises PromptError if they are not UTF-8.
     """
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeError:
-        raise PromptError("the text is not UTF-8; convert it first, with iconv say") from None
+        raise PromptError("the text is not UTF-8; convert it first, e.g. with iconv") from None
 
 
 @contextlib.contextmanager
 def keys_unseen() -> Iterator[None]:
-    """What is typed meanwhile is not shown amid the answer; the next prompt gets it, a question
-    whether a tool may run does not.
+    """Hide what is typed during an answer. The next prompt gets it; a question whether a tool may
+    run does not.
     """
     if not sys.stdin.isatty():
         yield
@@ -140,7 +142,7 @@ def keys_unseen() -> Iterator[None]:
 
 
 def forget_typed() -> None:
-    """What was typed before a question could be seen is no answer to it."""
+    """Discard what was typed before a question appeared, since it cannot be an answer."""
     if sys.stdin.isatty():
         import termios
 
@@ -149,7 +151,7 @@ def forget_typed() -> None:
 
 @contextlib.contextmanager
 def no_signals() -> Iterator[None]:
-    """What is begun in here is done to its end, whoever asks for one meanwhile."""
+    """Hold back signals, so that the work in here is done to its end."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
@@ -161,7 +163,7 @@ def no_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def status(text: str) -> Iterator[None]:
-    """A spinner on standard error while something takes its time, if that is a terminal."""
+    """Show a spinner during slow work, on standard error if that is a terminal."""
     if not sys.stderr.isatty():
         yield
         return
@@ -173,7 +175,7 @@ def status(text: str) -> Iterator[None]:
 
 
 def table(rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
-    """Aligned columns on standard output; the columns numbered in `right` are right-aligned."""
+    """Print aligned columns on standard output; those numbered in `right` are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (

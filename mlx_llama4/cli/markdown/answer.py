@@ -1,4 +1,4 @@
-"""An answer on the terminal, piece by piece; as Markdown where that is wanted."""
+"""Show an answer on the terminal piece by piece, as Markdown or as plain text."""
 
 import sys
 from collections.abc import Generator, Iterator
@@ -8,14 +8,10 @@ from mlx_llama4.cli.console.progress import ReadingProgress
 
 
 class Answer:
-    """Shows an answer as it comes and, while pictures and a long prompt are still read, how far
-    that is.
-    """
+    """Shows an answer while it is generated, and before that the progress of reading the prompt."""
 
     def __init__(self, markdown: bool = False, literal: str = "") -> None:
-        """markdown: show it as such, for terminals, unless it begins with one of the characters of
-        `literal`.
-        """
+        """markdown: render Markdown, unless the answer begins with a character in `literal`."""
         self._last = ""
         self._progress = ReadingProgress()
         self.on_prefill = self._progress.update
@@ -40,7 +36,7 @@ class Answer:
             terminal.line()
 
     def show(self, pieces: Iterator[str]) -> None:
-        """Write the pieces as they come; however it ends, no more of them are asked for."""
+        """Write the pieces as they come; close the iterator in any case."""
         try:
             for piece in pieces:
                 self.write(piece)

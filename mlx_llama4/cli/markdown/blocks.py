@@ -1,9 +1,9 @@
-"""Markdown source → the blocks that hold text, and those → rows of a terminal.
+"""Parse Markdown into blocks that hold text, and wrap those into rows of a terminal.
 
-CommonMark with tables and strikethrough, but for what a reader of an unfinished answer would be
-misled by: each line of a paragraph stays a line, and marks open and close within one; HTML is text;
-`===` under a line makes no heading, `---` always a rule; `[1]: https://…` stays in sight.
-Knows no terminal but for the cells that a character takes.
+This is CommonMark with tables and strikethrough, except where that would mislead the reader of an
+unfinished answer: each line of a paragraph stays a line, and marks open and close within a line;
+HTML is text; `===` under a line makes no heading, `---` is always a rule; `[1]: https://…` stays
+visible. Knows nothing of the terminal but the width of characters in cells.
 """
 
 import re
@@ -20,16 +20,16 @@ from rich.text import Text
 STYLES = {"strong": "bold", "em": "italic", "s": "strike"}
 CODE, URL, FAINT = "cyan", "underline", "dim"
 
-MOST_OPEN = 6  # `*` and `_`: more were hardly meant to be emphasis
+MOST_OPEN = 6  # `*` and `_`: more are hardly meant as emphasis
 EMPHASIS = {ord("*"), ord("_")}
-LINK_TEXT, LINK_URL = 200, 500  # characters of a link that are waited for
+LINK_TEXT, LINK_URL = 200, 500  # characters of a link to wait for
 OPEN_LINK = re.compile(
     rf"!?\[[^\[\]]{{0,{LINK_TEXT}}}$|!?\[[^\[\]]{{0,{LINK_TEXT}}}\](?:\([^()\s]{{0,{LINK_URL}}})?$"
 )
 
-# What follows a character without a place of its own: accents, variants, tones, joined emoji.
+# Marks that share the cell of the character before: accents, variants, tones, joined emoji.
 MARKS = r"(?:[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u20d0-\u20f0\ufe00-\ufe0f\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]|\u200d.)*"  # noqa: E501
-# Scripts without spaces, and emoji: a row may end behind each, but not before a closing mark.
+# Scripts without spaces, and emoji: a row may end after each, but not before a closing mark.
 WIDE = rf"(?:[\U0001f1e6-\U0001f1ff]{{2}}|[\u2e80-\uabff\uf900-\U0010ffff]){MARKS}"
 WORD = re.compile(rf"{WIDE}[、。，．！？：；）」』】》〉”’]*\s*|(?:(?!{WIDE})\S)+\s*|\s+")
 CHARACTER = re.compile(rf".{MARKS}", re.DOTALL)
@@ -53,7 +53,7 @@ class ListOf:
     number: int | None
 
     def next_marker(self) -> str:
-        """What stands before its next item."""
+        """The bullet or number of the next item."""
         if self.number is None:
             return "• "
         self.number += 1
@@ -85,7 +85,7 @@ class Leaf:
         return self.info.strip().partition(" ")[0]
 
     def same_as(self, other: "Leaf") -> bool:
-        """Whether it reads the same, wherever it stands."""
+        """Whether both read the same, wherever they are in the source."""
         return (self.kind, self.first, self.rest, self.content, len(self.path)) == (
             other.kind, other.first, other.rest, other.content, len(other.path)
         )  # fmt: skip
@@ -198,7 +198,7 @@ def _inlines() -> MarkdownIt:
 
 
 def _close_open_marks(state: StateInline) -> None:
-    """Emphasis that is still open is taken to reach as far as the text does."""
+    """Close emphasis that is still open at the end of the text."""
     marks = state.delimiters
     if "open" not in state.env:
         return
@@ -228,9 +228,9 @@ def _after_wide(state: StateInline, mark: Delimiter) -> bool:
 
 
 def inline(line: str, provisional: bool) -> tuple[Text, str]:
-    """A line of a paragraph as text, and the marks still open at its end.
+    """Style a line of a paragraph. Returns the text, and the marks still open at its end.
 
-    provisional: what is open counts as emphasis or code; else open marks are shown as they are.
+    provisional: treat what is open as emphasis or code; otherwise show open marks as typed.
     """
     env: dict[str, str] = {"open": ""} if provisional else {}
     code = _open_code(line) if provisional else ""
@@ -287,13 +287,13 @@ def _open_code(line: str) -> str:
 
 
 def settled(line: str) -> int:
-    """How many characters of an unfinished line come before a link that is not whole yet."""
+    """How many characters of an unfinished line come before a link that is not complete yet."""
     link = OPEN_LINK.search(line, max(line.rfind("[") - 1, 0)) if "[" in line else None
     return link.start() if link else len(line)
 
 
 def wrap(text: Text, width: int) -> list[Text]:
-    """Rows of at most `width` cells, broken between words where that can be."""
+    """Wrap text into rows of at most `width` cells, between words if possible."""
     plain = text.plain
     if cells(plain) <= width:
         text.rstrip()
@@ -321,7 +321,7 @@ def wrap(text: Text, width: int) -> list[Text]:
 
 
 def cells(text: str) -> int:
-    """The most cells that a terminal may give to the text: not all know joined emoji."""
+    """The most cells that any terminal gives the text; some do not know joined emoji."""
     if text.isascii():
         return len(text)
     return sum(map(_cells, text))
@@ -329,7 +329,7 @@ def cells(text: str) -> int:
 
 @lru_cache(4096)
 def _cells(character: str) -> int:
-    if character == "\ufe0f":  # makes an emoji of the character before
+    if character == "\ufe0f":  # makes the character before it an emoji
         return 1
     if "\U0001f1e6" <= character <= "\U0001f1ff" or "\U0001f3fb" <= character <= "\U0001f3ff":
         return 2

@@ -1,4 +1,4 @@
-"""Code highlighted line by line, and whole tables, as rows of text."""
+"""Turn code, line by line, and whole tables into rows of text."""
 
 from rich import box
 from rich.console import Console, JustifyMethod
@@ -10,25 +10,25 @@ from mlx_llama4.cli.markdown.blocks import Leaf, inline
 
 THEME = "ansi_dark"  # the terminal's own colours, readable on light and dark
 TAB = 4  # columns
-STEP = 10  # lines after which it is tried to forget those before
-AGREE = 5  # lines that must look the same without them
+STEP = 10  # lines between attempts to forget earlier ones
+AGREE = 5  # lines that must look the same without the earlier ones
 SIDES: dict[str, JustifyMethod] = {"left": "left", "center": "center", "right": "right"}
-MOST = 80  # lines remembered, whatever they are
+MOST = 80  # lines to remember at most
 
 
 class Highlighter:
-    """Colours the lines of one code block. It sees so many lines before as they matter."""
+    """Colours the lines of one code block, looking back only as far as that matters."""
 
     def __init__(self, language: str):
         self._syntax = Syntax("", language or "text", theme=THEME, background_color="default")
         self._before: list[str] = []
 
     def line(self, line: str) -> Text:
-        """The unfinished line, quickly: more than a few lines before it are not looked at."""
+        """Colour an unfinished line quickly, looking back only a few lines."""
         return self._highlight([*self._before[-2 * STEP :], line])[-1]
 
     def add(self, line: str) -> Text:
-        """The line, now that it is whole."""
+        """Colour a line that is complete."""
         text = self._highlight([*self._before, line])[-1]
         self._before.append(line)
         if len(self._before) % STEP == 0 and len(self._before) > STEP:
@@ -38,7 +38,7 @@ class Highlighter:
         return text
 
     def _same_end(self, fewer: list[str]) -> bool:
-        """Whether the lines look the same alone: no text in quotes, say, began before them."""
+        """Whether the lines look the same without earlier ones (no open string, for example)."""
         before, after = self._highlight(self._before), self._highlight(fewer)
         return all(
             one.plain == other.plain and one.spans == other.spans
@@ -55,7 +55,7 @@ class Highlighter:
 
 
 def table_rows(console: Console, leaf: Leaf, width: int) -> list[Text]:
-    """A table of at most `width` cells; a cell's text is broken where it must be."""
+    """Render a table at most `width` cells wide, wrapping the text of its cells."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     cells: list[Text] = []
     head = True

@@ -1,8 +1,8 @@
-"""Markdown shown as it comes.
+"""Render Markdown while it is generated.
 
-Rows are printed once they can no longer change and are never touched again; only the row being
-written may be written over. So scrolling back, copying and resizing are safe. What has been
-printed is dropped from the source at once, which keeps each piece cheap however long the answer.
+A row is printed once it can no longer change, and is never touched again; only the row being
+written is overwritten. So scrolling back, copying and resizing are safe. Printed text is dropped
+from the source at once, so a piece costs the same however long the answer is.
 """
 
 import re
@@ -16,14 +16,14 @@ from mlx_llama4.cli.markdown.blocks import FAINT, Container, Leaf, ListOf
 from mlx_llama4.cli.markdown.code import TAB, Highlighter, table_rows
 from mlx_llama4.cli.markdown.row import Row
 
-# Decisions are made where a word ends, or after so many characters without a space, and nowhere
-# else: the same answer looks the same however it was cut into pieces.
+# Decide only where a word ends, or after this many characters without a space, so that an answer
+# looks the same however it is cut into pieces.
 UNIT = re.compile(r"\S{16}|\S{0,15}\n|\S{0,15}[^\S\n]+(?=\S|\n)")
 DELIMITERS = re.compile(r"[\s>|:-]*")  # the line under a table's header, perhaps unfinished
 OPENING = re.compile(r"[*_~`\[!]+$")  # marks whose text is still to come
 
 HEADINGS = {"h1": "bold underline", "h2": "bold underline"}
-RULE = 40  # characters at most: a longer one would break when the window gets narrower
+RULE = 40  # characters; a longer rule would break when the window gets narrower
 NARROWEST = 8  # cells for text, however deep the lists
 PRINTED = "…"  # stands in the source for the printed part of a line
 
@@ -54,7 +54,7 @@ class StreamingMarkdown:
             self._show_unfinished(self._leaf)
 
     def finish(self) -> None:
-        """Show what is left; the cursor is then at the start of a fresh line."""
+        """Show the rest; the cursor is then at the start of a new line."""
         if self._buffer:
             self._advance(self._buffer)
             self._buffer = ""
@@ -64,7 +64,7 @@ class StreamingMarkdown:
 
     @property
     def _leaf(self) -> Leaf | None:
-        """The one that is being written."""
+        """The leaf that is being written."""
         return self._leaves[self._known] if len(self._leaves) > self._known else None
 
     def _begin_leaf(self) -> None:
@@ -78,7 +78,7 @@ class StreamingMarkdown:
     def _advance(self, unit: str) -> None:
         self._source += unit
         if self._leaf and self._leaf.kind == "table" and "\n" not in unit:
-            return  # nothing of it can be shown before its line is whole
+            return  # nothing can be shown before the line is complete
         self._parse()
         while len(self._leaves) > self._known + 1:
             self._print_rest(self._leaves[self._known])
@@ -95,7 +95,7 @@ class StreamingMarkdown:
     # What is printed leaves the source
 
     def _drop_printed(self) -> None:
-        """Replace all before the last leaf by an `x` in each container that may go on."""
+        """Replace all before the last leaf with an `x` in each container that may continue."""
         before, last = self._leaves[-2:]
         holders = [part for part in before.path if isinstance(part, Container)]
         chain = {part.line: part.opening for part in holders if part.opening is not None}
@@ -113,7 +113,7 @@ class StreamingMarkdown:
             self._leaves = leaves
 
     def _replace_lines(self, leaf: Leaf, count: int, text: str) -> None:
-        """Put `text` in the place of the leaf's first `count` lines."""
+        """Replace the leaf's first `count` lines with `text`."""
         source = self._source.split("\n")
         source[leaf.line : leaf.line + count] = [f"{leaf.raw}{text}"]
         self._source = "\n".join(source)
@@ -132,7 +132,7 @@ class StreamingMarkdown:
             self._print_rest(leaf)
 
     def _print_rest(self, leaf: Leaf) -> None:
-        """All of the leaf that is not printed yet."""
+        """Print the rest of the leaf."""
         if leaf.kind in {"text", "heading"}:
             lines = leaf.content.split("\n")
             for number, line in enumerate(lines):
@@ -151,7 +151,7 @@ class StreamingMarkdown:
         self._ended = True
 
     def _print_line(self, leaf: Leaf, line: str, first: bool, another: bool) -> None:
-        """A whole line of a paragraph, or what is left of it."""
+        """Print a line of a paragraph, or the rest of it."""
         printed = self._continued if first else 0
         if printed and len(line) <= printed:
             return
@@ -162,7 +162,7 @@ class StreamingMarkdown:
             self._print(leaf, row)
 
     def _print_some_text(self) -> bool:
-        """Print a line that is whole, or a row that is full; whether there was one."""
+        """Print a complete line or a full row. Returns whether there was one."""
         leaf = self._leaves[self._known]
         lines = leaf.content.split("\n")
         source = self._source.split("\n")
@@ -194,7 +194,7 @@ class StreamingMarkdown:
         return True
 
     def _unfinished_line(self, leaf: Leaf, number: int) -> str:
-        """The line of a paragraph that the source ends with, spaces at its end included."""
+        """The last line of the source's paragraph, with the spaces at its end."""
         last = self._source.rpartition("\n")[2]
         if number == 0:
             return last[len(leaf.raw or "") :]
@@ -241,7 +241,7 @@ class StreamingMarkdown:
         self._row.show(row)
 
     def _print_blank(self, leaf: Leaf) -> None:
-        """An empty row before the leaf, but none between a list's items."""
+        """Print an empty row before the leaf, but not between the items of a list."""
         shared = []
         if self._known:
             before = self._leaves[self._known - 1]
@@ -302,9 +302,9 @@ class StreamingMarkdown:
 
 
 def _cut(line: str, row: str, printed: int) -> str | None:
-    """What is left of the line after its first row, with the marks that are open there.
+    """The rest of a line after its first row, preceded by the marks that are open there.
 
-    row: how that reads; printed: characters of the line that were printed before.
+    row: the text of that row; printed: characters of the line that were printed before.
     """
     found = None
     for at in range(printed + len(row), len(line) + 1):

@@ -1,4 +1,4 @@
-"""The row of the terminal that is being written: the only one that may be written over."""
+"""The row of the terminal that is being written, the only one that may be overwritten."""
 
 from rich.console import Console
 from rich.control import Control
@@ -26,9 +26,9 @@ class Row:
     def show(self, text: Text) -> None:
         """Make the row read `text`, writing as little as possible.
 
-        What went over the right edge, or was there when the window changed, cannot be written
-        over. It is added to, or some characters too many stay on it; if that does not do, the text
-        begins anew in the next row.
+        Text that went over the right edge, or was there when the window changed, cannot be
+        overwritten. Then the row is added to, or keeps some surplus characters; if neither is
+        enough, the text starts again in the next row.
         """
         segments = list(text.render(self._console))
         new = [(character, part.style) for part in segments for character in part.text]
@@ -45,7 +45,7 @@ class Row:
         self._shown, self.shown = new, True
 
     def end(self) -> None:
-        """Go to the next row, if anything is on this one."""
+        """Go to the next row unless this one is empty."""
         if self.shown:
             self._write([Segment("\n")])
             self._shown, self.shown = [], False

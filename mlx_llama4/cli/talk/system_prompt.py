@@ -19,7 +19,7 @@ def read_system(given: str | None) -> str | None:
     try:
         text = path.expanduser().read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text; convert it first, with iconv say") from None
+        raise InputError(f"{path} is not UTF-8 text; convert it first, e.g. with iconv") from None
     except (OSError, RuntimeError, ValueError) as failure:
         reason = getattr(failure, "strerror", None) or failure
         raise InputError(f"cannot read the system prompt {path}: {reason}") from None
