@@ -16,6 +16,7 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import mlx.core as mx
 import pytest
 
@@ -31,6 +32,10 @@ from mlx_llama4.quantization import Quantization
 from tests import proofs, tiny
 from tests.golden.cases import MODELS
 from tests.hub_server import hub  # noqa: F401  (a fixture)
+
+# No test uses a clock: by default an example of 200 ms would fail.
+hypothesis.settings.register_profile("no clock", deadline=None)
+hypothesis.settings.load_profile("no clock")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

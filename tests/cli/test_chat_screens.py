@@ -246,4 +246,5 @@ def test_piped(home: Path) -> None:
     assert "\x1b" not in result.stdout + result.stderr
     check("piped_output", result.stdout.rstrip("\n"), home)
     check("piped_errors", result.stderr.rstrip("\n"), home)
-    assert not (home / "state").exists()
+    kept = [path.name for path in (home / "state" / "mlx-llama4").iterdir()]
+    assert kept == ["models.json"]  # which folder was used, and nothing that was said
