@@ -294,7 +294,7 @@ def check_destination(out: Path, nbytes: int) -> None:
     An existing empty folder is fine, unless it is the current one.
     """
     try:
-        if out.exists() and not _is_spare(out):
+        if _is_there(out) and not _is_spare(out):
             raise OutputError(f"{out} already exists; name another folder or remove it first")
         disk.check_writable(disk.nearest_folder(partial_folder(out).parent))
         free = free_bytes(out)
@@ -311,9 +311,18 @@ def free_bytes(out: Path) -> int:
 
 def _taken_bytes(folder: Path) -> int:
     """Bytes that an unfinished conversion takes; its files have their final sizes, with holes."""
-    if not folder.is_dir():
+    if not _is_there(folder) or not folder.is_dir():
         return 0
     return sum(path.stat().st_blocks * 512 for path in folder.iterdir() if path.is_file())
+
+
+def _is_there(path: Path) -> bool:
+    """Raises OSError for a name too long, to which Path.exists says False since Python 3.14."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _is_spare(folder: Path) -> bool:
