@@ -314,9 +314,10 @@ def test_decode_waits_once_a_token(golden_model: Models, monkeypatch: pytest.Mon
     """For the token and its log-probability, which come together, and only when the next token
     is already under way: every wait, and every start, counted in order.
     """
+    model = golden_model("maverick")
     events = recorded_waits(monkeypatch)
     steps = stream_generate(
-        golden_model("maverick"),
+        model,
         Letters(),
         text_prompt(20),
         GenerationSettings(max_tokens=10),
