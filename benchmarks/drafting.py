@@ -64,7 +64,7 @@ def drafting(
 
     with temporary_folder() as temporary:
         folder = preset_folder(preset, temporary)
-        model, (_, processor) = load_model(folder), open_folder(folder)
+        model, processor = load_model(folder), open_folder(folder).processor
         prompt, answers = _texts(processor.tokenizer, tokens)
         tokens = min(map(len, answers.values()))
         found: dict[str, dict[bool, list[Answered]]] = {}

@@ -177,7 +177,7 @@ def _setup(
     (every, far), (every_last, far_last), (most, _) = (
         flops(size, turn.tokens) for turn in (second, last, heaviest)
     )
-    _, processor = open_folder(model)
+    processor = open_folder(model).processor
     host = ", ".join(
         f"{show_milliseconds(host_seconds(processor, tokens))} behind {tokens:,}"
         for tokens in HISTORIES

@@ -150,13 +150,18 @@ def load_config(folder: str | Path) -> Config:
         raise ConfigError(f"{folder}: {error}") from None
 
 
-def load_generation_config(folder: str | Path) -> GenerationConfig:
-    """Sampling defaults and end tokens, from generation_config.json and config.json."""
+def load_generation_config(
+    folder: str | Path, config: Mapping[str, Any] | None = None
+) -> GenerationConfig:
+    """Sampling defaults and end tokens, from generation_config.json and config.json.
+
+    config: the raw config.json, if it has been read already.
+    """
     path = Path(folder) / "generation_config.json"
     raw = read_json(path) if path.is_file() else {}
     eos = raw.get("eos_token_id")
     if eos is None:
-        config = read_config(folder)
+        config = read_config(folder) if config is None else config
         text = config.get("text_config", config)
         eos = text.get("eos_token_id") if isinstance(text, Mapping) else None
     eos = [] if eos is None else eos if isinstance(eos, list) else [eos]

@@ -18,6 +18,7 @@ STEPS_IN_FLIGHT = 6
 LEAST_QUERIES = 16  # in one step; fewer would take too long
 CACHE_BLOCK_TOKENS = 256  # caches grow by whole blocks of this many tokens
 PREFILL_SPAN = 2048  # tokens of a prompt that go through the layers together
+PREFIX_BYTES = 2 * 10**9  # most that a conversation keeps of earlier prompts' beginnings
 FEED_FORWARD_ROWS = 2048  # tokens of a longer span that go through an MLP together
 SLICES_IN_FLIGHT = 3  # of FEED_FORWARD_ROWS tokens each, as MLX works ahead
 TILES_PER_BATCH = 8  # tiles of a picture that go through the vision tower together

@@ -1,6 +1,8 @@
 """Model folder → model and processor."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -8,10 +10,12 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from mlx_llama4.checkpoint.matching import match_tensors, stored_quantization
+from mlx_llama4.checkpoint.identity import Identity, model_digest
+from mlx_llama4.checkpoint.matching import stored_quantization
 from mlx_llama4.checkpoint.names import is_ignored
-from mlx_llama4.checkpoint.safetensors import Checkpoint, open_checkpoint
-from mlx_llama4.config import Config, load_config
+from mlx_llama4.checkpoint.open import open_with_config
+from mlx_llama4.checkpoint.safetensors import Checkpoint
+from mlx_llama4.config import Config, GenerationConfig, load_generation_config
 from mlx_llama4.errors import CheckpointError
 from mlx_llama4.files.mlx_arrays import STORED_DTYPES
 from mlx_llama4.files.safetensors_file import load_safetensors
@@ -21,10 +25,12 @@ from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.offload.budget import ExpertStreaming
 from mlx_llama4.offload.expert_cache import ExpertCache
 from mlx_llama4.offload.expert_store import expert_tensors, is_routed_expert
+from mlx_llama4.offload.heat import carry_over
 from mlx_llama4.offload.streamed_experts import StreamedExperts
+from mlx_llama4.planning.admission import Experts, Task, admit
+from mlx_llama4.planning.placement import Placement, Where
 from mlx_llama4.prompt.processor import Processor
 from mlx_llama4.quantization import Quantization
-from mlx_llama4.tensors import without_absent_vision
 
 OnLoad = Callable[[int, int], None]  # bytes of weights in memory, bytes in all
 Prepare = Callable[[Llama4], None]
@@ -35,21 +41,89 @@ def ignore_load(done: int, total: int) -> None:
     pass
 
 
+class ModelFolder:
+    """An MLX folder that is open: each of its files is read once, and of its weights the headers.
+
+    Whatever takes a folder takes this in its place.
+    """
+
+    def __init__(self, path: Path):
+        """Raises CheckpointError or ConfigError if the folder is incomplete or not what it says."""
+        self.path = path
+        self.source = open_with_config(path)
+        if self.config.foreign_quantization or not self.source.matching.is_mlx:
+            raise CheckpointError(
+                f"{path} is not converted yet; run: mlx-llama4 convert {path} OUTPUT_FOLDER"
+            )
+        self.source.matching.check(path)
+
+    @property
+    def config(self) -> Config:
+        """Less a vision tower that the folder does not have."""
+        return self.source.config
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.source.checkpoint
+
+    @cached_property
+    def processor(self) -> Processor:
+        """Raises CheckpointError or ConfigError for a tokenizer that is missing or damaged."""
+        return Processor.load(self.path, self.config, self.defaults)
+
+    @cached_property
+    def defaults(self) -> GenerationConfig:
+        """How the model's makers would have tokens chosen."""
+        return load_generation_config(self.path, self.source.raw)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What keys and values of this model are known by. Reads a little of each tensor."""
+        processor = self.processor
+        return Identity(
+            self.path.resolve().name,
+            model_digest(self.config, self.checkpoint.tensors),
+            processor.tokenizer.digest(processor.template.source),
+        )
+
+    def __repr__(self) -> str:
+        return f"ModelFolder({str(self.path)!r})"
+
+
+def open_folder(folder: str | Path | ModelFolder, revision: str | None = None) -> ModelFolder:
+    """All of a model folder but its weights.
+
+    folder: a path, or OWNER/NAME on the Hugging Face hub, which is downloaded; revision: a branch,
+    tag or commit there. Raises CheckpointError or ConfigError if the folder is incomplete or not
+    what it says, another InputError if there is none, and RunError if the hub cannot be reached.
+    """
+    folder = _opened(folder, revision)
+    _ = folder.processor  # whose files may be damaged too
+    return folder
+
+
 def load(
-    folder: str | Path,
+    folder: str | Path | ModelFolder,
     dtype: mx.Dtype | None = None,
-    streaming: ExpertStreaming | None = None,
-    on_load: OnLoad = ignore_load,
     *,
+    experts: Where = "auto",
+    expert_memory: int | None = None,
+    page_cache: bool = True,
+    force: bool = False,
     arrange: bool = True,
     prepare: Prepare | None = None,
+    on_load: OnLoad = ignore_load,
 ) -> tuple[Llama4, Processor]:
     """The model of an MLX folder, its weights in memory, and what turns messages into prompts.
 
-    folder: a path, or OWNER/NAME on the Hugging Face hub, which is downloaded.
-    dtype: of activations and of all weights that are not packed. By default float32 on the CPU,
-    whose kernels for 16 bits are ten times slower, and the folder's own on a GPU. streaming: leave
-    the routed experts on the disk and read them as tokens need them.
+    folder: a path, or OWNER/NAME on the Hugging Face hub, which is downloaded. dtype: of
+    activations and of all weights that are not packed. By default float32 on the CPU, whose
+    kernels for 16 bits are ten times slower, and the folder's own on a GPU.
+
+    experts: keep the routed experts in memory ("resident"), read them from the disk as tokens need
+    them ("stream"), or do so if they do not fit ("auto"), which is then logged. expert_memory:
+    stream, with so many bytes for experts; by default what is left. page_cache: may the system keep
+    what was read of them? force: try even what does not fit in this machine's memory.
 
     arrange: join queries, keys and values into one projection, and store weights as the device
     multiplies them fastest. False keeps the folder's tensors, name for name, as training and
@@ -58,26 +132,21 @@ def load(
     parameter that it replaces is never read. One that it cuts is read whole, and the whole stays in
     memory unless mx.contiguous copies the part. Wrap modules after the load, not in `prepare`.
 
-    Raises CheckpointError or ConfigError if the folder is incomplete or not what it says, and
-    InputError if there is no such folder or `streaming` has not memory enough for one expert.
+    Raises what `open_folder` does, and InputError for a model that does not fit, saying what would.
     """
-    folder = find_folder(folder)
-    checkpoint, config = _open(folder)
-    processor = Processor.load(folder, config)
-    model = _load_weights(checkpoint, config, dtype, streaming, arrange, prepare)
-    _read_in(model, on_load)
-    return model, processor
-
-
-def open_folder(folder: str | Path) -> tuple[Config, Processor]:
-    """All of a model folder but its weights, of which the headers are checked."""
-    folder = find_folder(folder)
-    _, config = _open(folder)
-    return config, Processor.load(folder, config)
+    folder = open_folder(folder)
+    wanted = Experts(experts, expert_memory, page_cache)
+    width = None if dtype is None else dtype.size
+    admission = admit(folder.source, Task(), wanted, force=force, width=width)
+    log_notes(admission.notes)
+    model = load_placed(
+        folder, admission.placement, on_load, dtype=dtype, arrange=arrange, prepare=prepare
+    )
+    return model, folder.processor
 
 
 def load_model(
-    folder: str | Path,
+    folder: str | Path | ModelFolder,
     dtype: mx.Dtype | None = None,
     streaming: ExpertStreaming | None = None,
     on_load: OnLoad = ignore_load,
@@ -85,24 +154,56 @@ def load_model(
     arrange: bool = True,
     prepare: Prepare | None = None,
 ) -> Llama4:
-    """As `load`, for a folder that need have no tokenizer."""
-    model = _load_weights(*_open(find_folder(folder)), dtype, streaming, arrange, prepare)
+    """As `load`, for a folder that need have no tokenizer, whatever the machine's memory.
+
+    streaming: leave the routed experts on the disk and read them as tokens need them. Raises
+    InputError if its memory does not hold one expert.
+    """
+    folder = _opened(folder)
+    disable_compile_on_cpu()
+    model = _load_weights(folder.checkpoint, folder.config, dtype, streaming, arrange, prepare)
     _read_in(model, on_load)
     return model
 
 
-def _open(folder: Path) -> tuple[Checkpoint, Config]:
-    """The tensors, and the config less a vision tower that the folder does not have."""
-    config = load_config(folder)
-    checkpoint = open_checkpoint(folder)
-    config = without_absent_vision(config, checkpoint.tensors)
-    matching = match_tensors(checkpoint, config)
-    if config.foreign_quantization or not matching.is_mlx:
-        raise CheckpointError(
-            f"{folder} is not converted yet; run: mlx-llama4 convert {folder} OUTPUT_FOLDER"
-        )
-    matching.check(folder)
-    return checkpoint, config
+def load_placed(
+    folder: ModelFolder,
+    placement: Placement,
+    on_load: OnLoad = ignore_load,
+    *,
+    dtype: mx.Dtype | None = None,
+    arrange: bool = True,
+    prepare: Prepare | None = None,
+) -> Llama4:
+    """As `load`, where it is decided how the model runs. Streamed experts begin with those that
+    former runs wanted, and leave word for the next one.
+    """
+    model = load_model(
+        folder, dtype, placement.streaming, on_load, arrange=arrange, prepare=prepare
+    )
+    if model.expert_cache is not None:
+        carry_over(model.expert_cache.heats, folder.identity.model)
+    return model
+
+
+def log_notes(notes: Sequence[str]) -> None:
+    """For those who call the library: without settings of their own they go to standard error."""
+    for note in notes:
+        logging.getLogger("mlx_llama4").warning(note)
+
+
+def disable_compile_on_cpu() -> None:
+    """MLX would compile kernels with the machine's C++ compiler, into TMPDIR; there need be
+    neither, and on the CPU nothing is gained.
+    """
+    if mx.default_device() == mx.cpu:
+        mx.disable_compile()
+
+
+def _opened(folder: str | Path | ModelFolder, revision: str | None = None) -> ModelFolder:
+    if isinstance(folder, ModelFolder):
+        return folder
+    return ModelFolder(find_folder(folder, revision))
 
 
 def _load_weights(

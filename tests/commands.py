@@ -6,9 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from unittest import mock
 
-import mlx.core as mx
 from typer.testing import CliRunner
 
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "MLX_LLAMA4_MODEL"}
@@ -43,12 +41,11 @@ def run_here(
 
 @contextlib.contextmanager
 def _process_left_alone() -> Iterator[None]:
-    """Commands take signals, and switch MLX's compiler off, for the rest of their process."""
+    """Commands take signals for the rest of their process."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
     try:
-        with mock.patch.object(mx, "disable_compile", lambda: None):
-            yield
+        yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

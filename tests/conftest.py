@@ -50,6 +50,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XDG_STATE_HOME"] = f"{caches.name}/state"
     atexit.register(caches.cleanup)  # after what commands have registered
     mx.set_default_device(mx.gpu if config.getoption("--device") == "gpu" else mx.cpu)
+    # A load on the CPU switches MLX's compiler off for the rest of its process; tests look at what
+    # it traces.
+    mx.disable_compile = lambda: None
     proofs.is_proving = config.getoption("--prove") is not None
 
 
@@ -119,7 +122,7 @@ def talk(demo_chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ta
     """Nothing said yet; what it keeps goes to a folder of its own."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     options = ChatOptions(GenerationSettings(max_tokens=60))
-    chat = Chat(demo_chat.model, demo_chat.processor, options, demo_chat.identity)
+    chat = Chat(demo_chat.model, demo_chat.processor, options, demo_chat.folder)
     return Talk(chat)
 
 

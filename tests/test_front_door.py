@@ -114,7 +114,7 @@ def test_a_folder_s_name_as_a_string(
     chat.load(saved)
     assert chat.messages[-1]["content"] == "7 plus 5 is 12."
     model, _ = load(name)
-    assert model.config == open_folder(name)[0] == load_model(name).config
+    assert model.config == open_folder(name).config == load_model(name).config
     monkeypatch.chdir(tmp_path)
     convert(str(CHECKPOINT), "converted", Recipe("bfloat16", Quantization(64, 8)))
     assert (tmp_path / "converted" / "model.safetensors").is_file()

@@ -25,7 +25,7 @@ ARROWS = {
     "config": "errors files quantization",
     "prompt": "errors least_recently_used files config",
     "tensors": "quantization config",
-    "checkpoint": "errors files quantization config prompt tensors",
+    "checkpoint": "errors files quantization config tensors",
     "memory": "quantization config tensors",
     "tools": "errors prompt",
     "cache": "errors least_recently_used files quantization prompt checkpoint memory",
@@ -35,10 +35,11 @@ ARROWS = {
     "evaluation": "errors config prompt tensors checkpoint model",
     "generation": "errors least_recently_used files config prompt memory cache model",
     "offload": "errors units files quantization config checkpoint model",
-    "opening": "errors files quantization config prompt tensors checkpoint hub model offload",
+    "opening": "errors files quantization config prompt checkpoint hub model offload planning",
     "planning": "errors units files quantization config tensors checkpoint memory hub offload",
     "chat": (
-        "errors quantization prompt checkpoint memory cache hub model generation offload opening"
+        "errors quantization config prompt checkpoint memory cache model generation planning "
+        "opening"
     ),
     "cli.talk": "errors units cli.console cli.markdown prompt cache generation chat",
     "doctor": (
@@ -47,7 +48,7 @@ ARROWS = {
     ),
     "mlx_llama4": "errors quantization generation opening chat",
     "cli": (
-        "demo errors units cli.console cli.markdown quantization config prompt tensors "
+        "demo errors units cli.console cli.markdown quantization prompt tensors "
         "checkpoint memory tools cache hub convert evaluation generation offload opening "
         "planning chat cli.talk doctor"
     ),

@@ -18,8 +18,7 @@ from benchmarks.needle.heat_map import write_heat_map
 from benchmarks.needle.recall import Asked, Reading, Recall, as_json, heat_map, print_recall
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.markdown.answer import Answer
-from mlx_llama4.cli.memory_check import Task, check_memory
-from mlx_llama4.cli.options import Caching, KVBits, KVGroupSize, load_chat
+from mlx_llama4.cli.options import Caching, KVBits, KVGroupSize, load_chat, place_model
 from mlx_llama4.errors import InputError
 from mlx_llama4.memory import PREFILL_SPAN
 from mlx_llama4.planning.planner import parse_tokens
@@ -132,9 +131,10 @@ def _measure(
     from mlx_llama4.chat import ChatOptions
     from mlx_llama4.generation.settings import GenerationSettings
     from mlx_llama4.opening import open_folder
+    from mlx_llama4.planning.admission import Task
 
-    config, processor = open_folder(folder)
-    tokenizer = processor.tokenizer
+    opened = open_folder(folder)
+    config, tokenizer = opened.config, opened.processor.tokenizer
     if packing is not None:
         packing.check(config.text.head_dim)
     drawn = [
@@ -147,10 +147,10 @@ def _measure(
         for seed in range(1, count + 1)
     ]
     longest = max(haystack.tokens for _, _, haystack in drawn) + ROOM_TOKENS
-    placement = check_memory(folder, Task(longest, longest, kv=packing))
+    placement = place_model(opened, Task(longest, longest, kv=packing))
     settings = GenerationSettings(max_tokens=ANSWER_TOKENS, temperature=0.0)
     options = ChatOptions(settings, kv_quantization=packing)
-    chat = load_chat(folder, options, placement)
+    chat = load_chat(opened, options, placement)
     limit = _lift_limit(chat.model, longest)
     # The demo words every answer alike; other models may word it as they like.
     readings = [

@@ -19,12 +19,14 @@ from mlx_llama4.chat.chat_file import ConversationState, load_chat, save_chat
 from mlx_llama4.chat.conversation import (
     before,
     opening_messages,
+    questions,
     with_document,
     with_system,
 )
-from mlx_llama4.chat.fitting import fit_messages
+from mlx_llama4.chat.fitting import fit_messages, room_behind
+from mlx_llama4.chat.loading import load_for_chat
 from mlx_llama4.chat.options import ChatOptions
-from mlx_llama4.checkpoint.identity import Identity, identify
+from mlx_llama4.checkpoint.identity import Identity
 from mlx_llama4.errors import PromptError
 from mlx_llama4.generation.generate import Statistics, Step, room, stream_generate
 from mlx_llama4.generation.image_features import ImageFeatureCache
@@ -33,10 +35,10 @@ from mlx_llama4.generation.reuse import feeding
 from mlx_llama4.generation.sampler import Sampler
 from mlx_llama4.generation.settings import GenerationSettings
 from mlx_llama4.generation.wired import wired_memory
-from mlx_llama4.hub.repository import find_folder
 from mlx_llama4.model.llama4 import Llama4
-from mlx_llama4.offload.budget import ExpertStreaming
-from mlx_llama4.opening import OnLoad, ignore_load, load
+from mlx_llama4.opening import ModelFolder, OnLoad, ignore_load
+from mlx_llama4.planning.admission import Experts
+from mlx_llama4.planning.placement import Where
 from mlx_llama4.prompt.answers import answer_message, reply_of
 from mlx_llama4.prompt.image import ImageSource, PromptImage
 from mlx_llama4.prompt.messages import (
@@ -47,7 +49,7 @@ from mlx_llama4.prompt.messages import (
     with_text,
 )
 from mlx_llama4.prompt.processor import Processor
-from mlx_llama4.prompt.prompt import Prompt, check_length
+from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.prompt.replies import Reply
 
 OnProgress = Callable[[int, int], None]
@@ -61,13 +63,13 @@ class Chat:
         model: Llama4,
         processor: Processor,
         options: ChatOptions | None = None,
-        identity: Identity | None = None,
+        folder: ModelFolder | None = None,
     ):
-        """identity: of the model's folder; only `save` and `load` need it."""
+        """folder: the model's; only `save` and `load` need it."""
         self.model = model
         self.processor = processor
         self.options = options or ChatOptions()
-        self.identity = identity
+        self.folder = folder
         self.cache = PromptCache(model.make_cache(self.options.kv_quantization))
         self.prefixes = PrefixStore(
             model.config.text.attention_chunk_size, self.options.prefix_bytes
@@ -82,18 +84,38 @@ class Chat:
     @classmethod
     def open(
         cls,
-        folder: str | Path,
+        folder: str | Path | ModelFolder,
         options: ChatOptions | None = None,
-        streaming: ExpertStreaming | None = None,
+        *,
+        experts: Where = "auto",
+        expert_memory: int | None = None,
+        page_cache: bool = True,
+        force: bool = False,
         on_load: OnLoad = ignore_load,
     ) -> "Chat":
         """With the model of an MLX folder: a path, or OWNER/NAME on the Hugging Face hub.
 
-        Raises what `load` raises.
+        The conversation may grow, and earlier prompts are kept, as far as this machine's memory
+        goes. experts, expert_memory, page_cache, force: as `load` takes them; with `force` the
+        model's context is the only limit. Raises what `load` raises.
         """
-        folder = find_folder(folder)
-        model, processor = load(folder, streaming=streaming, on_load=on_load)
-        return cls(model, processor, options, identify(folder))
+        wanted = Experts(experts, expert_memory, page_cache)
+        model, folder, options = load_for_chat(folder, options, wanted, force, on_load)
+        return cls(model, folder.processor, options, folder)
+
+    def __repr__(self) -> str:
+        said = len(questions(self.messages))
+        return f"Chat({self.name!r}, {said} question{'s' * (said != 1)})"
+
+    @property
+    def name(self) -> str:
+        """Of the model, for people."""
+        return "model" if self.folder is None else self.folder.path.resolve().name
+
+    @property
+    def identity(self) -> Identity | None:
+        """What keys and values of the model are known by; None if the folder is not known."""
+        return None if self.folder is None else self.folder.identity
 
     def reset(self) -> None:
         """Forget the conversation; the options and a document that was read stay."""
@@ -155,13 +177,14 @@ class Chat:
         self.stop()
         parts = document_parts(text, images)
         prompt = self.open_prompt(parts)
-        self._check_length(prompt)
-        with wired_memory(), self._feeding(prompt, len(prompt.ids)):
+        room_behind(prompt, self.model.config, self.context)
+        known = (self.model.config, self.cache, self.prefixes, self.features)
+        with wired_memory(), feeding(prompt, *known, len(prompt.ids)):
             prefill(
                 self.model,
                 prompt,
                 self.cache.layers,
-                span=self.options.prefill_step,
+                span=self.options.span,
                 features=self.features,
                 on_progress=on_prefill,
             )
@@ -282,17 +305,6 @@ class Chat:
         messages = joined_texts([*self.messages, message])
         return self.processor.encode_open(messages, self.options.tools)
 
-    def _check_length(self, prompt: Prompt) -> int:
-        """Tokens that there is room for behind the prompt. Raises PromptError if none."""
-        check_length(prompt, self.model.config)
-        if len(prompt.ids) >= self.context:
-            raise PromptError(
-                f"the prompt has {len(prompt.ids):,} tokens; beside the model this machine's "
-                f"memory holds {self.context:,}, answer included; pack them with --kv-bits, "
-                "shorten it or start a new conversation; --force tries anyway"
-            )
-        return self.context - len(prompt.ids)
-
     def stop(self) -> None:
         """End a running answer, since two at once would write into the same cache."""
         if self._answering is not None:
@@ -317,12 +329,14 @@ class Chat:
         asked_at = time.perf_counter()
         said, prompt = self._fitting(messages)
         settings = self.settings
-        max_tokens = min(settings.max_tokens, self._check_length(prompt))
+        behind = room_behind(prompt, self.model.config, self.context)
+        max_tokens = min(settings.max_tokens, behind)
         settings = dataclasses.replace(settings, max_tokens=max_tokens, sampler=self._sampler())
         self.statistics = Statistics()
         generated: list[int] = []
         texts: list[str] = []
-        with self._feeding(prompt, room(prompt, max_tokens), generated, on_picture):
+        known = (self.model.config, self.cache, self.prefixes, self.features)
+        with feeding(prompt, *known, room(prompt, max_tokens), generated, on_picture):
             try:
                 for step in stream_generate(
                     self.model,
@@ -331,7 +345,7 @@ class Chat:
                     settings,
                     cache=self.cache.layers,
                     features=self.features,
-                    prefill_step=self.options.prefill_step,
+                    prefill_step=self.options.span,
                     statistics=self.statistics,
                     on_prefill=on_prefill,
                 ):
@@ -359,37 +373,21 @@ class Chat:
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """How many tokens these messages take."""
-        if not messages:
-            return 0
-        tools = self.options.tools
-        return len(self.processor.encode(joined_texts(messages), False, tools).ids)
+        return len(self._encode(messages, False).ids) if messages else 0
 
-    def _encode(self, messages: Sequence[Message]) -> Prompt:
-        return self.processor.encode(joined_texts(messages), tools=self.options.tools)
+    def _encode(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Prompt:
+        tools = self.options.tools
+        return self.processor.encode(joined_texts(messages), add_generation_prompt, tools)
 
     def _fitting(self, messages: list[Message]) -> tuple[list[Message], Prompt]:
         """Return the messages and their prompt, without the oldest questions if they must go."""
-        options = self.options
-        if options.on_dropped is None:
+        told, tokens = self.options.on_dropped, self.options.settings.max_tokens
+        if told is None:
             return messages, self._encode(messages)
-        fitted = fit_messages(
-            messages, self.document, self._encode, self.context, options.settings.max_tokens
-        )
+        fitted = fit_messages(messages, self.document, self._encode, self.context, tokens)
         if fitted.dropped and len(fitted.prompt.ids) < self.context:
-            options.on_dropped(fitted.dropped)
+            told(fitted.dropped)
         return fitted.messages, fitted.prompt
-
-    def _feeding(
-        self,
-        prompt: Prompt,
-        tokens: int,
-        generated: Sequence[int] = (),
-        on_picture: OnProgress = ignore_progress,
-    ) -> contextlib.AbstractContextManager[None]:
-        config = self.model.config
-        return feeding(
-            prompt, config, self.cache, self.prefixes, self.features, tokens, generated, on_picture
-        )
 
 
 def _texts(steps: Generator[Step, None, None]) -> Iterator[str]:

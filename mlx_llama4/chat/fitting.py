@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mlx_llama4.chat.conversation import Part, questions, without_oldest
+from mlx_llama4.config import Config
+from mlx_llama4.errors import PromptError
 from mlx_llama4.prompt.messages import Message
-from mlx_llama4.prompt.prompt import Prompt
+from mlx_llama4.prompt.prompt import Prompt, check_length
 
 # Shares of the context. Old questions are dropped if the answer has less room than the first. Then
 # it gets the second, which is larger: otherwise the next question would drop and re-read again.
@@ -48,3 +50,18 @@ def fit_messages(
 
     turns = 1 + bisect.bisect_left(range(1, droppable), True, key=fits)
     return Fitted(left(turns), encode(left(turns)), turns)
+
+
+def room_behind(prompt: Prompt, config: Config, context: int) -> int:
+    """Tokens that there is room for behind the prompt. Raises PromptError if none.
+
+    context: tokens of prompt and answer that the model, and the memory for it, allow.
+    """
+    check_length(prompt, config)
+    if len(prompt.ids) >= context:
+        raise PromptError(
+            f"the prompt has {len(prompt.ids):,} tokens; beside the model this machine's "
+            f"memory holds {context:,}, answer included; pack them with --kv-bits, "
+            "shorten it or start a new conversation; --force tries anyway"
+        )
+    return context - len(prompt.ids)

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_llama4.generation.settings import DEFAULTS, GenerationSettings
-from mlx_llama4.memory import PREFILL_SPAN
+from mlx_llama4.memory import PREFILL_SPAN, PREFIX_BYTES
 from mlx_llama4.quantization import KVQuantization
-
-PREFIX_BYTES = 2 * 10**9
 
 
 @dataclass
@@ -17,8 +15,8 @@ class ChatOptions:
 
     settings: GenerationSettings = DEFAULTS
     system: str | None = None
-    # Tokens of a prompt that are worked through at once.
-    prefill_step: int = PREFILL_SPAN
+    # Tokens of a prompt that are worked through at once. None: as many as suit the machine.
+    prefill_step: int | None = None
     # How to quantize the global layers' keys and values. Fixed.
     kv_quantization: KVQuantization | None = None
     # How many bytes of earlier prompts' beginnings to keep for reuse. Fixed.
@@ -30,3 +28,8 @@ class ChatOptions:
     on_dropped: Callable[[int], None] | None = None
     # Definitions of the functions that the model may call.
     tools: Sequence[Mapping[str, Any]] | None = None
+
+    @property
+    def span(self) -> int:
+        """Tokens of a prompt that are worked through at once."""
+        return PREFILL_SPAN if self.prefill_step is None else self.prefill_step

@@ -4,13 +4,12 @@ Saved keys and values fit the model that made them, and no other.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from mlx_llama4.checkpoint.safetensors import StoredTensor, open_checkpoint
-from mlx_llama4.config import load_config
+from mlx_llama4.checkpoint.safetensors import StoredTensor
+from mlx_llama4.config import Config
 from mlx_llama4.errors import CheckpointError
-from mlx_llama4.prompt.chat_template import load_chat_template
 
 SAMPLES = 4  # places in each tensor that are read
 SAMPLE_BYTES = 64
@@ -25,27 +24,22 @@ class Identity:
     tokenizer: str  # hexadecimal digest
 
 
-def identify(folder: str | Path) -> Identity:
-    """The identity of an MLX folder.
+def model_digest(config: Config, tensors: Mapping[str, StoredTensor]) -> str:
+    """A hexadecimal digest of the config and of each tensor's dtype, shape and a few bytes spread
+    over it.
 
-    The model's digest covers its config and each tensor's dtype, shape and a few bytes spread over
-    it. A fine-tune differs from its base in nearly all tensors; the same weights in other shards
-    have the same digest. The tokenizer's digest covers its file and the chat template.
+    A fine-tune differs from its base in nearly all tensors; the same weights in other shards have
+    the same digest. Raises CheckpointError for a file that cannot be read.
     """
-    folder = Path(folder)
-    config = load_config(folder)
-    model = hashlib.sha256(repr((config.text, config.vision, config.image_token_id)).encode())
-    tensors = open_checkpoint(folder).tensors
+    digest = hashlib.sha256(repr((config.text, config.vision, config.image_token_id)).encode())
     try:
         for name in sorted(tensors):
             tensor = tensors[name]
-            model.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-            model.update(_sample(tensor))
-        tokenizer = hashlib.sha256((folder / "tokenizer.json").read_bytes())
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+            digest.update(_sample(tensor))
     except OSError as failure:
         raise CheckpointError(f"cannot read {failure.filename}: {failure.strerror}") from None
-    tokenizer.update(load_chat_template(folder).encode())
-    return Identity(folder.resolve().name, model.hexdigest(), tokenizer.hexdigest())
+    return digest.hexdigest()
 
 
 def _sample(tensor: StoredTensor) -> bytes:

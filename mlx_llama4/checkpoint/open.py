@@ -73,6 +73,11 @@ def open_source(folder: str | Path, checkpoint: Checkpoint | None = None) -> Sou
         files = {name: json.dumps(text, indent=2) for name, text in json_files(config).items()}
         layout = describe_meta(matching, len(checkpoint.files))
         return Source(folder, raw, config, checkpoint, matching, layout, files)
+    return open_with_config(folder, checkpoint)
+
+
+def open_with_config(folder: Path, checkpoint: Checkpoint | None = None) -> Source:
+    """As `open_source`, of a folder that must have a config.json: Hugging Face's or MLX's."""
     raw = read_config(folder)
     try:
         config = parse_config(raw)

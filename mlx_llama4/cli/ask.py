@@ -8,14 +8,16 @@ import typer
 
 from mlx_llama4.cli import options
 from mlx_llama4.cli.console import terminal
-from mlx_llama4.cli.memory_check import Task, check_memory
-from mlx_llama4.cli.model_name import model_folder
+from mlx_llama4.cli.model_name import open_model
 from mlx_llama4.cli.talk.draft_setting import Draft, Drafts, drafter
 from mlx_llama4.errors import InputError, PromptError
 
 if TYPE_CHECKING:
     from mlx_llama4.chat import Chat, ChatOptions
+    from mlx_llama4.opening import ModelFolder
+    from mlx_llama4.planning.admission import Task
     from mlx_llama4.prompt.image import PromptImage
+    from mlx_llama4.prompt.processor import Processor
 
 
 @terminal.reports_errors
@@ -99,6 +101,7 @@ def ask(
     from mlx_llama4.cli.ask_output import Form, answer_all
     from mlx_llama4.cli.sampling import parse_logit_biases, parse_stops
     from mlx_llama4.generation.settings import GenerationSettings
+    from mlx_llama4.prompt.raw_template import raw_template
 
     _refuse_contradictions(
         (
@@ -123,7 +126,7 @@ def ask(
     schema = None if json_schema is None else _read_schema(json_schema)
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     placing = options.expert_options(experts, expert_memory, page_cache)
-    folder = model_folder(model, revision)
+    folder = open_model(model, revision)
     settings = GenerationSettings(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -144,10 +147,17 @@ def ask(
             f"--n {n}: at temperature 0 all answers are the same; add --temperature 1, say"
         )
     held = options.open_cache(cache, folder, chat_options).tokens if cache is not None else 0
-    images, task = _read(folder, text, paths, chat_options, held, raw)
-    placement = check_memory(folder, replace(task, span=prefill_step), placing, force=force)
+    processor = folder.processor
+    if raw:
+        processor = processor.with_template(raw_template(processor.tokenizer))
+    images, task = _read(folder, processor, text, paths, chat_options, held)
+    placement = options.place_model(folder, task, placing, force=force)
     with options.loaded_chat(folder, chat_options, placement, trace) as chat:
-        _prepare(chat, cache, schema, raw)
+        chat.processor = processor
+        if cache is not None:
+            chat.load(cache)
+        if schema is not None:
+            _constrain(chat, schema)
         answer_all(chat, text, images, Form(n, as_json, whole=schema is not None))
 
 
@@ -165,46 +175,41 @@ def _read_schema(path: Path) -> Any:
 
 
 def _read(
-    folder: Path,
+    folder: "ModelFolder",
+    processor: "Processor",
     text: str,
     paths: list[Path],
     chat_options: "ChatOptions",
     held: int,
-    raw: bool,
-) -> tuple[list["PromptImage"], Task]:
+) -> tuple[list["PromptImage"], "Task"]:
     """Read the pictures, and estimate the task. Refuses a prompt that the model cannot take.
 
     held: tokens of the prompt cache from which the question continues.
     """
     from mlx_llama4.chat.conversation import opening_messages
-    from mlx_llama4.opening import open_folder
+    from mlx_llama4.planning.admission import Task
     from mlx_llama4.prompt.messages import user_message
     from mlx_llama4.prompt.prompt import check_length
-    from mlx_llama4.prompt.raw_template import raw_template
 
-    config, processor = open_folder(folder)
-    if raw:
-        processor.template = raw_template(processor.tokenizer)
     images = [processor.tile(path) for path in paths]
     messages = [*opening_messages(chat_options.system), user_message(text, images)]
     prompt = processor.encode(messages)
-    check_length(prompt, config)
-    tiles = tuple(image.num_tiles for image in images)
-    context = held + len(prompt.ids) + chat_options.settings.max_tokens
-    return images, Task(context, len(prompt.ids), tiles, chat_options.kv_quantization)
+    check_length(prompt, folder.config)
+    task = Task(
+        context=held + len(prompt.ids) + chat_options.settings.max_tokens,
+        prompt=len(prompt.ids),
+        tiles=tuple(image.num_tiles for image in images),
+        kv=chat_options.kv_quantization,
+        span=chat_options.prefill_step,
+    )
+    return images, task
 
 
-def _prepare(chat: "Chat", cache: Path | None, schema: Any, raw: bool) -> None:
-    from mlx_llama4.prompt.raw_template import raw_template
+def _constrain(chat: "Chat", schema: Any) -> None:
+    """Have answers keep to a JSON schema."""
+    from mlx_llama4.generation.grammar import Grammar, GrammarTokens
 
-    if raw:
-        chat.processor.template = raw_template(chat.processor.tokenizer)
-    if cache is not None:
-        chat.load(cache)
-    if schema is not None:
-        from mlx_llama4.generation.grammar import Grammar, GrammarTokens
-
-        vocabulary = chat.model.config.text.vocab_size
-        tokens = GrammarTokens(chat.processor.tokenizer, chat.processor.end_tokens, vocabulary)
-        grammar = Grammar(schema, tokens)
-        chat.options.settings = replace(chat.options.settings, grammar=grammar)
+    vocabulary = chat.model.config.text.vocab_size
+    tokens = GrammarTokens(chat.processor.tokenizer, chat.processor.end_tokens, vocabulary)
+    grammar = Grammar(schema, tokens)
+    chat.options.settings = replace(chat.options.settings, grammar=grammar)

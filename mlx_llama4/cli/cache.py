@@ -3,7 +3,6 @@
 import contextlib
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +11,13 @@ import typer
 from mlx_llama4.cli import options
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.markdown.answer import Answer
-from mlx_llama4.cli.memory_check import Task, check_memory
-from mlx_llama4.cli.model_name import model_folder
+from mlx_llama4.cli.model_name import open_model
 from mlx_llama4.errors import CheckpointError, InputError, Llama4Error, PromptError
 
 if TYPE_CHECKING:
     from mlx_llama4.chat import Chat, ChatOptions
+    from mlx_llama4.opening import ModelFolder
+    from mlx_llama4.planning.admission import Task
     from mlx_llama4.prompt.image import PromptImage
 
 
@@ -78,11 +78,11 @@ def cache(
     check_prompt_place(out)
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     placing = options.expert_options(experts, expert_memory, page_cache)
-    folder = model_folder(model, revision)
+    folder = open_model(model, revision)
     chat_options = options.chat_options(folder, system, GenerationSettings(), caching)
     chat_options.prefix_bytes = 0  # nothing comes after it
     images, task = _check(folder, text, image or [], chat_options, out, small)
-    placement = check_memory(folder, replace(task, span=prefill_step), placing, force=force)
+    placement = options.place_model(folder, task, placing, force=force)
     chat = options.load_chat(folder, chat_options, placement)
     unfinished = out.with_name(out.name + ".unfinished")
     if unfinished.is_file():
@@ -117,13 +117,13 @@ def _read_text(path: Path | None) -> str:
 
 
 def _check(
-    folder: Path,
+    folder: "ModelFolder",
     text: str,
     paths: list[Path],
     chat_options: "ChatOptions",
     out: Path,
     small: bool,
-) -> tuple[list["PromptImage"], Task]:
+) -> tuple[list["PromptImage"], "Task"]:
     """Read the pictures, and estimate the task. Refuses a prompt that the model cannot take, and an
     output file that cannot be written.
     """
@@ -132,11 +132,11 @@ def _check(
     from mlx_llama4.cache.prompt_file import check_prompt_place
     from mlx_llama4.chat.conversation import opening_messages
     from mlx_llama4.memory import prompt_file_bytes
-    from mlx_llama4.opening import open_folder
+    from mlx_llama4.planning.admission import Task
     from mlx_llama4.prompt.messages import document_parts
     from mlx_llama4.prompt.prompt import check_length
 
-    config, processor = open_folder(folder)
+    config, processor = folder.config, folder.processor
     images = [processor.tile(path) for path in paths]
     message = {"role": "user", "content": document_parts(text, images)}  # as `Chat.read` has it
     prompt = processor.encode_open([*opening_messages(chat_options.system), message])
@@ -149,7 +149,7 @@ def _check(
         config.text, tokens, dtype_bytes, kv, small=small, feature_tokens=slots
     )
     check_prompt_place(out, nbytes)
-    return images, Task(tokens, tokens, tiles, kv)
+    return images, Task(tokens, tokens, tiles, kv, chat_options.prefill_step)
 
 
 def _resume(chat: "Chat", unfinished: Path) -> None:

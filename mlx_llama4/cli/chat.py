@@ -13,14 +13,14 @@ import typer
 from mlx_llama4.cli import options
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.markdown.answer import Answer
-from mlx_llama4.cli.memory_check import Task, check_memory, limit_to_memory
-from mlx_llama4.cli.model_name import model_folder
+from mlx_llama4.cli.model_name import open_model
 from mlx_llama4.cli.talk.draft_setting import Draft, Drafts, drafter
 from mlx_llama4.errors import CheckpointError, InputError, Llama4Error
 
 if TYPE_CHECKING:
     from mlx_llama4.cli.talk.line_editor import Editor, PlainLines
     from mlx_llama4.cli.talk.talk import Look, Talk
+    from mlx_llama4.opening import ModelFolder
     from mlx_llama4.prompt.image import PromptImage
     from mlx_llama4.tools.tool_file import ToolFile
 
@@ -92,13 +92,15 @@ def chat(
       mlx-llama4 chat --model scout-4bit --system teacher --tools my_tools.py
     """
     terminal.import_mlx()
+    from mlx_llama4.chat.loading import limit_to_memory
     from mlx_llama4.cli.sampling import parse_logit_biases, parse_stops
     from mlx_llama4.cli.talk.talk import Talk, kept_at_the_end, say_dropped
     from mlx_llama4.generation.settings import GenerationSettings
+    from mlx_llama4.planning.admission import Task
 
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     placing = options.expert_options(experts, expert_memory, page_cache)
-    folder = model_folder(model, revision, keep=not private)
+    folder = open_model(model, revision, keep=not private)
     settings = GenerationSettings(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -121,9 +123,9 @@ def chat(
         cache = _last_session(folder, cache)
     held = options.open_cache(cache, folder, chat_options).tokens if cache is not None else None
     task = Task(held, kv=chat_options.kv_quantization, span=prefill_step, grows=True)
-    placement = check_memory(folder, task, placing, force=force)
+    placement = options.place_model(folder, task, placing, force=force)
     if not force:
-        limit_to_memory(chat_options, folder, held or 0, placement)
+        limit_to_memory(chat_options, folder, placement, held or 0)
     with options.loaded_chat(folder, chat_options, placement, trace) as conversation:
         look, typed = _look(plain)
         keeps = sys.stdin.isatty() and not private
@@ -149,22 +151,21 @@ def _open_tools(path: Path | None) -> "ToolFile | None":
     return ToolFile.open(path)
 
 
-def _last_session(folder: Path, cache: Path | None) -> Path:
+def _last_session(folder: "ModelFolder", cache: Path | None) -> Path:
     """Return the newest session that is not damaged."""
     from mlx_llama4.cache.prompt_file import PromptFile
-    from mlx_llama4.checkpoint.identity import identify
     from mlx_llama4.cli.talk.state_files import sessions_of
 
     if cache is not None:
         raise InputError("--resume and --cache both say where to go on; leave one out")
-    for session in sessions_of(identify(folder).model):
+    for session in sessions_of(folder.identity.model):
         try:
             PromptFile(session)
         except CheckpointError:
             terminal.note(f"{session} is damaged; trying the one before")
         else:
             return session
-    raise InputError(f"no conversation with {folder} is kept; leave out --resume")
+    raise InputError(f"no conversation with {folder.path} is kept; leave out --resume")
 
 
 def _look(plain: bool) -> tuple["Look", str]:
@@ -236,7 +237,7 @@ def _take_up(talk: "Talk", path: Path, resume: bool) -> None:
 
 def _greet(talk: "Talk", tool_file: "ToolFile | None") -> None:
     if sys.stdin.isatty():
-        name = talk.chat.identity.name
+        name = talk.chat.name
         pictures = "" if talk.chat.processor.tiler is None else "drop pictures here; "
         terminal.aside(
             f"{name}: up to {talk.chat.context:,} tokens. /help lists what can be typed; "

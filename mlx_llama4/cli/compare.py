@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlx_llama4.cli import options
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.console.progress import byte_progress
 from mlx_llama4.errors import InputError
@@ -62,11 +61,13 @@ def compare(
       mlx-llama4 compare scout-8bit scout-4bit --text book.txt --image photo.jpg
     """
     terminal.import_mlx()
-    options.disable_compile_on_cpu()
     from mlx_llama4.checkpoint.open import open_source
     from mlx_llama4.evaluation.comparison import check_comparable, summarize
     from mlx_llama4.evaluation.comparison import compare as compare_models
+    from mlx_llama4.opening import disable_compile_on_cpu
     from mlx_llama4.prompt.tokenizer import check_same_vocabulary
+
+    disable_compile_on_cpu()
 
     if text is None and not image:
         raise InputError("nothing to compare on; give --text FILE, --image PATH or both")

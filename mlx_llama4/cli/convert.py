@@ -12,7 +12,6 @@ from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.console.progress import byte_progress
 from mlx_llama4.cli.convert_report import print_plan, print_report
 from mlx_llama4.cli.known_models import remember
-from mlx_llama4.cli.memory_check import check_conversion
 from mlx_llama4.errors import InputError
 
 if TYPE_CHECKING:
@@ -153,6 +152,7 @@ def convert(
     from mlx_llama4.convert.run import Settings
     from mlx_llama4.convert.write import check_destination, resolve_destination
     from mlx_llama4.hub.released import full_name
+    from mlx_llama4.planning.admission import admit_conversion
     from mlx_llama4.units import parse_bytes
 
     if keep_source and not while_downloading:
@@ -189,7 +189,15 @@ def convert(
     if search and not chosen.packs_affine:
         raise InputError("--search is for affine packing, and nothing is packed anew so; omit it")
     plan = make_plan(source, chosen)
-    check_conversion(plan, source.config, force)
+    for note in admit_conversion(
+        source.config,
+        plan.packings,
+        plan.recipe.dtype,
+        peak_bytes=plan.peak_bytes,
+        searches=plan.recipe.search,
+        force=force,
+    ):
+        terminal.note(note)
     files = _tokenizer_files(source.folder)
     if upload is not None:
         from mlx_llama4.hub.upload import check_upload

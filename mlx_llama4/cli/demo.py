@@ -13,11 +13,12 @@ import typer
 from mlx_llama4.cli import options
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.known_models import remember
-from mlx_llama4.cli.memory_check import Task, check_memory
 
 if TYPE_CHECKING:
     from mlx_llama4.chat import Chat
     from mlx_llama4.demo.questions import Question
+    from mlx_llama4.opening import ModelFolder
+    from mlx_llama4.planning.admission import Experts
 
 NEXT_STEPS = """\
 Next, with real weights (Llama 4 Scout in 4 bits: 61 GB to download):
@@ -58,6 +59,8 @@ def demo(
     from mlx_llama4.convert.run import convert
     from mlx_llama4.demo.questions import CHECKPOINT, PICTURES, QUESTIONS
     from mlx_llama4.generation.settings import GenerationSettings
+    from mlx_llama4.opening import open_folder
+    from mlx_llama4.planning.admission import Task
     from mlx_llama4.quantization import Quantization
     from mlx_llama4.units import human_bytes
 
@@ -70,9 +73,10 @@ def demo(
             f"trained on drawn shapes) to 8 bits: {human_bytes(report.output_bytes)}."
         )
         terminal.line(f"Pictures: {PICTURES}")
-        placement = check_memory(folder, Task(None), _half_in_memory(folder, placing))
+        opened = open_folder(folder)
+        placement = options.place_model(opened, Task(), _half_in_memory(opened, placing))
         settings = GenerationSettings(max_tokens=256)
-        chat = options.load_chat(folder, ChatOptions(settings), placement)
+        chat = options.load_chat(opened, ChatOptions(settings), placement)
         wrong = sum(not _show(chat, question, PICTURES) for question in QUESTIONS)
     terminal.line()
     if wrong:
@@ -98,17 +102,16 @@ def _folder(output: Path | None) -> Iterator[Path]:
         yield Path(temporary) / "demo-8bit"
 
 
-def _half_in_memory(folder: Path, placing: options.Experts) -> options.Experts:
+def _half_in_memory(folder: "ModelFolder", placing: "Experts") -> "Experts":
     """Halve the memory for experts: the default would hold all of so small a model."""
-    from mlx_llama4.config import load_config
-    from mlx_llama4.planning.expert_weights import folder_experts
+    from mlx_llama4.planning.expert_weights import stored_experts
     from mlx_llama4.planning.machine import this_machine
     from mlx_llama4.planning.planner import dtype_bytes
 
     if placing.where != options.Where.stream or placing.memory is not None:
         return placing
-    config = load_config(folder)
-    weights = folder_experts(folder, config, dtype_bytes(config.dtype, this_machine()))
+    width = dtype_bytes(folder.config.dtype, this_machine())
+    weights = stored_experts(folder.source.matching, folder.config, width)
     return replace(placing, memory=weights.most_memory // 2)
 
 

@@ -14,6 +14,7 @@ from mlx_llama4.errors import OutputError, RunError
 
 if TYPE_CHECKING:
     from mlx_llama4.doctor.asking import ModelSpeed
+    from mlx_llama4.opening import ModelFolder
     from mlx_llama4.planning.placement import Placement
 
 SEND = (
@@ -65,24 +66,21 @@ def doctor(
     # Products of reduced precision would hide the errors that the checks look for.
     os.environ.setdefault("MLX_ENABLE_TF32", "0")
     terminal.import_mlx()
-    options.disable_compile_on_cpu()
     from mlx_llama4.doctor.examine import examine
     from mlx_llama4.doctor.report import as_json as report_json
     from mlx_llama4.doctor.report import markdown, verdict
     from mlx_llama4.doctor.unknown import Unknown
+    from mlx_llama4.opening import disable_compile_on_cpu, open_folder
+    from mlx_llama4.planning.admission import Task
 
+    disable_compile_on_cpu()
     if model is None:
         report = examine(terminal.status)
     else:
-        from mlx_llama4.cli.memory_check import Task, check_memory
-        from mlx_llama4.config import load_generation_config
-        from mlx_llama4.opening import open_folder
-
-        open_folder(model)  # raises
-        load_generation_config(model)  # raises
-        placement = check_memory(model, Task(None))
+        folder = open_folder(model)
+        placement = options.place_model(folder, Task())
         files = sorted(model.glob("*.safetensors"))
-        report = examine(terminal.status, files, lambda: _measure(model, placement))
+        report = examine(terminal.status, files, lambda: _measure(folder, placement))
     text = json.dumps(report_json(report), indent=2) + "\n" if as_json else markdown(report)
     if output is None:
         terminal.line(text.rstrip("\n"))
@@ -99,20 +97,20 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _measure(folder: Path, placement: "Placement | None") -> "ModelSpeed":
+def _measure(folder: "ModelFolder", placement: "Placement") -> "ModelSpeed":
     from mlx_llama4.chat import Chat, ChatOptions
     from mlx_llama4.doctor.asking import measure_model
+    from mlx_llama4.opening import load_model
 
     start = time.perf_counter()
-    chat_options = ChatOptions()
-    if placement is not None:
-        chat_options.prefill_step = placement.usage.span
+    chat_options = ChatOptions(prefill_step=placement.usage.span)
     with terminal.status("Loading the model"):
         # Unlike `chat`, do not remember which experts these questions need.
-        chat = Chat.open(folder, chat_options, None if placement is None else placement.streaming)
+        model = load_model(folder, streaming=placement.streaming)
+        chat = Chat(model, folder.processor, chat_options, folder)
     seconds = time.perf_counter() - start
     with terminal.status("Measuring the model"):
-        return measure_model(folder, chat, seconds)
+        return measure_model(folder.path, chat, seconds)
 
 
 def _check_output(path: Path) -> None:

@@ -1,10 +1,14 @@
 """Decide which model a command uses: a named one, the default, or a release by its short name."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.known_models import default_model, remember
 from mlx_llama4.errors import InputError
+
+if TYPE_CHECKING:
+    from mlx_llama4.opening import ModelFolder
 
 NO_MODEL = (
     "no model is named; give one with --model, or set one for good: mlx-llama4 models --default "
@@ -13,18 +17,22 @@ NO_MODEL = (
 )
 
 
-def model_folder(typed: str | None, revision: str | None, *, keep: bool = True) -> Path:
+def open_model(typed: str | None, revision: str | None, *, keep: bool = True) -> "ModelFolder":
     """The folder of `named_model`, downloaded if it is on the hub. keep: note it for `models`.
 
-    Raises what `find_folder` raises too.
+    Raises what `find_folder` and `open_folder` raise too.
     """
     from mlx_llama4.hub.repository import find_folder
 
     model = named_model(typed)
     folder = find_folder(model, revision)
+    with terminal.status(f"Opening {folder}"):
+        from mlx_llama4.opening import open_folder
+
+        opened = open_folder(folder)
     if keep and Path(model).exists():  # the hub's cache is looked through anyway
         remember(folder)
-    return folder
+    return opened
 
 
 def named_model(typed: str | None) -> str:

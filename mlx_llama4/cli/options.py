@@ -1,6 +1,5 @@
 """Options that several commands share, and how they open the model folder."""
 
-import atexit
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from mlx_llama4.cache.prompt_file import PromptFile
     from mlx_llama4.chat import Chat, ChatOptions
     from mlx_llama4.generation.settings import GenerationSettings
+    from mlx_llama4.opening import ModelFolder
+    from mlx_llama4.planning.admission import Experts, Task
     from mlx_llama4.planning.placement import Placement
 
 Model = Annotated[
@@ -250,108 +251,90 @@ class Caching:
         return None
 
 
-@dataclass(frozen=True)
-class Experts:
-    """Where routed experts are kept. memory: bytes for those that are streamed; None: not given."""
-
-    where: Where = Where.auto
-    memory: int | None = None
-    page_cache: bool = True
-
-
-AUTO = Experts()
-
-
-def expert_options(where: Where, memory: str | None, page_cache: bool) -> Experts:
+def expert_options(where: Where, memory: str | None, page_cache: bool) -> "Experts":
     """Raises InputError for options that contradict each other."""
+    from mlx_llama4.planning.admission import Experts
     from mlx_llama4.units import parse_bytes
 
     if where == Where.resident and (memory is not None or not page_cache):
         option = "--no-page-cache" if memory is None else "--expert-memory"
         raise InputError(f"{option} is for streamed experts; leave out --experts resident")
     try:
-        return Experts(where, None if memory is None else parse_bytes(memory), page_cache)
+        return Experts(where.value, None if memory is None else parse_bytes(memory), page_cache)
     except InputError as error:
         raise InputError(f"--expert-memory: {error}") from None
 
 
 def chat_options(
-    folder: Path, system: str | None, settings: "GenerationSettings", caching: Caching
+    folder: "ModelFolder",
+    system: str | None,
+    settings: "GenerationSettings",
+    caching: Caching,
 ) -> "ChatOptions":
     """With the model's own settings where none are given. Raises InputError for values out of
     range.
     """
     from mlx_llama4.chat import ChatOptions
-    from mlx_llama4.config import load_config, load_generation_config
-    from mlx_llama4.memory import PREFILL_SPAN
 
-    settings = settings.resolved(load_generation_config(folder))
+    settings = settings.resolved(folder.defaults)
     settings.check()
     quantization = caching.quantization()
     if quantization is not None:
-        quantization.check(load_config(folder).text.head_dim)
-    return ChatOptions(
-        settings,
-        read_system(system),
-        PREFILL_SPAN if caching.prefill_step is None else caching.prefill_step,
-        quantization,
-    )
+        quantization.check(folder.config.text.head_dim)
+    return ChatOptions(settings, read_system(system), caching.prefill_step, quantization)
 
 
-def open_cache(path: Path, folder: Path, options: "ChatOptions") -> "PromptFile":
+def open_cache(path: Path, folder: "ModelFolder", options: "ChatOptions") -> "PromptFile":
     """Refuses a prompt cache that is not for this model, before its weights are read. Its packing
     is taken over if the options have none.
     """
     from mlx_llama4.cache.prompt_file import PromptFile
-    from mlx_llama4.checkpoint.identity import identify
 
     if options.system is not None:
         raise InputError("--system: a prompt cache begins with a system prompt of its own, or none")
     file = PromptFile(path)
-    file.check(identify(folder), options.kv_quantization)
+    file.check(folder.identity, options.kv_quantization)
     options.kv_quantization = options.kv_quantization or file.quantization
     return file
 
 
-def load_chat(folder: Path, options: "ChatOptions", placement: "Placement | None" = None) -> "Chat":
+def place_model(
+    folder: "ModelFolder", task: "Task", experts: "Experts | None" = None, *, force: bool = False
+) -> "Placement":
+    """How the model runs here, said to the user if it is not all in memory.
+
+    Raises InputError if it cannot.
+    """
+    from mlx_llama4.planning.admission import Experts, admit
+
+    admission = admit(folder.source, task, experts or Experts(), force=force)
+    for note in admission.notes:
+        terminal.note(note)
+    return admission.placement
+
+
+def load_chat(folder: "ModelFolder", options: "ChatOptions", placement: "Placement") -> "Chat":
     """The model, ready to talk; its weights in memory, or of its experts as many as `placement`
     says.
     """
-    with terminal.status(f"Loading {folder}"):
+    with terminal.status(f"Loading {folder.path}"):
         from mlx_llama4.chat import Chat
+        from mlx_llama4.opening import load_placed
     from mlx_llama4.cli.console.progress import byte_progress
 
-    disable_compile_on_cpu()
-    if placement is not None:
-        options.prefill_step = placement.usage.span
+    options.prefill_step = placement.usage.span
     with byte_progress(transient=True) as update:
 
         def on_load(done: int, total: int) -> None:
-            update(f"Loading {folder.name}", done, total, 0)
+            update(f"Loading {folder.path.name}", done, total, 0)
 
-        streaming = None if placement is None else placement.streaming
-        chat = Chat.open(folder, options, streaming, on_load)
-    if chat.model.expert_cache is not None:
-        _remember_heat(chat)
-    return chat
-
-
-def _remember_heat(chat: "Chat") -> None:
-    """Begin with the experts that were wanted in former runs, and have the next one do so."""
-    from mlx_llama4.offload.heat import heat_file, recall, remember
-
-    try:
-        file = heat_file(chat.identity.model)
-    except RuntimeError:  # a user without a home
-        return
-    heats = chat.model.expert_cache.heats
-    recall(heats, file)
-    atexit.register(remember, heats, file)
+        model = load_placed(folder, placement, on_load)
+        return Chat(model, folder.processor, options, folder)
 
 
 @contextlib.contextmanager
 def loaded_chat(
-    folder: Path, options: "ChatOptions", placement: "Placement | None", trace: Path | None
+    folder: "ModelFolder", options: "ChatOptions", placement: "Placement", trace: Path | None
 ) -> Iterator["Chat"]:
     """As `load_chat`; what its routers choose is written to `trace` as it goes."""
     if trace is None:
@@ -361,15 +344,5 @@ def loaded_chat(
 
     with RoutingRecorder(trace) as recorder:
         chat = load_chat(folder, options, placement)
-        recorder.attach(chat.model, folder.name)
+        recorder.attach(chat.model, folder.path.name)
         yield chat
-
-
-def disable_compile_on_cpu() -> None:
-    """Keep MLX from compiling CPU kernels: that takes a C++ compiler and a TMPDIR, which may be
-    missing, and gains nothing.
-    """
-    import mlx.core as mx
-
-    if mx.default_device() == mx.cpu:
-        mx.disable_compile()

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.errors import InputError
 
 if TYPE_CHECKING:
+    from mlx_llama4.opening import ModelFolder
     from mlx_llama4.prompt.tokenizer import Tokenizer
 
 
@@ -16,14 +16,11 @@ def parse_stops(typed: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(map(terminal.as_typed, typed or ()))
 
 
-def parse_logit_biases(folder: Path, typed: Sequence[str] | None) -> dict[int, float]:
+def parse_logit_biases(folder: "ModelFolder", typed: Sequence[str] | None) -> dict[int, float]:
     """Biases by token. Raises InputError for an unknown token."""
     if not typed:
         return {}
-    from mlx_llama4.config import load_config
-    from mlx_llama4.prompt.tokenizer import Tokenizer
-
-    tokenizer, vocabulary = Tokenizer.load(folder), load_config(folder).text.vocab_size
+    tokenizer, vocabulary = folder.processor.tokenizer, folder.config.text.vocab_size
     biases: dict[int, float] = {}
     for one in typed:
         token, bias = parse_logit_bias(one, tokenizer, vocabulary)

@@ -47,7 +47,7 @@ class Step:
     likeliest: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass
+@dataclass(repr=False)
 class Statistics:
     """What a generation took. Rates are in tokens a second; None until they are known."""
 
@@ -67,6 +67,19 @@ class Statistics:
     steps: list[Step] = field(default_factory=list)  # kept only if logprobs were asked for
     # When the first token came. Not a field; callers may overwrite time_to_first_token.
     _first_at = 0.0
+
+    def __repr__(self) -> str:
+        if self.time_to_first_token is None:
+            return "nothing generated yet"
+        cached = f" ({self.cached_tokens:,} of them cached)" if self.cached_tokens else ""
+        parts = [
+            f"{self.prompt_tokens:,} tokens read{cached}{_rate(self.prefill_tokens_per_second)}",
+            f"first token after {self.time_to_first_token:.2g} s",
+            f"{self.generated_tokens:,} tokens written{_rate(self.decode_tokens_per_second)}",
+        ]
+        if self.finish_reason is not None:
+            parts.append(self.finish_reason)
+        return "; ".join(parts)
 
     def begin(self, model: Llama4, prompt: Prompt, cached: int) -> None:
         """Count the prompt's tokens and tiles. cached: prompt tokens that the cache holds."""
@@ -111,6 +124,10 @@ class Wordless:
 
     def token_bytes(self, token: int, /) -> bytes:
         return b""
+
+
+def _rate(tokens_per_second: float | None) -> str:
+    return "" if tokens_per_second is None else f", {tokens_per_second:.3g} tokens/s"
 
 
 @wired

@@ -88,6 +88,16 @@ class Llama4(nn.Module):
                 config.vision.vision_output_dim, config.text.hidden_size
             )
 
+    def __repr__(self) -> str:
+        # One line: nn.Module's has one for each of some thousand modules.
+        text = self.config.text
+        kind = "text only" if self.config.vision is None else "text and images"
+        where = "" if self.expert_cache is None else ", experts on the disk"
+        return (
+            f"Llama4({text.num_hidden_layers} layers of {text.hidden_size}, "
+            f"{text.num_local_experts} experts, {kind}{where})"
+        )
+
     @property
     def expert_statistics(self) -> StreamingStatistics | None:
         """What streaming cost so far; None if all experts are in memory."""

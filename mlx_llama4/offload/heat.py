@@ -4,6 +4,7 @@ A use counts half as much after HALF_LIFE further tokens, whether they came in o
 one. Heat is saved in the user's cache folder for the next start.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -38,6 +39,19 @@ def heat_file(model: str) -> Path:
     caches = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
     root = Path(os.environ.get("XDG_CACHE_HOME") or caches)
     return root / "mlx-llama4" / "experts" / f"{model}.json"
+
+
+def carry_over(heats: Mapping[int, Heat], model: str) -> None:
+    """Begin with the experts that former runs of this model wanted, and have the next one do so.
+
+    model: its digest.
+    """
+    try:
+        file = heat_file(model)
+    except RuntimeError:  # a user without a home
+        return
+    recall(heats, file)
+    atexit.register(remember, heats, file)
 
 
 def recall(heats: Mapping[int, Heat], file: Path) -> None:

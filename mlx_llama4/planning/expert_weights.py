@@ -6,7 +6,6 @@ From headers, or from a config and a packing. Needs no MLX.
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_llama4.config import Config
@@ -65,14 +64,6 @@ class ExpertWeights:
         rows = zip(self.layers, self.stored, slots, strict=True)
         missing = (nbytes * (1 - held / layer.count) for layer, nbytes, held in rows)
         return self.per_token * sum(missing)
-
-
-def folder_experts(folder: Path, config: Config, dtype_bytes: int) -> ExpertWeights:
-    """The bytes of a complete model folder. Reads headers."""
-    from mlx_llama4.checkpoint.matching import match_tensors
-    from mlx_llama4.checkpoint.safetensors import open_checkpoint
-
-    return stored_experts(match_tensors(open_checkpoint(folder), config), config, dtype_bytes)
 
 
 def stored_experts(matching: "Matching", config: Config, dtype_bytes: int) -> ExpertWeights:

@@ -133,6 +133,7 @@ class ChatTemplate:
         beginnings = "|".join(sorted({re.escape(name[:2]) for name in special_names})) or "(?!)"
         self._ids_or_beginning = re.compile(f"{IDS_BEGIN}(\\d+){IDS_END}|(?={beginnings})")
         self._variables = dict(variables)
+        self.source = source
         starts = "".join(sorted({name[0] for name in special_names}))
         self._starts = re.compile(f"[{re.escape(starts)}]") if starts else re.compile("(?!)")
         environment = ImmutableSandboxedEnvironment(
@@ -293,17 +294,21 @@ class ChatTemplate:
         yield from _plain(rendered[position:])
 
 
-def load_chat_template(folder: Path) -> str:
-    """The checkpoint's own template, or ours."""
+def load_chat_template(folder: Path, tokenizer_config: Mapping[str, Any] | None = None) -> str:
+    """The checkpoint's own template, or ours.
+
+    tokenizer_config: the raw tokenizer_config.json, if it has been read already.
+    """
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as failure:
             raise CheckpointError(f"cannot read {path}: {failure}") from None
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            template = read_json(folder / name).get("chat_template")
+    known = {"chat_template.json": None, "tokenizer_config.json": tokenizer_config}
+    for name, raw in known.items():
+        if raw is not None or (folder / name).is_file():
+            template = (read_json(folder / name) if raw is None else raw).get("chat_template")
             if isinstance(template, list):  # several, by name
                 entries = [entry for entry in template if isinstance(entry, Mapping)]
                 named = {entry.get("name"): entry.get("template") for entry in entries}

@@ -28,7 +28,7 @@ BILINEAR = 2  # transformers' and Pillow's number for it
 ImageSource = str | Path | bytes | Image.Image
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TiledImage:
     """tiles: uint8 [n, 3, S, S], row-major over the grid, then the global tile if there are
     several; grid: (rows, columns); size: (width, height) of the picture in pixels; source: the
@@ -38,8 +38,11 @@ class TiledImage:
     tiles: np.ndarray
     grid: tuple[int, int]
     size: tuple[int, int]
-    table: np.ndarray = field(repr=False)
+    table: np.ndarray
     source: Path | None = None
+
+    def __repr__(self) -> str:
+        return describe(self)
 
     @cached_property
     def digest(self) -> str:
@@ -56,7 +59,7 @@ class TiledImage:
         return np.stack(channels, axis=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RememberedImage:
     """A picture from an earlier run: its digest and size are known, its pixels are not."""
 
@@ -66,6 +69,9 @@ class RememberedImage:
     size: tuple[int, int]
     source: Path | None = None
 
+    def __repr__(self) -> str:
+        return describe(self)
+
     def pixel_values(self) -> np.ndarray:
         raise PromptError(
             "going back that far needs the pictures again, which the prompt cache was saved "
@@ -74,6 +80,13 @@ class RememberedImage:
 
 
 PromptImage = TiledImage | RememberedImage
+
+
+def describe(image: PromptImage) -> str:
+    """For people: three.png: 224×224, 5 tiles."""
+    name = "picture" if image.source is None else image.source.name
+    width, height = image.size
+    return f"{name}: {width}×{height}, {image.num_tiles} tile{'s' * (image.num_tiles != 1)}"
 
 
 @dataclass(frozen=True)

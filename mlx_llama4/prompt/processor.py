@@ -8,6 +8,7 @@ An assistant's message may have `token_ids`, which replace its content, and `too
 of the tools are messages of the role ipython, one for each call, in order.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,19 @@ class Processor:
         self._known: LeastRecentlyUsed[str, np.ndarray] = LeastRecentlyUsed(KNOWN_CHARACTERS)
 
     @classmethod
-    def load(cls, folder: Path, config: Config) -> "Processor":
+    def load(
+        cls, folder: Path, config: Config, defaults: GenerationConfig | None = None
+    ) -> "Processor":
+        """defaults: of generation_config.json, if it has been read already."""
         tokenizer = Tokenizer.load(folder)
-        variables = _token_variables(folder)
+        path = folder / "tokenizer_config.json"
+        tokenizer_config = read_json(path) if path.is_file() else {}
+        variables = _token_variables(tokenizer_config)
         tokenizer.special_id(variables["bos_token"])
         names = list(tokenizer.special_ids)
-        template = ChatTemplate(load_chat_template(folder), names, variables)
-        defaults = load_generation_config(folder)
+        template = ChatTemplate(load_chat_template(folder, tokenizer_config), names, variables)
+        if defaults is None:
+            defaults = load_generation_config(folder)
         if config.vision is None:
             return cls(tokenizer, template, defaults=defaults)
         if tokenizer.special_id("<|patch|>") != config.image_token_id:
@@ -80,6 +87,16 @@ class Processor:
             )
         tiler = ImageTiler.load(folder, config.vision.image_size)
         return cls(tokenizer, template, tiler, config.vision.tokens_per_tile, defaults)
+
+    def __repr__(self) -> str:
+        pictures = "text only" if self.tiler is None else f"tiles of {self.tiler.tile_size} pixels"
+        return f"Processor({self.tokenizer.vocab_size:,} tokens, {pictures})"
+
+    def with_template(self, template: ChatTemplate) -> "Processor":
+        """The same with another template."""
+        changed = copy.copy(self)
+        changed.template = template
+        return changed
 
     def token_bytes(self, token: int) -> bytes:
         """What a token adds to the text: bytes, perhaps a part of a character."""
@@ -170,12 +187,10 @@ class Processor:
         return [*ids, special("<|image|>"), *tile, special("<|image_end|>")]
 
 
-def _token_variables(folder: Path) -> dict[str, str]:
+def _token_variables(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
     """The tokens that tokenizer_config.json names for chat templates: bos_token, eos_token, …"""
-    path = folder / "tokenizer_config.json"
-    raw = read_json(path) if path.is_file() else {}
     variables = {"bos_token": "<|begin_of_text|>"}
-    for key, token in raw.items():
+    for key, token in tokenizer_config.items():
         if key.endswith("_token"):
             if isinstance(token, Mapping):  # a serialised AddedToken
                 token = token.get("content")

@@ -9,7 +9,7 @@ from mlx_llama4.errors import PromptError
 from mlx_llama4.prompt.image import PromptImage
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prompt:
     """ids: int32 [L]; images in the order in which their <|patch|> slots come."""
 
@@ -19,6 +19,10 @@ class Prompt:
     @property
     def num_tiles(self) -> int:
         return sum(image.num_tiles for image in self.images)
+
+    def __repr__(self) -> str:
+        images = "".join(f", {image!r}" for image in self.images)
+        return f"Prompt({len(self.ids):,} tokens{images})"
 
 
 @dataclass(frozen=True)

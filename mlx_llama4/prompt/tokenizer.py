@@ -4,6 +4,7 @@ Llama 4's tokenizer is byte-level BPE with some 1,100 special tokens. Text never
 token here; callers that want one look it up by name.
 """
 
+import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -23,7 +24,8 @@ WORD_ENDS = re.compile(r"(?<=[a-z])(?= [a-z])|(?<=\S\n)(?=[^\W\d_])")
 
 
 class Tokenizer:
-    def __init__(self, fast: FastTokenizer):
+    def __init__(self, fast: FastTokenizer, file: bytes = b""):
+        """file: what it was read from, for `digest`."""
         if not isinstance(fast.decoder, ByteLevel):
             raise CheckpointError("tokenizer.json is no byte-level tokenizer, as Llama 4's is")
         # Some files still have settings from their training; a prompt is never cut or padded.
@@ -37,6 +39,7 @@ class Tokenizer:
         )
         fast.encode_special_tokens = True  # "<|eot|>" in text is text
         self._fast = fast
+        self._hash = hashlib.sha256(file)
         self._has_words = _splits(fast, "ab cd\nef") == [
             part for piece in ("ab", " cd\n", "ef") for part in _splits(fast, piece)
         ]
@@ -50,15 +53,23 @@ class Tokenizer:
         """Load a folder's tokenizer. Raises CheckpointError if it is missing or damaged."""
         path = folder / "tokenizer.json"
         if not path.is_file() and (folder / FILE_NAME).is_file():
-            return cls(load_fast_tokenizer(folder / FILE_NAME))
+            path = folder / FILE_NAME
+            return cls(load_fast_tokenizer(path), path.read_bytes())
         if not path.is_file():
             raise CheckpointError(f"{folder} has no tokenizer.json; download it too")
         try:
-            return cls(FastTokenizer.from_file(str(path)))
+            file = path.read_bytes()
+            return cls(FastTokenizer.from_str(file.decode()), file)
         except CheckpointError:
             raise
         except Exception as failure:  # tokenizers raises nothing narrower
             raise CheckpointError(f"cannot read {path}: {failure}") from None
+
+    def digest(self, template: str) -> str:
+        """Hexadecimal, of the tokenizer's file and a chat template: what ids depend on."""
+        digest = self._hash.copy()
+        digest.update(template.encode())
+        return digest.hexdigest()
 
     @property
     def vocab_size(self) -> int:

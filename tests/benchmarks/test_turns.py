@@ -63,7 +63,7 @@ def test_flops() -> None:
 def test_ids_of_a_long_conversation(tmp_path: Path) -> None:
     size = scaled_down(64, layers=4, experts=2, global_layers=True)
     model, _ = write_model(size, None, tmp_path)
-    _, processor = open_folder(model)
+    processor = open_folder(model).processor
     assert 0 < turns.host_seconds(processor, 1000) < turns.host_seconds(processor, 50_000)
 
 

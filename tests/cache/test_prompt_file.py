@@ -10,7 +10,7 @@ import pytest
 from mlx_llama4.cache.kv import KVCache
 from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.cache.prompt_file import PromptFile, save_prompt_file
-from mlx_llama4.checkpoint.identity import Identity, identify
+from mlx_llama4.checkpoint.identity import Identity
 from mlx_llama4.checkpoint.safetensors import read_header
 from mlx_llama4.config import parse_config
 from mlx_llama4.errors import CheckpointError, PromptError
@@ -19,6 +19,7 @@ from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.generation.prefill import prefill
 from mlx_llama4.memory import prompt_file_bytes
 from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.opening import open_folder
 from mlx_llama4.prompt.prompt import Prompt, place_images
 from mlx_llama4.quantization import KVQuantization
 from tests import tiny
@@ -205,18 +206,18 @@ def test_identity_tells_models_apart(
 ) -> None:
     import shutil
 
-    first = identify(demo_folder)
+    first = open_folder(demo_folder).identity
     folder = tmp_path / "copy"
     shutil.copytree(demo_folder, folder)
-    assert identify(folder) == Identity("copy", first.model, first.tokenizer)
+    assert open_folder(folder).identity == Identity("copy", first.model, first.tokenizer)
     weights = next(folder.glob("*.safetensors"))
     data = bytearray(weights.read_bytes())
     for tensor in read_header(weights):
         data[tensor.offset] ^= 1  # every tensor a little other, as after fine-tuning
     weights.write_bytes(data)
-    assert identify(folder).model != first.model
+    assert open_folder(folder).identity.model != first.model
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    assert identify(folder).tokenizer != first.tokenizer
+    assert open_folder(folder).identity.tokenizer != first.tokenizer
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match=r"cannot read .*tokenizer.json"):
-        identify(folder)
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
+        open_folder(folder)

@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from mlx_llama4.cli import ask_input, options
+from mlx_llama4.cli import ask_input
 from mlx_llama4.cli.main import app
 from mlx_llama4.demo.questions import NOTES, PICTURES
 from mlx_llama4.errors import ImageError
@@ -24,10 +24,7 @@ YES_OR_NO = {"type": "object", "properties": {"yes": {"type": "boolean"}}, "requ
 
 
 @pytest.fixture
-def ask(demo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    # Of this process other tests want to compile.
-    monkeypatch.setattr(options, "disable_compile_on_cpu", lambda: None)
-
+def ask(demo_folder: Path) -> Ask:
     def invoke(*arguments: object, model: Path = demo_folder, text: str | None = None) -> Result:
         command = ["ask", "--model", str(model), *map(str, arguments)]
         return CliRunner().invoke(app, command, input=text)
@@ -141,7 +138,7 @@ def test_logprobs(ask: Ask) -> None:
 
 
 def test_logprobs_of_half_a_character(ask: Ask, demo_folder: Path) -> None:
-    _, processor = open_folder(demo_folder)
+    processor = open_folder(demo_folder).processor
     first, *_ = processor.tokenizer.encode("🦙")
     forced = ("--logit-bias", f"{first}=1000", "--max-tokens", 1)
     answer = json.loads(ask("Hello", "--json", "--logprobs", 0, *forced).stdout)
@@ -201,7 +198,7 @@ def test_schemas_that_are_refused(
 
 
 def test_raw_text(ask: Ask, demo_folder: Path) -> None:
-    _, processor = open_folder(demo_folder)
+    processor = open_folder(demo_folder).processor
     chat_prompt = processor.encode([{"role": "user", "content": "Hello"}]).ids
     processor.template = raw_template(processor.tokenizer)
     text = "  My <|eot|> name\n"

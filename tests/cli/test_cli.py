@@ -5,11 +5,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import mlx_llama4
 from mlx_llama4.cli import options
+from mlx_llama4.config import load_generation_config
 from mlx_llama4.demo.questions import CHECKPOINT, PICTURES
 from mlx_llama4.generation.settings import GenerationSettings
 from tests import tiny
@@ -141,7 +143,8 @@ def test_sampling_defaults_are_the_model_s(tmp_path: Path, monkeypatch: pytest.M
     for do_sample, temperature in ((True, 0.6), (False, 0.0)):
         stored = {"do_sample": do_sample, "temperature": 0.6, "top_p": 0.9, "top_k": 7}
         path.write_text(json.dumps(stored))
-        options.chat_options(tmp_path, None, untold, caching)
+        folder = SimpleNamespace(defaults=load_generation_config(tmp_path))
+        options.chat_options(folder, None, untold, caching)
         assert made == {
             "temperature": temperature,
             "top_p": 0.9,
@@ -149,7 +152,7 @@ def test_sampling_defaults_are_the_model_s(tmp_path: Path, monkeypatch: pytest.M
             "min_p": 0.0,
             "seed": None,
         }
-        options.chat_options(tmp_path, None, told, caching)
+        options.chat_options(folder, None, told, caching)
         assert made == {"temperature": 0.1, "top_p": 0.2, "top_k": 3, "min_p": 0.5, "seed": 4}
 
 

@@ -1,7 +1,6 @@
 """`plan`, and what ask, chat and convert refuse because it cannot fit."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,14 +10,15 @@ from unittest import mock
 
 import pytest
 
-from mlx_llama4.cli.memory_check import Task, check_memory
-from mlx_llama4.cli.options import Experts, Where
+from mlx_llama4.cli.options import place_model
 from mlx_llama4.cli.plan_report import _print_reading
 from mlx_llama4.config import load_config
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.run import convert
 from mlx_llama4.demo.questions import CHECKPOINT, PICTURES
-from mlx_llama4.errors import CheckpointError, InputError
+from mlx_llama4.errors import InputError
+from mlx_llama4.opening import open_folder
+from mlx_llama4.planning.admission import Experts, Task
 from mlx_llama4.planning.inspection import inspect_folder
 from mlx_llama4.planning.machine import GIB, Machine, mac
 from mlx_llama4.planning.planner import Usage, need_of, packed_weights
@@ -294,7 +294,7 @@ def check(
 ) -> None:
     """With all experts in memory."""
     monkeypatch.setattr("mlx_llama4.planning.machine.this_machine", lambda: machine)
-    check_memory(folder, Task(context), Experts(Where.resident))
+    place_model(open_folder(folder), Task(context), Experts("resident"))
 
 
 def test_options_that_would_help(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,17 +326,6 @@ def test_more_than_the_gpu_may_hold_is_said(
     assert "sudo sysctl iogpu.wired_limit_mb=1024" in said and len(said.splitlines()) == 1
     check(mac(16 * GIB), monkeypatch, demo_folder)
     assert capsys.readouterr().err == ""
-
-
-def test_files_are_looked_into_only_where_their_size_leaves_doubt(
-    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Headers of a real model take longer to read than all the rest of the check."""
-    folder = shutil.copytree(demo_folder, tmp_path / "model")
-    os.truncate(folder / "model.safetensors", 0)
-    check(small(1000), monkeypatch, folder)
-    with pytest.raises(CheckpointError):
-        check(small(1), monkeypatch, folder)
 
 
 def test_convert_refuses_what_it_has_no_memory_for(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from mlx_llama4.cli.talk.commands import run_command
 from mlx_llama4.cli.talk.line_editor import _history
 from mlx_llama4.cli.talk.talk import Talk, kept_at_the_end
 from mlx_llama4.errors import InputError
+from mlx_llama4.opening import open_folder
 
 
 def test_sessions_are_kept_and_resumed(talk: Talk, said, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,10 +106,10 @@ def test_a_damaged_session_is_passed_over(talk: Talk, said, demo_folder: Path) -
         talk.say("Hello")
         kept.append(talk.keep())
     said()
-    assert _last_session(demo_folder, None) == kept[1]
+    assert _last_session(open_folder(demo_folder), None) == kept[1]
     kept[1].write_bytes(kept[1].read_bytes()[:5000])
-    assert _last_session(demo_folder, None) == kept[0]
+    assert _last_session(open_folder(demo_folder), None) == kept[0]
     assert said()[1] == f"{kept[1]} is damaged; trying the one before\n"
     kept[0].write_bytes(b"")
     with pytest.raises(InputError, match=r"no conversation with .* is kept; leave out --resume"):
-        _last_session(demo_folder, None)
+        _last_session(open_folder(demo_folder), None)

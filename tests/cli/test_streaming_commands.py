@@ -11,22 +11,24 @@ from pathlib import Path
 import pytest
 
 from benchmarks.macs import MEMORIES, expectations
+from mlx_llama4.chat.loading import limit_to_memory
 from mlx_llama4.cli.chat import chat
-from mlx_llama4.cli.memory_check import Task, check_memory, limit_to_memory
-from mlx_llama4.cli.options import Experts, Where, expert_options
+from mlx_llama4.cli.options import Where, expert_options, place_model
 from mlx_llama4.config import load_config
 from mlx_llama4.convert.recipes import Recipe
 from mlx_llama4.convert.run import convert
 from mlx_llama4.errors import InputError
 from mlx_llama4.offload.trace import read_trace
-from mlx_llama4.planning.expert_weights import ExpertWeights, folder_experts
+from mlx_llama4.opening import open_folder
+from mlx_llama4.planning.admission import Experts, Task
+from mlx_llama4.planning.expert_weights import ExpertWeights, stored_experts
 from mlx_llama4.planning.inspection import inspect_folder
 from mlx_llama4.planning.machine import Machine
 from mlx_llama4.planning.planner import Usage, need_of
 from tests import tiny
 from tests.commands import refused, run_here
 
-STREAM = Experts(Where.stream)
+STREAM = Experts("stream")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(folder: Path) -> ExpertWeights:
-    return folder_experts(folder, load_config(folder), 4)
+    return stored_experts(open_folder(folder).source.matching, load_config(folder), 4)
 
 
 def rest(folder: Path, weights: ExpertWeights, context: int) -> int:
@@ -66,10 +68,10 @@ def test_what_does_not_fit_is_streamed_and_said(
     folder: Path, weights: ExpertWeights, on_machine, capsys: pytest.CaptureFixture
 ) -> None:
     on_machine(2 * (rest(folder, weights, 500) + weights.all))
-    assert check_memory(folder, Task(500)) is None
+    assert place_model(open_folder(folder), Task(500)).streaming is None
     assert capsys.readouterr().err == ""
     on_machine(rest(folder, weights, 500) + weights.all // 2)
-    placement = check_memory(folder, Task(500))
+    placement = place_model(open_folder(folder), Task(500))
     assert placement.fit == "yes" and 0 < placement.kept < 0.5
     said = capsys.readouterr().err
     assert said.startswith("Experts: ") and "streaming them from the disk" in said
@@ -81,7 +83,7 @@ def test_resident_is_refused_with_numbers_and_what_would_do(
 ) -> None:
     on_machine(rest(folder, weights, 500) + weights.all // 2)
     with pytest.raises(InputError) as refusal:
-        check_memory(folder, Task(500), Experts(Where.resident))
+        place_model(open_folder(folder), Task(500), Experts("resident"))
     for words in (f"{folder} takes ", "of memory for 500 tokens", "--experts stream would do"):
         assert words in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -93,9 +95,9 @@ def test_what_fits_neither_way_is_refused(
     on_machine(rest(folder, weights, 500))
     for experts in (Experts(), STREAM):
         with pytest.raises(InputError, match="with its experts on the disk") as refusal:
-            check_memory(folder, Task(500), experts)
+            place_model(open_folder(folder), Task(500), experts)
         assert "--experts stream" not in str(refusal.value)
-    forced = check_memory(folder, Task(500), force=True)
+    forced = place_model(open_folder(folder), Task(500), force=True)
     assert forced.streaming.memory == weights.least_memory
     assert "Experts: " in capsys.readouterr().err
 
@@ -106,11 +108,14 @@ def test_a_memory_for_experts_that_there_is_not(
     memory = rest(folder, weights, 500) + 2 * weights.all
     on_machine(memory)
     with pytest.raises(InputError, match="--expert-memory takes at most ") as refusal:
-        check_memory(folder, Task(500), Experts(memory=memory))
+        place_model(open_folder(folder), Task(500), Experts(memory=memory))
     assert "\n" not in str(refusal.value)
     with pytest.raises(InputError, match="one expert alone takes"):
-        check_memory(folder, Task(500), Experts(memory=weights.least_memory - 1))
-    assert check_memory(folder, Task(500), Experts(memory=weights.all)).streaming is not None
+        place_model(open_folder(folder), Task(500), Experts(memory=weights.least_memory - 1))
+    assert (
+        place_model(open_folder(folder), Task(500), Experts(memory=weights.all)).streaming
+        is not None
+    )
 
 
 def test_a_conversation_has_room_beside_streamed_experts(
@@ -119,17 +124,17 @@ def test_a_conversation_has_room_beside_streamed_experts(
     from mlx_llama4.chat import ChatOptions
 
     on_machine(rest(folder, weights, 2048) + weights.all // 2)
-    placement = check_memory(folder, Task(None, grows=True))
-    alone = check_memory(folder, Task(None))
+    placement = place_model(open_folder(folder), Task(None, grows=True))
+    alone = place_model(open_folder(folder), Task(None))
     assert placement.streaming.memory < alone.streaming.memory
     options = ChatOptions()
-    limit_to_memory(options, folder, 0, placement)
+    limit_to_memory(options, open_folder(folder), placement)
     assert options.max_context > 2048 and options.prefix_bytes > 0
 
 
 def test_options_that_contradict_each_other() -> None:
-    assert expert_options(Where.auto, "20GB", False) == Experts(Where.auto, 20 * 10**9, False)
-    assert expert_options(Where.resident, None, True) == Experts(Where.resident)
+    assert expert_options(Where.auto, "20GB", False) == Experts("auto", 20 * 10**9, False)
+    assert expert_options(Where.resident, None, True) == Experts("resident")
     with pytest.raises(InputError, match="--expert-memory is for streamed experts"):
         expert_options(Where.resident, "20GB", True)
     with pytest.raises(InputError, match="--no-page-cache is for streamed experts"):
@@ -181,10 +186,12 @@ def test_one_line_where_it_cannot_be_done(demo_folder: Path) -> None:
 def test_the_demo_streams_with_half_of_its_experts_in_memory(demo_folder: Path) -> None:
     from mlx_llama4.cli.demo import _half_in_memory
 
-    half = check_memory(demo_folder, Task(None), _half_in_memory(demo_folder, STREAM))
+    half = place_model(
+        open_folder(demo_folder), Task(None), _half_in_memory(open_folder(demo_folder), STREAM)
+    )
     assert 0.4 < half.kept < 0.5
-    for given in (Experts(), Experts(Where.stream, 300_000)):
-        assert _half_in_memory(demo_folder, given) == given
+    for given in (Experts(), Experts("stream", 300_000)):
+        assert _half_in_memory(open_folder(demo_folder), given) == given
 
 
 def test_inspect_lists_experts(folder: Path, weights: ExpertWeights) -> None:

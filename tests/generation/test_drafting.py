@@ -268,7 +268,7 @@ def test_a_conversation(demo_chat: Chat, tmp_path: Path) -> None:
         settings = GenerationSettings(max_tokens=40, draft=draft)
         options = ChatOptions(settings, kv_quantization=packing)
         chat = Chat(demo_chat.model, demo_chat.processor, options)
-        chat.identity = demo_chat.identity
+        chat.folder = demo_chat.folder
         found = []
         for text in (NOTES + "What is the code of walnut?", "Hello", "Hello"):
             found.append("".join(chat.send(text)))

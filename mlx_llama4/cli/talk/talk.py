@@ -177,8 +177,7 @@ class Talk:
         from mlx_llama4.units import human_bytes
 
         statistics = self.chat.statistics
-        name = self.chat.identity.name if self.chat.identity is not None else "model"
-        parts = [name, f"{self.used:,} of {self.chat.context:,} tokens"]
+        parts = [self.chat.name, f"{self.used:,} of {self.chat.context:,} tokens"]
         if len(self.forks) > 1:
             parts.insert(1, f"fork {self.forks.index(self.chat) + 1} of {len(self.forks)}")
         if statistics.decode_tokens_per_second is not None:
@@ -203,10 +202,12 @@ class Talk:
         """Write this session down for --resume, if there is anything new in it. Returns where."""
         from mlx_llama4.chat.conversation import questions
 
-        model = self.chat.identity and self.chat.identity.model
         said = self.chat.messages
-        if not self.keeps_session or not model or not questions(said) or said == self._kept:
+        if not self.keeps_session or not questions(said) or said == self._kept:
             return None
+        if self.chat.identity is None:
+            return None
+        model = self.chat.identity.model
         path = state_files.new_session(model)
         if path is None:
             return None

@@ -2,23 +2,28 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mlx_llama4.config import Config
-    from mlx_llama4.planning.machine import Machine
-    from mlx_llama4.planning.placement import Placement
-    from mlx_llama4.planning.planner import Usage
+from mlx_llama4.config import Config
+from mlx_llama4.planning.expert_weights import experts_in_bits
+from mlx_llama4.planning.machine import Machine
+from mlx_llama4.planning.placement import Placement, place
+from mlx_llama4.planning.planner import (
+    PLANNED_BITS,
+    Usage,
+    kv_choices,
+    largest_context,
+    need_of,
+)
+from mlx_llama4.quantization import UNPACKED_BITS
+from mlx_llama4.units import human_bytes
 
 
 def refusal(
-    folder: Path, config: "Config", placement: "Placement", machine: "Machine", memory: int | None
+    folder: Path, config: Config, placement: Placement, machine: Machine, memory: int | None
 ) -> str:
     """What it takes, what there is, and each option that would help. memory: what was asked for
     streamed experts; None: nothing.
     """
-    from mlx_llama4.units import human_bytes
-
     need, usage = placement.need, placement.usage
     if placement.streaming is None:
         how, weights = "", f"weights {human_bytes(need.weights)}"
@@ -36,13 +41,8 @@ def refusal(
 
 
 def _advice(
-    config: "Config", placement: "Placement", machine: "Machine", memory: int | None
+    config: Config, placement: Placement, machine: Machine, memory: int | None
 ) -> list[str]:
-    from mlx_llama4.planning.placement import place
-    from mlx_llama4.planning.planner import kv_choices, largest_context, need_of
-    from mlx_llama4.quantization import UNPACKED_BITS
-    from mlx_llama4.units import human_bytes
-
     usage, weights, streams = placement.usage, placement.need.weights, bool(placement.streaming)
     advice = []
     if not streams and placement.experts.layers:
@@ -67,13 +67,9 @@ def _advice(
 
 
 def fitting_bits(
-    config: "Config", usage: "Usage", machine: "Machine", streams: bool = False
+    config: Config, usage: Usage, machine: Machine, streams: bool = False
 ) -> int | None:
     """Most bits a weight with which `usage` fits."""
-    from mlx_llama4.planning.expert_weights import experts_in_bits
-    from mlx_llama4.planning.placement import place
-    from mlx_llama4.planning.planner import PLANNED_BITS
-
     for bits in reversed(PLANNED_BITS):
         experts = experts_in_bits(config, bits, usage.dtype_bytes)
         where = "stream" if streams else "resident"

@@ -1,0 +1,49 @@
+"""A model folder → a model to talk with, and how far a conversation with it may go here."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from mlx_llama4.chat.options import ChatOptions
+from mlx_llama4.model.llama4 import Llama4
+from mlx_llama4.opening import ModelFolder, load_placed, log_notes, open_folder
+from mlx_llama4.planning.admission import Experts, Task, admit, conversation_room
+from mlx_llama4.planning.placement import Placement
+
+
+def load_for_chat(
+    folder: str | Path | ModelFolder,
+    options: ChatOptions | None,
+    experts: Experts,
+    force: bool,
+    on_load: Callable[[int, int], None],
+) -> tuple[Llama4, ModelFolder, ChatOptions]:
+    """The model, its folder, and the options as far as this machine's memory goes; with `force` as
+    they are. Raises what `load` raises.
+    """
+    folder, options = open_folder(folder), options or ChatOptions()
+    task = Task(kv=options.kv_quantization, span=options.prefill_step, grows=True)
+    admission = admit(folder.source, task, experts, force=force)
+    log_notes(admission.notes)
+    options = replace(options, prefill_step=admission.placement.usage.span)
+    if not force:
+        limit_to_memory(options, folder, admission.placement)
+    return load_placed(folder, admission.placement, on_load), folder, options
+
+
+def limit_to_memory(
+    options: ChatOptions, folder: ModelFolder, placement: Placement, held: int = 0
+) -> None:
+    """Let a conversation grow, and keep what earlier prompts left, no further than this machine's
+    memory goes; `held` tokens, which a prompt cache brings, come before all of that.
+    """
+    room = conversation_room(
+        folder.config,
+        placement,
+        options.kv_quantization,
+        held=held,
+        prefix_bytes=options.prefix_bytes,
+    )
+    options.prefix_bytes = room.prefix_bytes
+    most = options.max_context
+    options.max_context = room.max_context if most is None else min(most, room.max_context)

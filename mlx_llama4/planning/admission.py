@@ -1,0 +1,200 @@
+"""May a model run here, and how? Asked before its weights are read.
+
+What cannot fit in memory is refused before it is begun: a Mac that is asked for more than it has
+may stop altogether. What fits only with its experts on the disk is run so. Reads no weights, and
+needs no MLX.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mlx_llama4.checkpoint.meta.params import MAX_TILES
+from mlx_llama4.checkpoint.open import Source
+from mlx_llama4.config import Config
+from mlx_llama4.errors import InputError
+from mlx_llama4.memory import PREFILL_SPAN, PREFIX_BYTES, cache_bytes
+from mlx_llama4.planning import machine as machines
+from mlx_llama4.planning.expert_weights import packed_experts, stored_experts
+from mlx_llama4.planning.machine import Machine
+from mlx_llama4.planning.placement import SPANS, Placement, Where, place
+from mlx_llama4.planning.planner import (
+    Usage,
+    dtype_bytes,
+    largest_context,
+    need_of,
+    wired_limit_command,
+)
+from mlx_llama4.planning.refusal import fitting_bits, refusal
+from mlx_llama4.quantization import KVQuantization, Quantization
+from mlx_llama4.units import human_bytes
+
+# Streamed experts leave room for so much of a conversation, if there is.
+CONVERSATION_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is to do."""
+
+    # Tokens of prompt and answer. None: one step of a prefill.
+    context: int | None = None
+    # Tokens that are read. None: nobody knows yet.
+    prompt: int | None = None
+    # Of each picture.
+    tiles: tuple[int, ...] = ()
+    # How keys and values are packed.
+    kv: KVQuantization | None = None
+    # Tokens of a prefill step. None: as many as suit the placement.
+    span: int | None = None
+    # Does a conversation follow?
+    grows: bool = False
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Where routed experts are wanted."""
+
+    where: Where = "auto"
+    # Bytes for those that are streamed, which asks for streaming. None: what is left.
+    memory: int | None = None
+    # May the system keep what was read of streamed ones?
+    page_cache: bool = True
+
+
+@dataclass(frozen=True)
+class Admission:
+    """How a model runs here. notes: what the user should know about it, a line each."""
+
+    placement: Placement
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ConversationRoom:
+    """What memory leaves a conversation."""
+
+    # Tokens of prompt and answer.
+    max_context: int
+    # For the beginnings of earlier prompts.
+    prefix_bytes: int
+
+
+def admit(
+    source: Source,
+    task: Task,
+    experts: Experts = Experts(),
+    *,
+    force: bool = False,
+    width: int | None = None,
+) -> Admission:
+    """How the model of an opened MLX folder runs on this machine.
+
+    force: try even what does not fit. width: bytes of an element that is not packed; None: as the
+    folder and the machine have it. Raises InputError if it cannot run.
+    """
+    machine, config = machines.this_machine(), source.config
+    usage = _usage(config, task, width or dtype_bytes(config.dtype, machine), machine)
+    weights = stored_experts(source.matching, config, usage.dtype_bytes)
+    if experts.where == "stream" and not weights.layers:
+        raise InputError(f"--experts stream: {source.folder} has no routed experts")
+    prompt, later = task.prompt or SPANS[0], 0
+    if task.grows:
+        conversation = cache_bytes(config.text, CONVERSATION_TOKENS, usage.dtype_bytes, task.kv)
+        later = PREFIX_BYTES + conversation.total
+    placement = place(
+        config,
+        weights,
+        usage,
+        machine,
+        where=experts.where,
+        memory=experts.memory,
+        page_cache=experts.page_cache,
+        prompt=prompt if task.span is None else None,
+        later=later,
+    )
+    if placement.fit == "no" and not force:
+        raise InputError(refusal(source.folder, config, placement, machine, experts.memory))
+    notes = []
+    if placement.streaming is not None:
+        notes.append(placement.line(machine))
+    if placement.fit == "raised":
+        notes.append(_above_wired_limit(placement.need.total, machine))
+    return Admission(placement, tuple(notes))
+
+
+def conversation_room(
+    config: Config,
+    placement: Placement,
+    kv: KVQuantization | None = None,
+    *,
+    held: int = 0,
+    prefix_bytes: int = PREFIX_BYTES,
+) -> ConversationRoom:
+    """How far a conversation may grow beside a placed model, and how much of earlier prompts may
+    be kept, in this machine's memory.
+
+    held: tokens that come before all of that, as a prompt cache brings them. prefix_bytes: no more
+    than that.
+    """
+    machine, span = machines.this_machine(), placement.usage.span
+    weights, width = placement.need.weights, placement.usage.dtype_bytes
+    tiles = (MAX_TILES + 1,) if config.vision is not None else ()
+    usage = Usage(held + span, width, kv, tiles, span, machine.has_gpu)
+    spare = max(machine.usable - need_of(config, weights, usage).total, 0)
+    # Most of what is left is for the conversation itself.
+    prefix_bytes = min(prefix_bytes, spare // 4)
+    context = largest_context(config, weights + prefix_bytes, usage, machine.usable)
+    return ConversationRoom(context, prefix_bytes)
+
+
+def admit_conversion(
+    config: Config,
+    packings: Mapping[str, Quantization | None],
+    dtype: str,
+    *,
+    peak_bytes: int,
+    searches: bool,
+    force: bool,
+) -> tuple[str, ...]:
+    """What the user should know about a conversion before it starts: what it makes cannot run
+    here, or not all in memory.
+
+    packings: tensor of the model → how it will be packed. dtype: of what is not. peak_bytes: memory
+    that converting takes, more than otherwise if it searches. Raises InputError if that is not
+    there; force: try anyway.
+    """
+    machine = machines.this_machine()
+    memory = human_bytes(machine.usable)
+    if peak_bytes > machine.usable and not force:
+        without = "leave out --search, or " if searches else ""
+        raise InputError(
+            f"converting takes about {human_bytes(peak_bytes)} of memory, of {memory} there "
+            f"are; {without}use a larger machine; --force tries anyway"
+        )
+    usage = Usage(PREFILL_SPAN, dtype_bytes(dtype, machine), fused=machine.has_gpu)
+    weights = packed_experts(config, lambda name, _: packings[name], usage.dtype_bytes)
+    resident = place(config, weights, usage, machine, where="resident")
+    if resident.fit != "no":
+        return ()
+    bits = fitting_bits(config, usage, machine)
+    advice = f"--bits {bits} would fit" if bits else "no bits a weight would fit"
+    if place(config, weights, usage, machine).fit != "no":
+        advice = f"its experts will be read from the disk, which is slower; {advice}"
+    return (
+        f"The result takes {human_bytes(resident.need.total)} of memory to run, and this "
+        f"machine has {memory} for it: {advice}",
+    )
+
+
+def _usage(config: Config, task: Task, width: int, machine: Machine) -> Usage:
+    span = PREFILL_SPAN if task.span is None else task.span
+    context = min(task.context or span, config.text.max_position_embeddings)
+    return Usage(context, width, task.kv, task.tiles, span, machine.has_gpu)
+
+
+def _above_wired_limit(total: int, machine: Machine) -> str:
+    return (
+        f"This takes {human_bytes(total)}, more than the {human_bytes(machine.wired)} that this "
+        "Mac's GPU may hold by default, and may be slow or fail; after each start, first run: "
+        f"{wired_limit_command(total, machine)}"
+    )
