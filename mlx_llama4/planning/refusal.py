@@ -6,7 +6,7 @@ from pathlib import Path
 from mlx_llama4.config import Config
 from mlx_llama4.planning.expert_weights import experts_in_bits
 from mlx_llama4.planning.machine import Machine
-from mlx_llama4.planning.placement import Placement, place
+from mlx_llama4.planning.placement import Placement, Where, place
 from mlx_llama4.planning.planner import (
     PLANNED_BITS,
     Usage,
@@ -61,8 +61,8 @@ def _advice(
         if bits < kv_bits and packed.total <= machine.usable:
             advice.append(f"--kv-bits {bits} would do")
             break
-    if memory is None and (bits := fitting_bits(config, usage, machine, streams)):
-        advice.append(f"converted with --bits {bits} it would fit")
+    if memory is None and (fewer := fitting_bits(config, usage, machine, streams)):
+        advice.append(f"converted with --bits {fewer} it would fit")
     return advice
 
 
@@ -70,9 +70,9 @@ def fitting_bits(
     config: Config, usage: Usage, machine: Machine, streams: bool = False
 ) -> int | None:
     """Most bits a weight with which `usage` fits."""
+    where: Where = "stream" if streams else "resident"
     for bits in reversed(PLANNED_BITS):
         experts = experts_in_bits(config, bits, usage.dtype_bytes)
-        where = "stream" if streams else "resident"
         if place(config, experts, usage, machine, where=where).fit != "no":
             return bits
     return None
