@@ -1,10 +1,15 @@
-"""Phrases that made our English read as translated stay out of what people read.
+"""Phrases that made our English read as translated stay out of what people read: pages, messages,
+help, docstrings and comments.
 
 Each is paired with what to write instead. A list cannot make prose good; it keeps the worst from
 coming back.
 """
 
+import ast
+import io
 import re
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +23,7 @@ PAGES = sorted(
         *(ROOT / "docs").glob("*.md"),
     ]
 )
+FOLDERS = ("mlx_llama4", "convert", "benchmarks", "examples", "docs")
 
 INSTEAD = {
     r"be it that": "even if",
@@ -55,6 +61,39 @@ def offences(text: str) -> list[str]:
 def test_pages_read_as_english(page: Path) -> None:
     # Without code, which quotes messages as they are printed.
     assert offences(CODE.sub("", page.read_text("utf-8"))) == []
+
+
+def texts(source: str) -> Iterator[str]:
+    """What a module says: each string, `…` for what is put in, and the comments as one text."""
+    inside = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            inside.update(id(part) for part in node.values)
+            parts = (part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+            yield "".join(map(str, parts))
+        elif isinstance(node, ast.Constant) and id(node) not in inside:
+            yield str(node.value)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    yield " ".join(token.string.strip("# ") for token in tokens if token.type == tokenize.COMMENT)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_programs_read_as_english(folder: str) -> None:
+    found = {}
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        if here := [line for text in texts(file.read_text("utf-8")) for line in offences(text)]:
+            found[str(file.relative_to(ROOT))] = here
+    assert found == {}
+
+
+def test_a_phrase_planted_in_a_program_is_found() -> None:
+    source = '''
+def read(file):  # of which there
+    # is one
+    """Reads but the header."""
+    raise Error(f"{file}: no safetensors file" " to be gone on with")
+'''
+    assert sum(len(offences(text)) for text in texts(source)) == 4
 
 
 @pytest.mark.parametrize(
