@@ -24,7 +24,7 @@ help:
 	@echo "make test    set up, run the tests (a few minutes)"
 	@echo "make prove   list the long proofs; make prove SUBJECT runs one"
 	@echo "make bench   set up, measure beside mlx-lm (under 10 minutes; see docs/performance.md)"
-	@echo "make lint    ruff: format and lint"
+	@echo "make lint    ruff: format and lint; mypy: types"
 	@echo "make clean   remove $(VENV)"
 
 demo: $(STAMP)
