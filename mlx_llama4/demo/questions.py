@@ -1,7 +1,7 @@
-"""What the demo asks, and what its tiny model is known to answer.
+"""The demo's questions, and the answers that its tiny model is known to give.
 
-The questions are of the kinds that the model was trained on, chosen among those it gets right:
-they show that the software works, not how good the model is.
+They are questions of the kinds that the model was trained on, and which it gets right. They show
+that the software works, not how good the model is.
 """
 
 from dataclasses import dataclass

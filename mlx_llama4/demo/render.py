@@ -1,4 +1,4 @@
-"""Draws the demo's pictures, in the one style that its model has learnt to see.
+"""Draw the demo's pictures, in the only style that its model has learnt to see.
 
 python -m mlx_llama4.demo.render FOLDER
 """
@@ -67,7 +67,7 @@ PICTURES = {
 
 
 def outline(shape: Shape, x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    """Corners in pixels of every kind but the circle."""
+    """The corners of a shape in pixels; not for circles."""
     if shape.kind == "square":
         side = 0.86 * radius
         corners = [(-side, -side), (side, -side), (side, side), (-side, side)]

@@ -1,7 +1,7 @@
-"""How far two models are from each other, on the same tokens: KL divergence, agreement, perplexity.
+"""Compare two models on the same tokens: KL divergence, agreement, perplexity.
 
-Model A is the reference and B what has become of it. Neither is ever in memory as a whole, nor
-is anything of tokens × vocabulary. Knows no text: it is given windows of ids.
+Model A is the reference, B its converted form. Neither is ever in memory as a whole, nor is any
+array of tokens × vocabulary. Works on windows of token ids, not on text.
 """
 
 import math
@@ -17,32 +17,29 @@ from mlx_llama4.errors import CheckpointError, PromptError, RunError
 from mlx_llama4.evaluation.layerwise import SPAN, LayerwiseModel
 from mlx_llama4.prompt.windows import Window
 
-# Rows of the heads, tokens of the vocabulary, whose logits are there at once.
+# How many rows of the heads (tokens of the vocabulary) have their logits in memory at once.
 HEAD_ROWS = 4096
 MOST_NATS = 700.0  # e to that power is about the largest float64
 
 
 @dataclass(frozen=True, eq=False)
 class WindowComparison:
-    """By position of a window that counts, float64 [P]. divergences: KL(A‖B) in nats.
-    agreements: 1 where both hold the same next token likeliest. losses_a, losses_b: negative
-    log-likelihoods, in nats, of the tokens that follow in the window: one fewer, [P - 1].
-    """
+    """Figures for each of the P positions of a window that count, float64."""
 
-    divergences: np.ndarray
-    agreements: np.ndarray
+    divergences: np.ndarray  # KL(A‖B) in nats, [P]
+    agreements: np.ndarray  # 1 where both models have the same likeliest next token, [P]
+    # Negative log-likelihoods of the tokens that follow in the window, in nats: [P - 1].
     losses_a: np.ndarray
     losses_b: np.ndarray
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Over all positions of some windows. Divergences are KL(A‖B) in nats; `divergence_error` is
-    half the 95% interval of their mean, positions taken as independent.
-    """
+    """Figures over all positions of some windows. Divergences are KL(A‖B) in nats."""
 
     positions: int
     mean_divergence: float
+    # Half the 95% interval of the mean, treating positions as independent.
     divergence_error: float
     median_divergence: float
     divergence_99th_percentile: float
@@ -64,10 +61,10 @@ def _vision_of(source: Source) -> VisionConfig:
 
 
 def check_comparable(a: Source, b: Source, windows: Sequence[Window]) -> None:
-    """Can both be given these windows?
+    """Check that both models can be given these windows.
 
-    Raises CheckpointError if a folder's weights are not complete or the two do not go together,
-    PromptError if one cannot take the windows.
+    Raises CheckpointError if a folder's weights are incomplete or the two models do not match,
+    PromptError if one of them cannot take the windows.
     """
     for source in (a, b):
         source.matching.check(source.folder)
@@ -109,12 +106,12 @@ def compare(
     windows: Sequence[Window],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[WindowComparison]:
-    """Both models' next-token distributions at every position of the windows that counts.
+    """Compare both models' next-token distributions at every position that counts.
 
-    on_progress is told (bytes of both models' weights that have been used, bytes in all).
+    on_progress is called with (bytes of both models' weights used so far, bytes in all).
 
-    Raises what `check_comparable` does before any weight is read; then RunError for weights that
-    cannot be read or give logits that are no numbers.
+    Raises what `check_comparable` raises before reading any weights; then RunError for weights that
+    cannot be read or that give logits which are not numbers.
     """
     check_comparable(a, b, windows)
     done = 0
@@ -170,14 +167,16 @@ def summarize(windows: Sequence[WindowComparison]) -> Figures:
 
 
 def _perplexity(losses: np.ndarray) -> float:
-    """Infinite for a model so broken that floats cannot hold it."""
+    """exp of the mean loss; infinite for a model so broken that a float cannot hold it."""
     mean = float(losses.mean())
     return math.exp(mean) if mean < MOST_NATS else math.inf
 
 
 class _Softmax:
-    """Of logits that come a block of the vocabulary at a time: the largest so far, and the sum of
-    all their exponentials, scaled by the largest's (arXiv 1805.02867). float64 [L].
+    """Online softmax over logits that come one block of the vocabulary at a time.
+
+    Keeps the largest logit so far, and the sum of exponentials relative to it, float64 [L]
+    (arXiv 1805.02867).
     """
 
     def __init__(self, length: int):
@@ -188,7 +187,9 @@ class _Softmax:
     def add(
         self, first: int, largest: np.ndarray, total: np.ndarray, winner: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A block that begins at token `first` → the scales of sums until now, and of the block."""
+        """Add the block that begins at token `first`. Returns two scales: one for the sums so far,
+        one for the block's.
+        """
         self.winner = np.where(largest > self.largest, first + winner, self.winner)
         both = np.maximum(self.largest, largest)
         before, now = np.exp(self.largest - both), np.exp(largest - both)
@@ -201,8 +202,8 @@ class _Softmax:
 
 
 class _Positions:
-    """L positions: their hidden states in both models, [L, D], and what is known so far of the
-    distributions that follow from them. targets: ids of the next tokens, maybe one fewer.
+    """L positions: their hidden states in both models, [L, D], and what is known so far of their
+    next-token distributions. targets: ids of the next tokens, [L] or [L - 1].
 
     KL(A‖B) = Σ p (a − b) − (log Σ exp a − log Σ exp b), with logits a, b and p = softmax(a).
     """
@@ -215,7 +216,7 @@ class _Positions:
         self._target_logits = np.zeros((2, len(targets)))
 
     def add(self, first: int, head_a: mx.array, head_b: mx.array) -> None:
-        """The logits of tokens first, first + 1, …, for which `head_a` and `head_b` have rows."""
+        """Add the logits of tokens first, first + 1, …: the rows of `head_a` and `head_b`."""
         a, b = (x @ head.T for x, head in zip(self._hidden, (head_a, head_b), strict=True))
         statistics = [_statistics(a), _statistics(b)]
         difference = (mx.exp(a - a.max(axis=-1, keepdims=True)) * (a - b)).sum(axis=-1)
@@ -247,12 +248,12 @@ class _Positions:
             for total, logits in zip(totals, self._target_logits, strict=True)
         ]
         agreements = self._softmaxes[0].winner == self._softmaxes[1].winner
-        # Rounding can make it a little less than the zero that it must at least be.
+        # The divergence is at least 0, but rounding can make it slightly negative.
         return WindowComparison(np.maximum(divergences, 0), agreements.astype(float), *losses)
 
 
 def _statistics(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """Of logits [L, rows]: the largest, the sum of exponentials relative to it, and its index."""
+    """For logits [L, rows]: the largest, the sum of exponentials relative to it, and its index."""
     largest = logits.max(axis=-1, keepdims=True)
     total = mx.exp(logits - largest).sum(axis=-1)
     return largest[:, 0], total, logits.argmax(axis=-1)

@@ -1,9 +1,9 @@
-"""A forward pass through a model that is never in memory as a whole.
+"""Run a forward pass through a model that is never in memory as a whole.
 
-Layer by layer, and in a layer expert by expert, weights are read, widened to float32, used on
-every token and dropped: the largest thing in memory is one expert, or one MLP, and not a layer.
-Any folder that `convert` reads will do, converted or not. Packed weights are unpacked, so that
-all formats go through the same arithmetic and only what they stored makes a difference.
+Weights are read layer by layer, and within a layer expert by expert; each is widened to float32,
+used on every token and dropped. The largest thing in memory is one expert or one MLP, not a layer.
+Any folder that `convert` reads will do, converted or not. Packed weights are unpacked, so that all
+formats go through the same arithmetic and differ only in what they store.
 
 Shapes: L tokens, D hidden size, k experts per token.
 """
@@ -27,15 +27,15 @@ from mlx_llama4.model.llama4 import ATTENTION_STEP, Llama4, make_layer_cache
 from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.tensors import VISION_PREFIXES
 
-# Tokens that pass through a layer at once; bounds activations, however long a window is. A
-# picture of 17 tiles is one span.
+# Tokens that pass through a layer at once; this bounds the activations, however long a window is.
+# A picture of 17 tiles is one span.
 SPAN = 2560
 EMBEDDING = "language_model.model.embed_tokens.weight"
 FINAL_NORM = "language_model.model.norm.weight"
 HEAD = "language_model.lm_head.weight"
 EXPERTS = "feed_forward.experts."
 
-# Sources, each with a range of its rows, that are read together.
+# Weight sources to read together, each with a range of rows.
 Slice = list[tuple[WeightSource, int, int]]
 
 
@@ -48,7 +48,7 @@ class _Span:
 
 @dataclass(frozen=True)
 class _Routed:
-    """What the routed experts of one layer do for a span."""
+    """The work of one layer's routed experts for a span."""
 
     span: _Span
     inputs: mx.array  # [L · k, D]
@@ -56,8 +56,10 @@ class _Routed:
 
 
 class LayerwiseModel:
-    """The source's tensors are known to be complete. on_bytes is told of the bytes of each slice
-    of weights once it has been used: `nbytes` in all, when the head has been read.
+    """A model whose weights are read while it runs. The source must be complete.
+
+    on_bytes is called with the size of each slice of weights once it has been used. The sizes add
+    up to `nbytes` when the head has been read.
     """
 
     def __init__(self, source: Source, on_bytes: Callable[[int], None] = lambda nbytes: None):
@@ -71,10 +73,11 @@ class LayerwiseModel:
         return sum(map(_slice_bytes, self._whole(self._sources)))
 
     def hidden_states(self, prompts: Sequence[Prompt]) -> list[mx.array]:
-        """float32 [L, D] of each prompt after the last layer and norm: what the head is given.
+        """Compute each prompt's hidden states after the last norm, as the head needs them:
+        float32 [L, D].
 
-        Raises PromptError for images that do not go with their prompt, RunError for a weight
-        that is not finite or a file that cannot be read any more.
+        Raises PromptError for images that do not match their prompt, RunError for a weight that is
+        not finite or a file that can no longer be read.
         """
         embeddings = self._embed(prompts)
         windows = [
@@ -90,7 +93,7 @@ class LayerwiseModel:
         return [self._normed(norm, windows.pop(0)) for _ in prompts]
 
     def head_blocks(self, rows: int) -> Iterator[mx.array]:
-        """The head's weights, float32 [rows, D], in the order of the vocabulary."""
+        """Yield the head's weights in blocks, float32 [rows, D], in vocabulary order."""
         for block in self._read(self._blocks(HEAD, rows)):
             yield block[HEAD]
 
@@ -129,8 +132,8 @@ class LayerwiseModel:
         return self.config.image_token_id
 
     def _image_features(self, prompts: Sequence[Prompt]) -> list[mx.array | None]:
-        """[N, D] of each prompt with images. The vision tower is read whole: it is as large as a
-        few experts.
+        """Compute each prompt's image features [N, D]; None without images. The vision tower is
+        read whole, since it is only as large as a few experts.
         """
         names = [name for name in self._sources if name.startswith(VISION_PREFIXES)]
         if not any(prompt.images for prompt in prompts):
@@ -147,7 +150,7 @@ class LayerwiseModel:
         return features
 
     def _run_layer(self, index: int, windows: list[list[_Span]]) -> None:
-        """All tokens through layer `index`."""
+        """Run all tokens through layer `index`."""
         text = self.config.text
         kind = text.layers[index]
         prefix = f"language_model.model.layers.{index}."
@@ -175,7 +178,7 @@ class LayerwiseModel:
             self._add_experts([name for name in names if EXPERTS in name], routed)
 
     def _add_experts(self, names: Sequence[str], routed: Sequence[_Routed]) -> None:
-        """The routed experts' share of a layer's output; those that no token chose are not read."""
+        """Add the routed experts' output to a layer's; experts that no token chose are not read."""
         chosen = np.unique(np.concatenate([one.experts for one in routed])).tolist()
         sources = self._distinct(names)
         slices = [[(source, expert, expert + 1) for source in sources] for expert in chosen]
@@ -189,7 +192,7 @@ class LayerwiseModel:
     ) -> None:
         text = self.config.text
         mlp = FeedForward(text.hidden_size, text.intermediate_size)
-        # Squeezed, since indexing would copy.
+        # Squeeze, because indexing would copy.
         mlp.load_weights(
             [(name.split(EXPERTS)[1], array.squeeze(0)) for name, array in weights.items()]
         )
@@ -201,14 +204,14 @@ class LayerwiseModel:
                 mx.eval(span.x)
 
     def _load(self, module: nn.Module, names: Iterable[str], prefix: str = "") -> None:
-        """Weights into a module, all that it has; `prefix` is the module's own path."""
+        """Load all of a module's weights; `prefix` is the module's own path."""
         weights: dict[str, mx.array] = {}
         for arrays in self._read(self._whole(names)):
             weights.update(arrays)
         module.load_weights([(name.removeprefix(prefix), w) for name, w in weights.items()])
 
     def _distinct(self, names: Iterable[str]) -> list[WeightSource]:
-        """Each source once, though gate and up may share theirs."""
+        """Each source once, since gate and up may share one."""
         return list(dict.fromkeys(self._sources[name] for name in names))
 
     def _whole(self, names: Iterable[str]) -> list[Slice]:
@@ -220,7 +223,7 @@ class LayerwiseModel:
         return [[(source, start, min(start + rows, last))] for start in range(0, last, rows)]
 
     def _read(self, slices: Sequence[Slice]) -> Iterator[dict[str, mx.array]]:
-        """Model tensor → its rows in float32, of each slice; the next is read meanwhile."""
+        """Yield each slice as {model tensor: float32 rows}, while reading the next one."""
         with ThreadPoolExecutor(1, "read") as reader:
             reading = deque(reader.submit(self._fetch, slice_) for slice_ in slices[:1])
             for index, slice_ in enumerate(slices):
@@ -233,7 +236,7 @@ class LayerwiseModel:
                 mx.eval(arrays)
                 del data, part, decoded
                 yield arrays
-                arrays.clear()  # or they would stay until the next ones have been made
+                arrays.clear()  # or they would stay in memory until the next ones are made
                 self._on_bytes(_slice_bytes(slice_))
 
     def _fetch(self, slice_: Slice) -> list[list[np.ndarray]]:

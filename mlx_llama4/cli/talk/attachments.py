@@ -1,4 +1,4 @@
-"""Pictures that go with the next message: where they come from, and what they cost."""
+"""Attach pictures to the next message, and tell what they cost."""
 
 import contextlib
 import shlex
@@ -18,18 +18,18 @@ GLANCED_CHARACTERS = 4000  # of a message being typed
 
 
 class Attachments:
-    """`pending` stay attached until a message that has them is in the conversation."""
+    """Pictures for the next message: `pending`, until a message with them has been sent."""
 
     def __init__(self, chat: "Chat", show: Callable[["PromptImage"], None]):
-        """show: is called with each picture that is attached."""
+        """show: called with each picture that is attached."""
         self._chat = chat
         self._show = show
         self.pending: list[PromptImage] = []
-        # What a path being typed leads to is looked at with each key.
+        # A path that is being typed is looked up again with each key.
         self._opened: dict[tuple[Path, int], PromptImage | None] = {}
 
     def attach(self, paths: list[Path]) -> None:
-        """All or none. Raises ImageError or PromptError."""
+        """Attach all of the pictures, or none. Raises ImageError or PromptError."""
         for image in [self._known(path) or self._chat.open_image(path) for path in paths]:
             self.pending.append(image)
             self._show(image)
@@ -45,7 +45,7 @@ class Attachments:
         return [image for path in found.paths if (image := self._known(path))]
 
     def _known(self, path: Path) -> "PromptImage | None":
-        """None for what cannot be read; why is said when it is sent."""
+        """The picture at a path; None if unreadable, which is reported when it is sent."""
         with contextlib.suppress(OSError):
             key = path, path.stat().st_mtime_ns
             if key not in self._opened:
@@ -56,15 +56,15 @@ class Attachments:
         return None
 
     def attach_named(self, argument: str) -> None:
-        """As typed behind /image: one path as it is, if there is such a file, else what a shell
-        would make of it.
+        """Attach the argument of /image: one path as typed, if there is such a file; otherwise
+        split it as a shell would.
         """
         self.attach([Path(path) for path in _paths(argument)])
 
     def attach_clipboard(self) -> None:
-        """The picture in the clipboard; kept as a file, so that the conversation can be exported.
+        """Attach the picture on the clipboard, saved as a file so that it can be exported later.
 
-        Raises Llama4Error if there is none, or no way to get at it.
+        Raises Llama4Error if there is none, or if the clipboard cannot be read.
         """
         from mlx_llama4.cli.talk.clipboard import clipboard_image
 
@@ -80,7 +80,7 @@ class Attachments:
         self._show(image)
 
     def take_from(self, text: str) -> str:
-        """Attach the pictures whose paths are in the text; returns what is left of it."""
+        """Attach the pictures whose paths are in the text. Returns the rest of the text."""
         from mlx_llama4.cli.talk.dropped_paths import find_images
 
         found = find_images(text, self._attached())
@@ -92,12 +92,12 @@ class Attachments:
 
 
 def name_of(image: "PromptImage") -> str:
-    """The name of its file, as a terminal may be told it."""
+    """The name of a picture's file, safe for a terminal."""
     return "picture" if image.source is None else image.source.name.translate(CONTROLS)
 
 
 def facts_of(image: "PromptImage", tokens: int) -> str:
-    """Size and cost of a picture, for people."""
+    """Describe the size and cost of a picture."""
     width, height = image.size
     tiles = "1 tile" if image.num_tiles == 1 else f"{image.num_tiles} tiles"
     return f"{width}×{height} pixels, {tiles}, {tokens:,} tokens"

@@ -1,4 +1,4 @@
-"""Pictures from the clipboard, and text to it, by the programs that a system has for that."""
+"""Read pictures from the clipboard and copy text to it, with the system's own programs."""
 
 import base64
 import os
@@ -10,14 +10,14 @@ from pathlib import Path
 from mlx_llama4.errors import InputError, RunError
 
 SECONDS = 5
-# What terminals take in one OSC 52; xterm's limit is the smallest that is common.
+# How much terminals accept in one OSC 52; xterm's limit is the smallest of the common ones.
 OSC_52_BYTES = 74_994
 PNG = b"\x89PNG\r\n"
 PNG_ON_MACOS = "the clipboard as «class PNGf»"
 
 
 def clipboard_image() -> bytes:
-    """The picture on the clipboard as PNG. Raises InputError if there is none or no way to it."""
+    """Read the clipboard's picture as PNG. Raises InputError if there is none or no access."""
     if sys.platform == "darwin":
         data = _macos_image()
     elif os.environ.get("WAYLAND_DISPLAY") and shutil.which("wl-paste"):
@@ -46,7 +46,7 @@ def _macos_image() -> bytes:
 
 
 def _output(command: list[str]) -> bytes:
-    """What the program prints; nothing if it fails, as all do where there is no picture."""
+    """Run a program and return its output; empty if it fails, as all do without a picture."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False
@@ -59,10 +59,10 @@ def _output(command: list[str]) -> bytes:
 
 
 def copy_text(text: str) -> str:
-    """Put the text on the clipboard; returns what did it.
+    """Put the text on the clipboard. Returns the name of what did it.
 
-    Where there is no program for it (over ssh, say) the terminal is asked to (OSC 52), which does
-    not tell whether it did. Raises RunError if there is no terminal, or the text is too long.
+    If there is no program for it (for example over ssh), ask the terminal (OSC 52), which does not
+    confirm. Raises RunError if there is no terminal, or if the text is too long.
     """
     data = text.encode(errors="replace")
     for command in _copy_commands():
@@ -99,7 +99,7 @@ def _copy_commands() -> list[list[str]]:
 
 
 def _feed(command: list[str], data: bytes) -> bool:
-    """Whether the program took the data. It may stay behind to serve it, so no pipe is kept."""
+    """Whether the program took the data. It may keep running to serve it, so hold no pipe open."""
     try:
         done = subprocess.run(
             command, input=data, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

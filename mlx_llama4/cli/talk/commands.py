@@ -1,4 +1,4 @@
-"""What can be typed in a chat beside messages: one function a command."""
+"""The commands of a chat, one function each."""
 
 import contextlib
 import difflib
@@ -26,22 +26,22 @@ FENCED = re.compile(r"^(`{3,}|~{3,})[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.
 
 @dataclass(frozen=True)
 class Command:
-    """run: gets the rest of the line, stripped."""
+    """A command that can be typed in a chat."""
 
-    run: Callable[[Talk, str], None]
+    run: Callable[[Talk, str], None]  # gets the rest of the line, stripped
     usage: str
     help: str
 
 
 def is_command(text: str) -> bool:
-    """A path may begin with a slash too, and goes on with another; who says no more than "exit"
-    means it.
+    """Is this a command? A path also begins with a slash, but has another. A lone "exit" or "quit"
+    counts too.
     """
     return COMMAND.match(text) is not None or text.strip() in ("exit", "quit")
 
 
 def run_command(talk: Talk, text: str) -> None:
-    """Raises Llama4Error for what cannot be done."""
+    """Run a command. Raises Llama4Error if it cannot be done."""
     name, argument = (*text.split(maxsplit=1), "")[:2]
     command = COMMANDS.get(OTHER_NAMES.get(name, name))
     if command is None:
@@ -52,7 +52,7 @@ def run_command(talk: Talk, text: str) -> None:
 
 
 def completions(before: str) -> Iterable[str] | None:
-    """For a line up to the cursor, what its last word may become; None: a path, if anything."""
+    """Completions of the last word of a line up to the cursor; None: complete it as a path."""
     if "\n" in before or not before.startswith("/"):
         return None
     words = before.split(" ")
@@ -124,7 +124,7 @@ def _set(talk: Talk, argument: str) -> None:
     if not argument:
         terminal.note(shown_values(talk))
         return
-    words = argument.removeprefix("parameter ")  # as ollama has it
+    words = argument.removeprefix("parameter ")  # as in ollama
     name, _, value = re.sub(r"^(\w+)\s*[=\s]\s*", r"\1 ", words.strip()).partition(" ")
     if value:
         set_value(talk, name, value)
@@ -222,13 +222,11 @@ def _quit(talk: Talk, argument: str) -> None:
 
 
 def _path(argument: str, usage: str) -> Path:
-    """The name as it is, blanks and all; or, behind quotes or backslashes, what a shell would make
-    of it.
-    """
+    """The path as typed, blanks included; with quotes or backslashes, read as a shell would."""
     if not argument:
         raise Llama4Error(f"give the name of a file: {usage}")
     if set("'\"\\").intersection(argument) and not os.path.lexists(argument):
-        with contextlib.suppress(ValueError):  # a quote that is left open is a part of the name
+        with contextlib.suppress(ValueError):  # an unclosed quote is part of the name
             words = shlex.split(argument)
             argument = words[0] if len(words) == 1 else argument
     path = Path(argument)
@@ -261,7 +259,7 @@ COMMANDS = {
     "/quit": Command(_quit, "/quit", "leave; so do Ctrl-D, and Ctrl-C twice"),
 }
 
-# What people type who come from other chats.
+# Commands that people know from other chats.
 OTHER_NAMES = {
     **dict.fromkeys(("/bye", "/exit", "exit", "quit"), "/quit"),
     "/clear": "/reset",

@@ -1,4 +1,4 @@
-"""--draft and /set draft: whether tokens are guessed ahead, and how."""
+"""--draft and /set draft: whether and how to guess tokens ahead."""
 
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -31,5 +31,5 @@ def drafter(draft: Draft) -> "MakeDrafter | None":
 
 
 def drafts_with(make: "MakeDrafter | None") -> Draft:
-    """The other way round."""
+    """The setting that gives this drafter: the inverse of `drafter`."""
     return Draft.off if make is None else Draft.ngram

@@ -1,11 +1,11 @@
-"""Pictures named in a message: typed, pasted, or dropped into the terminal.
+"""Find the pictures named in a message: typed, pasted, or dropped into the terminal.
 
-Terminals type the path of a dropped file, each in its own way: spaces and shell characters behind
-backslashes (macOS Terminal, iTerm2), in quotes, as a file:// URL, or as it is. Only what names an
-existing file with a picture's suffix is taken; everything else stays as it was typed.
+Terminals type the path of a dropped file, each in its own way: with backslashes before spaces and
+shell characters (macOS Terminal, iTerm2), in quotes, as a file:// URL, or unchanged. Only the name
+of an existing file with a picture's suffix is taken; everything else stays as typed.
 
-A path with spaces in the plain must begin with /, ~, ./ or ../, or nothing would tell where; a
-bare name such as star.png must be a word of its own and lie in the current folder.
+A path with plain spaces must begin with /, ~, ./ or ../, since nothing else marks its start. A bare
+name such as star.png must be a word of its own, and the file must be in the current folder.
 """
 
 import os
@@ -22,30 +22,30 @@ SUFFIXES = (  # noqa: SIM905
     "avif bmp gif heic heif ico jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 ).split()
 
-# What ends a path: its suffix, and then nothing that could be more of a name.
+# A path ends with its suffix, followed by nothing that could continue a name.
 END = re.compile(
     rf"\.(?:{'|'.join(SUFFIXES)})(?![A-Za-z0-9_/\\%~@=&+#$-])(?!\.[A-Za-z0-9])", re.IGNORECASE
 )
-# Where a path can begin: no letter before it, but for scripts that write no spaces.
+# A path can begin where no letter precedes it, except in scripts that write no spaces.
 BEGIN = re.compile(
     r"(?:^|(?<=[\s(\[{<:=,;`«“‘\"'])|(?<=[\u2e80-\U0010ffff]))(?=[/~'\"]|\.{1,2}/|file:/)"
 )
-# A narrow no-break space is part of a name: terminals put no backslash before it.
+# A narrow no-break space is part of a name, since terminals put no backslash before it.
 WORD = re.compile(r"[(\[{<`«“‘\"']*+(?P<word>(?:\\.|[^ \t\r\n\\])++)", re.DOTALL)
 SHELL_WORD = re.compile(r"""(?:'[^']*+'|"(?:[^"\\]|\\.)*+"|\\.|[^ \t\r\n'"\\])++""", re.DOTALL)
 SHELL_PART = re.compile(
     r"""'(?P<single>[^']*)'|"(?P<double>(?:[^"\\]|\\.)*)"|\\(?P<escaped>.)""", re.DOTALL
 )
-# macOS names screenshots "… at 3.04.05 PM.png", with a narrow no-break space; pasting may lose it.
+# macOS names screenshots "… at 3.04.05 PM.png" with a narrow no-break space; pasting may lose it.
 NARROW = "\u202f"
 BEFORE_PM = re.compile(r"[ \u00a0](?=[AaPp]\.?[Mm]\b)")
 
 LONGEST = 4096  # characters of a path on one line
-MOST_BEGINNINGS = 12  # tried for one suffix; each costs a look at the disk
+MOST_BEGINNINGS = 12  # to try for one suffix; each costs a look at the disk
 
 PAIRS = {"`": "`", "<": ">", "“": "”", "‘": "’", "«": "»"}
 ENDS_A_SENTENCE = re.compile(r"[.?!:;。？！：；]\s*$|\n[^\S\n]*$")
-# After a path at the beginning these go on with a sentence whose subject it is.
+# After a path at the beginning, these continue a sentence whose subject it is.
 GOES_ON = re.compile(
     r"\s*(?:and|or|is|are|was|were|vs|versus|with|against|has|have|shows?|looks?|contains?|to|in|"
     r"on|&|\+)\b",
@@ -55,12 +55,10 @@ GOES_ON = re.compile(
 
 @dataclass(frozen=True)
 class Found:
-    """text: the message, with `image N` (from 1, of all that go with it) where a path stood inside
-    a sentence; paths: the files, each once, in the order of their first mention.
-    """
+    """The pictures found in a message."""
 
-    text: str
-    paths: tuple[Path, ...]
+    text: str  # the message, with `image N` (counted from 1) for each path inside a sentence
+    paths: tuple[Path, ...]  # each file once, in the order of first mention
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,12 @@ class Mention:
 
 
 def find_images(text: str, attached: Sequence[Path] = ()) -> Found:
-    """The message without the picture paths in it, and those paths but for the ones attached, which
-    come before them.
+    """Remove the paths of pictures from a message. Returns the text, and the paths that are not
+    `attached` already; the attached ones are counted first.
 
-    A path that stands for itself at the very beginning or end disappears ("What is this? /a.png"),
-    others become `image 1`, `image 2` and so on ("compare image 1 with image 2"). Names that
-    contain line breaks are not found.
+    A path at the very beginning or end that is no part of a sentence disappears ("What is this?
+    /a.png"). Others become `image 1`, `image 2` and so on ("compare image 1 with image 2"). Names
+    with line breaks in them are not found.
     """
     mentions = list(_mentions(text))
     if not mentions:
@@ -99,7 +97,7 @@ def find_images(text: str, attached: Sequence[Path] = ()) -> Found:
 
 
 def _kept(text: str, mentions: list[Mention]) -> tuple[int, int]:
-    """Which mentions stay in the text: those from the first to before the last returned."""
+    """Which mentions stay in the text, as a half-open range."""
     joined = [
         re.fullmatch(r"[\s,;]*", text[one.end : other.start]) is not None
         for one, other in pairwise(mentions)
@@ -120,7 +118,7 @@ def _kept(text: str, mentions: list[Mention]) -> tuple[int, int]:
 
 
 def _goes_on(after: str, another_path: bool) -> bool:
-    """Whether the text behind the first paths needs them: "/a.png and /b.png: which …"."""
+    """Whether the text after the first paths refers to them: "/a.png and /b.png: which …"."""
     if GOES_ON.match(after):
         return True
     return another_path and len(after.split()) <= 2 and not re.search(r"[.?!:;\n]", after)
@@ -150,7 +148,7 @@ def _mentions(text: str) -> Iterator[Mention]:
 
 
 def _mention(text: str, starts: list[int], end: int) -> Mention | None:
-    """The longest path from one of `starts` to `end`, or to the quote behind it."""
+    """The longest path from one of `starts` to `end`, or to the quote after it."""
     ends = [end + 1, end] if text[end : end + 1] in {"'", '"'} else [end]
     for start in starts:
         if text.startswith("//", start) and text[start - 1 : start] == ":":  # a URL's
@@ -169,7 +167,7 @@ def _with_brackets(text: str, start: int, end: int, path: str) -> Mention:
 
 
 def _existing(typed: str) -> str | None:
-    """The file that was meant, if there is one."""
+    """The existing file that a typed path means, if any."""
     readings = []
     if typed.startswith("file:"):
         local = re.sub(r"^file:(//(localhost)?)?(?=/)", "", typed)
@@ -194,7 +192,7 @@ def _unescaped(part: re.Match[str]) -> str:
 
 
 def _spellings(name: str) -> list[str]:
-    """The name as it is, with the spaces macOS writes, and with accents composed or not."""
+    """Variants of a name: as typed, with macOS's spaces, and with accents composed or not."""
     spaced = [name, BEFORE_PM.sub(NARROW, name), name.replace(NARROW, " ")]
     forms = [form for one in spaced for form in (one, *_normalized(one))]
     return list(dict.fromkeys(forms))

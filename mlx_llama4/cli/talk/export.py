@@ -1,4 +1,4 @@
-"""A conversation → Markdown or JSON, its pictures beside it."""
+"""Export a conversation as Markdown or JSON, with its pictures beside it."""
 
 import json
 import os
@@ -17,11 +17,10 @@ HEADINGS = {"system": "System", "user": "Question", "assistant": "Answer", "ipyt
 
 
 def export(messages: Sequence["Message"], path: Path) -> int:
-    """Write the messages to `path`, .md or .json; pictures to a folder beside it, named after it.
-    Returns how many pictures could not be copied, since their files are gone.
+    """Write the messages to `path` (.md or .json), and the pictures to a folder of the same name.
 
-    Raises InputError for other suffixes, OutputError for what is there already, RunError if it
-    cannot be written.
+    Returns how many pictures could not be copied because their files are gone. Raises InputError
+    for another suffix, OutputError if the output exists, RunError if it cannot be written.
     """
     write = {".md": _markdown, ".json": _json}.get(path.suffix.lower())
     if write is None:
@@ -56,7 +55,7 @@ class _Pictures:
         self._copied: dict[str, str] = {}
 
     def copy(self, image: "PromptImage") -> str | None:
-        """Its path, from where the conversation is written to; None if its file is gone."""
+        """Copy a picture. Returns its path relative to the export; None if its file is gone."""
         if image.digest not in self._copied:
             if image.source is None or not image.source.is_file():
                 self.missing += 1

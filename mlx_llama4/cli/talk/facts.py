@@ -1,4 +1,4 @@
-"""What a chat can tell of itself: /stats, /tokens, /cache, /context."""
+"""Show facts about a chat: /stats, /tokens, /cache, /context."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -1,4 +1,6 @@
-"""What the user types: on a terminal edited, with history and completion, else line by line."""
+"""Read what the user types: in an editor with history and completion on a terminal, otherwise line
+by line.
+"""
 
 import contextlib
 import os
@@ -17,17 +19,17 @@ if TYPE_CHECKING:
 
 PROMPT, CONTINUED = "> ", "  "
 QUOTES = '"""'
-LAST_WORD = re.compile(r"(?:\\.|[^\s\\])*\\?$")  # a blank behind a backslash is part of it
+LAST_WORD = re.compile(r"(?:\\.|[^\s\\])*\\?$")  # a blank after a backslash is part of it
 
 
 class PlainLines:
-    """Each line is a message, or several between triple quotes. Prompts only on terminals."""
+    """Reads each line as a message, or several between triple quotes. Prompts only on terminals."""
 
     def __init__(self) -> None:
         self._prompt = sys.stdin.isatty() and sys.stdout.isatty()
 
     def read(self, text: str = "") -> str | None:
-        """What is typed next; None at the end of input. `text` cannot be put there to edit."""
+        """Read the next message; None at the end of input. `text` cannot be edited here."""
         line = self._line(PROMPT)
         if line is None:
             return None
@@ -40,7 +42,7 @@ class PlainLines:
         return unquoted("\n".join(lines))
 
     def ask(self, question: str) -> str:
-        """What is typed once the question is there. Raises EOFError if nobody can answer."""
+        """Ask, and read what is typed after that. Raises EOFError if nobody can answer."""
         if not self._prompt:
             raise EOFError
         terminal.forget_typed()
@@ -68,9 +70,10 @@ class Editor:
         complete: Callable[[str], Iterable[str] | None],
         on_picture: Callable[[], None],
     ):
-        """history: a file, or None to keep nothing. status: what is typed so far → the line at the
-        bottom. complete: for a command, what its last word may become; None leaves that to paths.
-        on_picture: Ctrl-V.
+        """history: a file; None keeps nothing.
+        status: makes the bottom line from what is typed so far.
+        complete: completes the last word of a command; None completes it as a path.
+        on_picture: called on Ctrl-V.
         """
         from prompt_toolkit import PromptSession
         from prompt_toolkit.history import InMemoryHistory
@@ -91,14 +94,14 @@ class Editor:
         )
 
     def read(self, text: str = "") -> str | None:
-        """What is typed next, or what `text` is edited to; None at the end of input."""
+        """Read the next message, starting from `text`; None at the end of input."""
         try:
             return unquoted(self._session.prompt(default=text))
         except EOFError:
             return None
 
     def ask(self, question: str) -> str:
-        """What is typed once the question is there."""
+        """Ask, and read what is typed after that."""
         from prompt_toolkit import prompt
         from prompt_toolkit.input.typeahead import clear_typeahead
 
@@ -108,13 +111,13 @@ class Editor:
 
 
 def is_open(text: str) -> bool:
-    """Do triple quotes begin the text and not end it yet?"""
+    """Do triple quotes begin the text without ending it?"""
     text = text.strip()
     return text.startswith(QUOTES) and (len(text) < 2 * len(QUOTES) or not text.endswith(QUOTES))
 
 
 def unquoted(text: str) -> str:
-    """The text between triple quotes, or as it is."""
+    """The text without its triple quotes, if it has them."""
     stripped = text.strip()
     if not stripped.startswith(QUOTES):
         return text
@@ -122,7 +125,7 @@ def unquoted(text: str) -> str:
 
 
 def can_edit() -> bool:
-    """Is this a terminal on which a cursor can be moved?"""
+    """Is this a terminal whose cursor can be moved?"""
     return (
         sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", None)
     )
@@ -135,7 +138,7 @@ def _history(path: Path) -> "FileHistory":
         def load_history_strings(self) -> Iterable[str]:
             try:
                 return [*super().load_history_strings()]
-            except OSError:  # another user's, say
+            except OSError:  # it may belong to another user
                 return []
 
         def store_string(self, string: str) -> None:

@@ -1,9 +1,9 @@
-"""Pictures shown inside the terminal, where it says that it can.
+"""Show pictures inside the terminal, if it says that it can.
 
-It is asked, once, and never guessed from its name: kitty's graphics protocol by its query, iTerm2's
-by the terminal's report of its name and version, sixel by attribute 4 of the device attributes,
-which every terminal sends and so mark the end of the answers. Inside tmux or screen the questions
-reach these, not the terminal, and they answer for themselves.
+The terminal is asked once; nothing is guessed from its name. Kitty's graphics protocol has a query
+of its own, iTerm2 reports its name and version, and sixel is attribute 4 of the device attributes.
+Every terminal sends those, so they mark the end of the answers. Inside tmux or screen, the queries
+reach that program, not the terminal, and it answers for itself.
 """
 
 import base64
@@ -25,14 +25,14 @@ from PIL import Image
 
 Protocol = Literal["kitty", "iterm2", "sixel"]
 
-ROWS = 12  # at most, of a picture
+ROWS = 12  # of a picture, at most
 COLUMNS = 40
-CELL = (10, 20)  # pixels, where the terminal does not say
+CELL = (10, 20)  # pixels, if the terminal does not say
 SECONDS = 1.0
 KITTY_CHUNK = 4096  # base64 bytes
-COLOURS = 64  # of a sixel picture
+COLOURS = 64  # in a sixel picture
 
-# A picture of one pixel that is not to be shown; name and version; the attributes, answered last.
+# Query a one-pixel picture (not to be shown), then name and version, then the attributes.
 QUESTIONS = b"\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[>q\x1b[c"
 ANSWERS = re.compile(
     rb"(?P<kitty>\x1b_Gi=31;(?P<ok>[^\x1b]*)\x1b\\)|(?P<version>\x1bP>\|(?P<name>[^\x1b]*)\x1b\\)"
@@ -42,14 +42,14 @@ ANSWERS = re.compile(
 
 @dataclass(frozen=True)
 class Detected:
-    """protocol: None if the terminal shows no pictures; typed: keys that came meanwhile."""
+    """What asking the terminal found."""
 
-    protocol: Protocol | None
-    typed: bytes = b""
+    protocol: Protocol | None  # None: the terminal shows no pictures
+    typed: bytes = b""  # keys that were typed in the meantime
 
 
 def detect(seconds: float = SECONDS) -> Detected:
-    """Ask the terminal how it can show pictures; ask once a session, before reading any keys."""
+    """Ask the terminal how it can show pictures; once a session, before reading any keys."""
     if os.environ.get("TERM", "dumb") == "dumb":
         return Detected(None)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -71,7 +71,7 @@ def detect(seconds: float = SECONDS) -> Detected:
 
 
 def _read_answers(terminal: int, seconds: float) -> bytes:
-    """All that comes until the attributes do, or time is up."""
+    """Read until the attributes arrive, or time is up."""
     until = time.monotonic() + seconds
     data = b""
     while (left := until - time.monotonic()) > 0:
@@ -104,7 +104,7 @@ def _understood(data: bytes) -> Detected:
 
 
 def picture(image: Image.Image, protocol: Protocol) -> str:
-    """What to write to the terminal to show the picture (RGB), small, and go to a fresh line."""
+    """What to write to show a small version of the picture (RGB) and go to a new line."""
     columns, rows, small = _fitted(image)
     if protocol == "sixel":
         return "".join(_sixel(small)) + "\n"
@@ -118,7 +118,7 @@ def picture(image: Image.Image, protocol: Protocol) -> str:
 
 
 def _fitted(image: Image.Image) -> tuple[int, int, Image.Image]:
-    """Columns and rows that the picture takes, and the picture in their pixels, never larger."""
+    """Columns and rows that the picture takes, and the picture scaled to them, never enlarged."""
     width, height = _cell()
     scale = min(COLUMNS * width / image.width, ROWS * height / image.height, 1.0)
     size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
@@ -127,7 +127,7 @@ def _fitted(image: Image.Image) -> tuple[int, int, Image.Image]:
 
 
 def _cell() -> tuple[int, int]:
-    """Pixels of a character, width and height."""
+    """Width and height of a character in pixels."""
     try:
         answer = fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, bytes(8))
         rows, columns, width, height = struct.unpack("HHHH", answer)
@@ -139,7 +139,7 @@ def _cell() -> tuple[int, int]:
 
 
 def _kitty(encoded: str, columns: int, rows: int) -> Iterator[str]:
-    """q=2: the terminal is to answer nothing, which would be taken for keys."""
+    """Encode a picture. q=2 keeps the terminal from answering, which would look like typed keys."""
     keys = f"a=T,f=100,q=2,c={columns},r={rows},"
     for start in range(0, len(encoded), KITTY_CHUNK):
         more = int(start + KITTY_CHUNK < len(encoded))
@@ -148,7 +148,7 @@ def _kitty(encoded: str, columns: int, rows: int) -> Iterator[str]:
 
 
 def _sixel(image: Image.Image) -> Iterator[str]:
-    """Bands of six rows; in each, for every colour, which of the six it has in each column."""
+    """Encode bands of six rows: for each colour, which of the six it has in each column."""
     import numpy as np
 
     reduced = image.quantize(COLOURS)

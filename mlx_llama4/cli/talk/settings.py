@@ -1,4 +1,4 @@
-"""/set: how answers are chosen, changed while the conversation goes on."""
+"""/set: change the generation settings during a conversation."""
 
 import difflib
 from dataclasses import replace
@@ -18,7 +18,7 @@ NAMES = (*FLOATS, *INTEGERS, "max_tokens", "stop", "draft")
 
 
 def set_value(talk: "Talk", name: str, value: str) -> None:
-    """Raises InputError for an unknown name or a value out of range."""
+    """Change a setting. Raises InputError for an unknown name or a value out of range."""
     options, settings = talk.chat.options, talk.settings
     if name == "stop":
         stop = (value,) if value and value != "none" else ()
@@ -42,7 +42,7 @@ def set_value(talk: "Talk", name: str, value: str) -> None:
 
 
 def shown_value(talk: "Talk", name: str) -> str:
-    """Raises Llama4Error for an unknown name."""
+    """A setting's value, for display. Raises Llama4Error for an unknown name."""
     settings = talk.settings
     others = {"stop": " ".join(settings.stop), "draft": drafts_with(settings.draft)}
     if name not in NAMES:

@@ -1,9 +1,9 @@
-"""What chats leave for later ones, in the user's own folder: what was typed, and the last sessions.
+"""Keep typed lines and the last sessions in the user's own folder, for later chats.
 
 history             lines typed at the prompt
 sessions/MODEL-TIME.safetensors
                     a conversation with its cache, as /save writes it; MODEL is a digest
-pictures/DIGEST.png what came from the clipboard
+pictures/DIGEST.png pictures from the clipboard
 """
 
 import contextlib
@@ -17,7 +17,7 @@ DIGEST_LENGTH = 16
 
 
 def state_folder() -> Path | None:
-    """None for a user without a home."""
+    """The folder for state; None for a user without a home."""
     try:
         home = Path.home()
     except RuntimeError:
@@ -31,13 +31,13 @@ def state_folder() -> Path | None:
 
 
 def made_folder(*parts: str) -> Path | None:
-    """A folder in there, for this user alone; None if it cannot be made."""
+    """Make a folder inside it, private to this user; None if that fails."""
     folder = state_folder()
     if folder is None:
         return None
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for part in parts:  # one by one: the mode is for the last folder alone
+        for part in parts:  # one by one, since the mode applies only to the last folder
             folder /= part
             folder.mkdir(exist_ok=True, mode=0o700)
     except OSError:
@@ -46,7 +46,7 @@ def made_folder(*parts: str) -> Path | None:
 
 
 def sessions_of(model: str) -> list[Path]:
-    """The sessions kept of a model with that digest, the newest first."""
+    """The sessions kept for the model with this digest, newest first."""
     folder = state_folder()
     if folder is None:
         return []
@@ -55,7 +55,7 @@ def sessions_of(model: str) -> list[Path]:
 
 
 def new_session(model: str) -> Path | None:
-    """Where this session is to be written; None if there is no place."""
+    """The path for a new session; None if the folder cannot be made."""
     folder = made_folder("sessions")
     if folder is None:
         return None
@@ -64,7 +64,7 @@ def new_session(model: str) -> Path | None:
 
 
 def drop_old_sessions(model: str) -> None:
-    """All but the newest few; of those all but the newest, if they are large."""
+    """Delete all but the newest few sessions, and if those are large, all but the newest."""
     total = 0
     for index, file in enumerate(sessions_of(model)):
         with contextlib.suppress(OSError):

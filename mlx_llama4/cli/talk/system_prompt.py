@@ -1,4 +1,4 @@
-"""What a user gives for a system prompt: a text, a file of one, or the name of a persona."""
+"""Resolve a system prompt: a text, a file, or the name of a persona."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from mlx_llama4.errors import InputError
 
 
 def read_system(given: str | None) -> str | None:
-    """The system prompt; None for none. Raises InputError for a file that cannot be read."""
+    """Return the system prompt, or None. Raises InputError for a file that cannot be read."""
     if not given:
         return None
     if given in PERSONAS:

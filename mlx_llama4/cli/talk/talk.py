@@ -1,4 +1,4 @@
-"""A conversation in a terminal: what is said, what is shown of it, what is kept of it."""
+"""A conversation in a terminal: send messages, show answers, keep the session."""
 
 import contextlib
 import shutil
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Totals:
-    """Of all answers since the chat began."""
+    """Totals over all answers since the chat began."""
 
     answers: int = 0
     generated_tokens: int = 0
@@ -34,17 +34,17 @@ class Totals:
 
 @dataclass
 class Look:
-    """How things are shown. preview: shows a picture in the terminal, if it can."""
+    """How to show things."""
 
     markdown: bool = False
-    preview: Callable[["PromptImage"], None] | None = None
+    preview: Callable[["PromptImage"], None] | None = None  # shows a picture; None: cannot
 
 
 @dataclass
 class Talk:
-    """chat: the conversation that is going on, one of `forks`."""
+    """A conversation in a terminal, with its forks."""
 
-    chat: "Chat"
+    chat: "Chat"  # the current one of `forks`
     look: Look = field(default_factory=Look)
     consent: "Consent | None" = None
     keeps_session: bool = True
@@ -61,7 +61,7 @@ class Talk:
         self.recount()
 
     def say(self, text: str) -> None:
-        """Send a message, with the pictures that are named in it or attached; show the answer."""
+        """Send a message with the pictures named in it or attached, and show the answer."""
         text = self.attachments.take_from(terminal.as_typed(text))
         spoken = list(self.chat.messages)
         if not text.strip() and not self.attachments.pending:
@@ -78,7 +78,10 @@ class Talk:
                 self.attachments.pending.clear()
 
     def retry(self, text: str | None = None) -> None:
-        """Raises Llama4Error if the new text names pictures: the message's own stay, no others."""
+        """Answer the last message again, or `text` in its place; its own pictures stay.
+
+        Raises Llama4Error if the new text names pictures.
+        """
         from mlx_llama4.cli.talk.dropped_paths import find_images
 
         if text is not None and find_images(text).paths:
@@ -86,10 +89,8 @@ class Talk:
         self._show(lambda answer: self.chat.retry(text, answer.on_prefill, answer.on_picture))
 
     def _show(self, begin: Callable[[Answer], Iterator[str]]) -> None:
-        """An answer as it comes, and what follows from it: calls of tools, and answers to their
-        results.
-        """
-        # Calls are shown as they are: Markdown would take signs of theirs for its own.
+        """Show an answer while it is generated; run the tools it calls, and show what follows."""
+        # Show calls as plain text, because Markdown would interpret some of their characters.
         literal = "[{<" if self.consent is not None else ""
         while True:
             former = self.chat.statistics
@@ -110,7 +111,7 @@ class Talk:
                 return self.chat.give_results(results, answer.on_prefill)
 
     def _run_tools(self) -> list[str] | None:
-        """What the tools that the last answer calls have returned; None if it calls none."""
+        """Run the tools that the last answer calls. Returns their results; None without calls."""
         if self.consent is None:
             return None
         reply = self.chat.reply
@@ -121,7 +122,7 @@ class Talk:
         return self.consent.answer(reply.calls) if reply.calls else None
 
     def _count(self, former: "Statistics") -> None:
-        """former: of the answer before, which is still the last one if none has begun."""
+        """Add up the answer's statistics. former: those before it, unchanged if none has begun."""
         statistics, totals = self.chat.statistics, self.totals
         if statistics is former:
             return
@@ -135,7 +136,7 @@ class Talk:
         self.used = statistics.prompt_tokens + statistics.generated_tokens
 
     def recount(self) -> None:
-        """After the conversation has become another one by other means than an answer."""
+        """Count the tokens again after the conversation was changed, other than by an answer."""
         self.used = self.chat.count_tokens(self.chat.messages)
 
     def _say_if_cut_short(self) -> None:
@@ -158,7 +159,7 @@ class Talk:
         return self.chat.settings
 
     def turn_to(self, number: int) -> None:
-        """Go on with a fork, counted from 1."""
+        """Switch to a fork, counted from 1."""
         self.chat.stop()
         settings = self.settings
         self.chat = self.forks[number - 1]
@@ -169,8 +170,8 @@ class Talk:
         self.recount()
 
     def status(self, typed: str = "") -> str:
-        """A line that says how the conversation stands and what goes with the message typed, as far
-        as there is room in the window.
+        """A status line: the state of the conversation, and the pictures of the message being
+        typed, as far as the window has room.
         """
         from prompt_toolkit.utils import get_cwidth
 
@@ -199,7 +200,7 @@ class Talk:
         return line
 
     def keep(self) -> Path | None:
-        """Write this session down for --resume, if there is anything new in it. Returns where."""
+        """Save this session for --resume, if there is anything new in it. Returns its path."""
         from mlx_llama4.chat.conversation import questions
 
         said = self.chat.messages
@@ -213,14 +214,15 @@ class Talk:
             return None
         self.chat.save(path)
         self._kept = list(said)
-        if self._resumed is not None:  # it is the beginning of this one
+        if self._resumed is not None:  # the new file continues that one
             self._resumed.unlink(missing_ok=True)
         state_files.drop_old_sessions(model)
         return path
 
     def load(self, path: Path) -> int:
-        """Go on from a file. Returns its tokens. Raises what `Chat.load` raises, and Llama4Error if
-        it is longer than the context.
+        """Continue from a file. Returns how many tokens it holds.
+
+        Raises what `Chat.load` raises, and Llama4Error if it is longer than the context.
         """
         from mlx_llama4.cache.prompt_file import PromptFile
 
@@ -236,14 +238,14 @@ class Talk:
         return tokens
 
     def reset(self) -> None:
-        """Forget the conversation, and the pictures attached; a session's file stays."""
+        """Forget the conversation and the attached pictures; a session's file stays."""
         self.chat.reset()
         self.attachments.pending.clear()
         self._resumed = None
         self.recount()
 
     def resume(self, session: Path) -> int:
-        """As `load`; what is said from here on takes the place of the session's file."""
+        """Like `load`, but this session will replace the file when it is kept."""
         tokens = self.load(session)
         self._resumed = session
         return tokens
@@ -256,7 +258,7 @@ def say_dropped(turns: int) -> None:
 
 @contextlib.contextmanager
 def kept_at_the_end(talk: Talk) -> Iterator[None]:
-    """However it ends, the session is kept, and the user told how to go on with it."""
+    """Keep the session at the end in any case, and tell the user how to resume it."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The user is shown each call of a tool, and asked; nothing is run without a yes."""
+"""Show each tool call to the user and ask; nothing runs without a yes."""
 
 import json
 import re
@@ -11,14 +11,14 @@ from mlx_llama4.prompt.replies import ToolCall
 QUESTION = "Run it? y/N/always "
 DECLINED = "The user declined this call; it was not run."
 SHOWN_CHARACTERS = 1000  # of a result; the model gets all of it
-# Fillers and variation selectors: Unicode has them printable, and nothing is seen of them.
+# Fillers and variation selectors, which Unicode calls printable but which are invisible.
 UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 
 
 class Tools(Protocol):
-    """What of a ToolFile is needed."""
+    """The part of a ToolFile that consent needs."""
 
     def check(self, call: ToolCall) -> str | None: ...
 
@@ -26,8 +26,12 @@ class Tools(Protocol):
 
 
 class Consent:
-    """ask: puts a question to the user and returns what was typed; EOFError is a no, Ctrl-C is
-    passed on. say: shows a line or several. timeout: seconds that a call may take.
+    """Runs tool calls that the user agrees to.
+
+    ask: puts a question to the user and returns what was typed; EOFError counts as a no, Ctrl-C is
+        passed on.
+    say: shows one or more lines.
+    timeout: how many seconds a call may take.
     """
 
     def __init__(
@@ -44,8 +48,8 @@ class Consent:
         self._always: set[str] = set()  # names of functions, for as long as this lives
 
     def answer(self, calls: Sequence[ToolCall]) -> list[str]:
-        """What to tell the model for each call, in their order; each is run before the next is
-        shown.
+        """Return what to tell the model about each call, in order. Each call is run before the
+        next one is shown.
         """
         return [self._answer(call) for call in calls]
 
@@ -72,15 +76,15 @@ class Consent:
 
 
 def shown_call(call: ToolCall) -> str:
-    """All of a call, on one line: get_weather(city="Oslo"). What a screen would not show as it is
-    (control characters, spaces of no width, changes of direction) is escaped.
+    """Write out a whole call on one line: get_weather(city="Oslo"). Characters that a screen would
+    not show (control characters, zero-width spaces, changes of direction) are escaped.
     """
     arguments = (f"{name}={_shown_value(value)}" for name, value in call.arguments.items())
     return _escaped(f"{call.name}({', '.join(arguments)})")
 
 
 def shown_result(text: str) -> str:
-    """The beginning of what the model is told, safe for a terminal."""
+    """The beginning of a result, safe for a terminal."""
     cut = "" if len(text) <= SHOWN_CHARACTERS else f"\n[… {len(text):,} characters in all]"
     lines = (text[:SHOWN_CHARACTERS].translate(CONTROLS) + cut).split("\n")
     return "\n".join("→ " + line if not index else "  " + line for index, line in enumerate(lines))
