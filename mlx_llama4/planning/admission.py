@@ -193,8 +193,9 @@ def _usage(config: Config, task: Task, width: int, machine: Machine) -> Usage:
 
 
 def _above_wired_limit(total: int, machine: Machine) -> str:
+    held = human_bytes(machine.wired or 0)
     return (
-        f"This takes {human_bytes(total)}, more than the {human_bytes(machine.wired or 0)} that this "
+        f"This takes {human_bytes(total)}, more than the {held} that this "
         "Mac's GPU may hold by default, and may be slow or fail; after each start, first run: "
         f"{wired_limit_command(total, machine)}"
     )
