@@ -1,4 +1,4 @@
-"""Models at work: the built-in one on the questions of `mlx-llama4 demo`, and one of the user's."""
+"""Ask the built-in model the questions of `mlx-llama4 demo`, and measure a model of the user's."""
 
 import errno
 import statistics
@@ -21,25 +21,23 @@ REPEATED = 4  # times; the notes are some 230 tokens long
 
 @dataclass(frozen=True)
 class DemoAnswers:
-    """tokens_per_second: median of the answers, decoding."""
+    """How the built-in model answered."""
 
     right: int
     questions: int
-    tokens_per_second: float
+    tokens_per_second: float  # while decoding; median of the answers
 
 
 @dataclass(frozen=True)
 class ModelSpeed:
-    """Of a model folder. load_seconds: until its weights are in memory. streamed: the experts' are
-    not. peak_bytes: of memory that MLX has taken at most.
-    """
+    """How fast a model folder loads and answers."""
 
     variant: str
     architecture: str
     quantization: str
     nbytes: int
-    load_seconds: float
-    streamed: bool
+    load_seconds: float  # until its weights are in memory
+    streamed: bool  # the experts' weights stay on the disk
     prompt_tokens: int
     prefill_tokens_per_second: float | None
     new_tokens: int
@@ -48,12 +46,15 @@ class ModelSpeed:
 
 
 def ask_demo() -> DemoAnswers:
-    """Converted to 8 bits in a temporary folder. Raises OSError if there is no room."""
+    """Convert the built-in model to 8 bits in a temporary folder, and ask it.
+
+    Raises OSError if there is no room.
+    """
     with tempfile.TemporaryDirectory(prefix="mlx-llama4-doctor-") as temporary:
         folder = Path(temporary) / "demo-8bit"
         try:
             convert(CHECKPOINT, folder, Recipe("bfloat16", Quantization(group_size=64, bits=8)))
-        except OutputError:  # its words begin with the folder's name
+        except OutputError:  # its message begins with the folder's name
             raise OSError(errno.ENOSPC, "there is no room in the temporary folder") from None
         chat = Chat.open(folder, ChatOptions(GenerationSettings(max_tokens=256, temperature=0.0)))
     right, rates = 0, []
@@ -68,7 +69,7 @@ def ask_demo() -> DemoAnswers:
 
 
 def measure_model(folder: Path, chat: Chat, load_seconds: float) -> ModelSpeed:
-    """What a loaded model is and how fast it answers; nothing that its folder is called."""
+    """Describe a loaded model and measure its speed, without naming its folder."""
     found = inspect_folder(folder)
     chat.options.settings = GenerationSettings(max_tokens=NEW_TOKENS, temperature=0.0)
     for _ in chat.send(REPEATED * NOTES + "Tell a long story about these notes."):

@@ -1,8 +1,8 @@
-"""The models and inputs of doctor's goldens. Needs numpy alone.
+"""The models and inputs of doctor's goldens. Needs only numpy.
 
-"scout" and "maverick" have all features of the releases in few numbers: chunks of 32 tokens, a
-temperature that changes every 16. "wide" has the widths that fused and packed kernels are made
-for: heads of 128, in the vision tower of 88, rows of 512.
+"scout" and "maverick" have all features of the releases in miniature: chunks of 32 tokens, a
+temperature that changes every 16. "wide" has the widths for which fused and packed kernels are
+made: heads of 128 (88 in the vision tower), rows of 512.
 """
 
 from dataclasses import dataclass, field
@@ -42,22 +42,22 @@ IMAGES = {"2x2": [(2, 2)], "two images": [(1, 1), (1, 2)]}  # grids (rows, colum
 
 @dataclass(frozen=True)
 class RandomModel:
-    """A model of tiny.py. overrides: of its text_config; vision: of its vision_config."""
+    """A model of tiny.py."""
 
     preset: str
-    overrides: dict[str, Any] = field(default_factory=dict)
-    vision: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)  # of its text_config
+    vision: dict[str, Any] = field(default_factory=dict)  # overrides of its vision_config
     qk_gain: float = 1.0
 
     @property
     def config(self) -> dict[str, Any]:
-        """config.json"""
+        """The contents of config.json."""
         raw = tiny.config(self.preset, **self.overrides)
         raw["vision_config"] |= self.vision
         return raw
 
     def weights(self) -> dict[str, np.ndarray]:
-        """By their names in Hugging Face's layout, float32."""
+        """The weights, float32, by their names in Hugging Face's layout."""
         return tiny.tensors(self.config, qk_gain=self.qk_gain)
 
 
@@ -67,10 +67,10 @@ MODELS = {
     "strong_rope": RandomModel("scout", {"rope_scaling": ROPE_64}),
     "wide": RandomModel("scout", WIDE_TEXT, WIDE_VISION),
 }
-# Which inputs the reference's logits are kept for, "text" or one of IMAGES, and the seed they are
-# drawn with: that of the clearest choice among experts. No two router logits are nearer than 0.0039
-# (0.0016 with Maverick's picture); at a nearer tie a GPU's rounding may take another expert, and
-# all of that token's logits are others.
+# The inputs ("text" or one of IMAGES) for which the reference's logits are kept, and their seeds.
+# The seeds are those with the clearest choices among experts: no two router logits are closer than
+# 0.0039 (0.0016 with Maverick's picture). At a closer tie, a GPU's rounding may choose another
+# expert, which changes all of that token's logits.
 SEEDS = {
     "scout": {"text": 2, "2x2": 13, "two images": 16},
     "maverick": {"text": 10, "2x2": 0},
@@ -80,19 +80,19 @@ SEEDS = {
 
 
 def text_ids(model: str) -> np.ndarray:
-    """Ids [1, TEXT_TOKENS]."""
+    """The text input of a model: ids [1, TEXT_TOKENS]."""
     return tiny.text_ids(TEXT_TOKENS, SEEDS[model]["text"])
 
 
 def pictures(model: str, images: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [1, L] and pixels [n, 3, S, S]."""
+    """A picture input of a model: ids [1, L] and pixels [n, 3, S, S]."""
     grids = IMAGES[images]
     return tiny.image_ids(grids), tiny.pixels(grids, SEEDS[model][images])
 
 
 def kept_positions(length: int) -> np.ndarray:
-    """Of so many positions those whose logits are kept: before and after each border of a chunk,
-    some between, the last.
+    """The positions, of `length`, whose logits are kept: those before and after each chunk border,
+    some in between, and the last.
     """
     borders = [one for border in range(32, length, 32) for one in (border - 1, border)]
     between = range(0, length, 3) if length < TEXT_TOKENS else (0, 15, 16, length - 2)

@@ -1,5 +1,6 @@
-"""How fast the disk gives weights: reads of a temporary file, or of a model's own, past the page
-cache where the system lets us.
+"""Measure how fast the disk delivers weights.
+
+Reads a temporary file, or a model's own files, bypassing the page cache if the system allows it.
 """
 
 import fcntl
@@ -19,27 +20,26 @@ import numpy as np
 from mlx_llama4.files.durable import forget_cached, sync_path
 
 FILE_BYTES = 256 * 10**6
-BLOCK_BYTES = 4 * 2**20  # as streamed experts are read; a multiple of what O_DIRECT wants
+BLOCK_BYTES = 4 * 2**20  # as for streamed experts; a multiple of what O_DIRECT needs
 READERS = 8
 
 
 @dataclass(frozen=True)
 class DiskSpeed:
-    """Bytes a second, by one reader and by READERS at once. past_cache: did no read come by way of
-    the page cache? If not, it was emptied before, as far as that can be asked for.
-    """
+    """How fast the disk was read."""
 
     file_system: str | None
     nbytes: int
+    # Whether all reads bypassed the page cache. If not, the system was asked to empty it before.
     past_cache: bool
-    one_reader: float
-    many_readers: float
+    one_reader: float  # bytes a second
+    many_readers: float  # bytes a second, READERS at once
 
 
 def measure_folder(folder: Path, nbytes: int = FILE_BYTES) -> DiskSpeed:
-    """With a file that is written there for it and gone afterwards. Raises OSError."""
+    """Measure with a temporary file in the folder. Raises OSError."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".mlx-llama4-doctor-") as file:
-        # What is the same everywhere would be stored once by some file systems.
+        # Number the blocks, since some file systems store identical ones only once.
         block = np.random.default_rng().bytes(BLOCK_BYTES)
         for start in range(0, nbytes, BLOCK_BYTES):
             file.write(start.to_bytes(8, "little") + block[8:])
@@ -48,7 +48,7 @@ def measure_folder(folder: Path, nbytes: int = FILE_BYTES) -> DiskSpeed:
 
 
 def measure_files(files: Sequence[Path], nbytes: int = FILE_BYTES) -> DiskSpeed:
-    """With the first `nbytes` bytes of those files, or all there are. Raises OSError."""
+    """Measure with the first `nbytes` bytes of the files, or all of them. Raises OSError."""
     blocks = _blocks(files, nbytes)
     if not blocks:
         raise OSError(0, "there is nothing to read")
@@ -60,11 +60,11 @@ def measure_files(files: Sequence[Path], nbytes: int = FILE_BYTES) -> DiskSpeed:
     return DiskSpeed(file_system, total, past_cache, total / one, total / many)
 
 
-Block = tuple[Path, int, int]  # file, where, bytes
+Block = tuple[Path, int, int]  # file, offset, bytes
 
 
 def _blocks(files: Sequence[Path], nbytes: int) -> list[Block]:
-    """The last of a file may be shorter, where O_DIRECT still wants the room of a whole one."""
+    """Cut files into blocks. A file's last block may be shorter, but O_DIRECT reads a whole one."""
     blocks: list[Block] = []
     left = nbytes
     for file in files:
@@ -79,9 +79,9 @@ def _blocks(files: Sequence[Path], nbytes: int) -> list[Block]:
 
 
 def _speed(files: Sequence[Path], blocks: list[Block], readers: int, past_cache: bool) -> float:
-    """Seconds."""
+    """Read all blocks. Returns the time taken, in seconds."""
     for file in files:
-        sync_path(file)  # what is not written yet cannot be forgotten
+        sync_path(file)  # the cache can only drop what has been written
         with file.open("rb") as stream:
             forget_cached(stream.fileno())
     descriptors = {file: _open(file, past_cache) for file in {file for file, _, _ in blocks}}
@@ -106,7 +106,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _passes_cache(file: Path) -> bool:
-    """Some file systems refuse it."""
+    """Whether the file can be read past the page cache, which some file systems refuse."""
     try:
         descriptor = _open(file, True)
     except OSError:
@@ -129,7 +129,7 @@ def _open(file: Path, past_cache: bool) -> int:
 
 
 def _file_system(file: Path) -> str | None:
-    """Its kind alone, such as apfs, ext4 or nfs; None if that cannot be told."""
+    """The kind of a file's file system, such as apfs, ext4 or nfs; None if unknown."""
     place, best = file.resolve(), (-1, "")
     for mount, kind in _mounts():
         if place.is_relative_to(mount) and len(mount) > best[0]:
@@ -138,7 +138,7 @@ def _file_system(file: Path) -> str | None:
 
 
 def _mounts() -> list[tuple[str, str]]:
-    """Mount point and kind of all file systems; none where they cannot be listed."""
+    """The mount points and kinds of all file systems; empty if they cannot be listed."""
     try:
         if sys.platform != "darwin":
             lines = Path("/proc/self/mounts").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""All that doctor looks at, one after the other. What fails of it is told, and the rest goes on."""
+"""Run all of doctor's checks in turn. A failure is reported, and the rest continues."""
 
 import os
 import tempfile
@@ -14,30 +14,30 @@ from mlx_llama4.doctor.asking import DemoAnswers, ModelSpeed, ask_demo
 from mlx_llama4.doctor.machine_facts import MachineFacts, look
 from mlx_llama4.doctor.unknown import Unknown, attempt
 
-# Shows what is being done until it is done.
+# Shows what is being done while it lasts.
 Status = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured. work: None leaves it to the device."""
+    """How much to measure."""
 
     checks: Sequence[goldens.Check] = goldens.CHECKS
     array_bytes: int = speed.ARRAY_BYTES
     disk_bytes: int = disk.FILE_BYTES
-    work: speed.Work | None = None
+    work: speed.Work | None = None  # None: as suits the device
 
 
 @dataclass(frozen=True)
 class Report:
-    """bandwidth: bytes a second. model: None if none was given."""
+    """What doctor found."""
 
     machine: MachineFacts
-    bandwidth: float | Unknown
+    bandwidth: float | Unknown  # of memory, bytes a second
     disk: disk.DiskSpeed | Unknown
     decode: speed.DecodeSpeed | Unknown
     demo: DemoAnswers | Unknown
-    model: ModelSpeed | Unknown | None
+    model: ModelSpeed | Unknown | None  # None: no model was given
     checks: list[goldens.Result]
 
     @property
@@ -54,7 +54,7 @@ def examine(
     measure_model: Callable[[], ModelSpeed] | None = None,
     effort: Effort = Effort(),
 ) -> Report:
-    """model_files: of the model that is measured; the disk is read from there."""
+    """Examine this machine. model_files: of the measured model; the disk is timed with them."""
     with status("Looking at the machine"):
         machine = look()
     checks = run_checks(status, effort.checks)
@@ -66,13 +66,13 @@ def examine(
         decode = attempt(lambda: speed.measure_decode(effort.work))
     with status("Asking the built-in model"):
         demo = attempt(ask_demo)
-    mx.clear_cache()  # what the layers took is the model's
+    mx.clear_cache()  # free what the layers took, for the model
     model = None if measure_model is None else attempt(measure_model)
     return Report(machine, bandwidth, disk_speed, decode, demo, model, checks)
 
 
 def run_checks(status: Status, checks: Sequence[goldens.Check]) -> list[goldens.Result]:
-    """On the device that computes, and on the CPU, which has no kernels for some."""
+    """Run checks on the default device and on the CPU, which has no kernels for some of them."""
     results = []
     for device in goldens.devices():
         for check in checks:
@@ -91,10 +91,10 @@ def _measure_disk(model_files: Sequence[Path], nbytes: int) -> disk.DiskSpeed:
 
 
 def _download_folder() -> Path:
-    """Where the hub's downloads are, or would be, or what is there instead."""
+    """The folder of the hub's downloads, or the nearest one that exists."""
     try:
         home = Path.home()
-    except RuntimeError:  # a user without one
+    except RuntimeError:  # a user without a home
         home = Path(tempfile.gettempdir())
     places = [Path(os.environ.get("HF_HOME") or home / ".cache" / "huggingface"), home]
     usable = (place for place in places if place.is_dir() and os.access(place, os.W_OK))

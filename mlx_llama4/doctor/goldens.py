@@ -1,7 +1,7 @@
-"""Do models compute here what the reference computed? Logits against kept ones, by device.
+"""Check that models compute here what the reference computed, by comparing logits on each device.
 
 The reference is transformers in float32 (tests/golden/README.md). The models are made in memory
-of random numbers that are the same everywhere; nothing is read but goldens/*.npz.
+from random numbers that are the same everywhere; only goldens/*.npz is read.
 """
 
 import contextlib
@@ -18,18 +18,18 @@ from mlx_llama4.doctor.unknown import reason
 from mlx_llama4.model.llama4 import Llama4
 
 FOLDER = Path(__file__).parent / "goldens"
-# Largest absolute difference of logits, whose standard deviation is 2. The reference's own noise
-# in float32 (its cache against one pass) is 1e-5. A GPU sums in other orders and has less exact
-# functions (exp, sin); reduced-precision matmuls are switched off. No Mac has set them yet.
+# Largest allowed absolute difference of logits, whose standard deviation is 2. The reference's own
+# noise in float32 (its cache against one pass) is 1e-5. A GPU sums in other orders and has less
+# exact functions (exp, sin); reduced-precision matmuls are off. No Mac has confirmed them yet.
 LIMITS = {
     ("CPU", "text"): 3e-5,
     ("CPU", "images"): 6e-5,
     ("GPU", "text"): 1e-3,
     ("GPU", "images"): 2e-3,
 }
-# Of bfloat16 the median is looked at, on any device: with 8 bits of mantissa a near tie of two
-# experts falls otherwise now and then, and that token's logits are other ones. By MLX's CPU backend
-# it is 0.05 to 0.06; of logits that have nothing in common it is 2.
+# For bfloat16 the median difference is compared, on any device: with 8 bits of mantissa, a near tie
+# of two experts sometimes falls the other way and changes all of that token's logits. On MLX's CPU
+# backend the median is 0.05 to 0.06; for unrelated logits it would be 2.
 BFLOAT16_MEDIAN_LIMIT = 0.15
 PREFILLED = 100  # tokens, before the others come one by one
 ONE_BY_ONE = (PREFILLED, *[1] * (cases.TEXT_TOKENS - PREFILLED))
@@ -38,16 +38,15 @@ UNEQUAL = (31, 1, 1, 31, 86)
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison. inputs: "text" or one of cases.IMAGES. steps: in parts of so many tokens;
-    None: all at once. packed: in 4 bits, compared with the same weights unpacked on the CPU, not
-    with the reference.
-    """
+    """One comparison of logits."""
 
     name: str
     model: str
-    inputs: str = "text"
+    inputs: str = "text"  # or one of cases.IMAGES
+    # How many tokens to feed in each step; None: all at once.
     steps: tuple[int, ...] | None = None
     dtype: str = "float32"
+    # In 4 bits, compared with the same weights unpacked on the CPU instead of the reference.
     packed: bool = False
 
     def limit(self, device: str) -> float:
@@ -79,32 +78,32 @@ CHECKS = (
 
 @dataclass(frozen=True)
 class Result:
-    """difference: the largest of logits, in bfloat16 the median; None if `problem` kept it from
-    being computed. same_winners: is the likeliest token the same at every position, also at those
-    whose logits are not kept? Not asked in bfloat16.
-    """
+    """The outcome of a check."""
 
     name: str
     device: str
     dtype: str
+    # Of logits: the largest, in bfloat16 the median; None if a problem prevented the comparison.
     difference: float | None
     limit: float
+    # Whether the likeliest token is the same at every position, even where no logits are kept. Not
+    # checked in bfloat16.
     same_winners: bool
     problem: str | None = None
 
     @property
     def passed(self) -> bool:
-        # Not a number is not within anything.
+        # A NaN is within no limit.
         return self.difference is not None and self.difference <= self.limit and self.same_winners
 
 
 def devices() -> tuple[str, ...]:
-    """Those to check: the one that computes, and the CPU."""
+    """The devices to check: the default one, and the CPU."""
     return ("CPU",) if mx.default_device() == mx.cpu else ("GPU", "CPU")
 
 
 def run(check: Check, device: str, folder: Path = FOLDER) -> Result:
-    """Whatever goes wrong is part of the result. folder: of the goldens."""
+    """Run a check; any error becomes part of its result. folder: of the goldens."""
     limit = check.limit(device)
     try:
         with computing_on(device):
@@ -116,7 +115,7 @@ def run(check: Check, device: str, folder: Path = FOLDER) -> Result:
 
 
 def logits(model: Llama4, check: Check) -> np.ndarray:
-    """What a model makes of a check's inputs: float32 [L, vocabulary]."""
+    """A model's logits for a check's inputs: float32 [L, vocabulary]."""
     if check.inputs == "text":
         inputs = mx.array(cases.text_ids(check.model))
     else:
@@ -136,7 +135,7 @@ def _model(check: Check) -> Llama4:
 
 
 def _compare(check: Check, found: np.ndarray, folder: Path) -> tuple[float, bool]:
-    """How far from what is expected, and whether the winners are the same."""
+    """The difference from the expected logits, and whether the likeliest tokens are the same."""
     if check.packed:
         rows, expected = found, _unpacked_logits(check.model)
         winners = expected.argmax(-1)
@@ -147,7 +146,7 @@ def _compare(check: Check, found: np.ndarray, folder: Path) -> tuple[float, bool
     differences = np.abs(rows - expected)
     if check.dtype != "float32":
         return float(np.median(differences)), True
-    # Of two that were nearly even either may win.
+    # Where two tokens were nearly even, either may win.
     behind = found.max(-1) - np.take_along_axis(found, winners[:, None].astype(int), -1)[:, 0]
     return float(differences.max()), bool((behind <= 2 * differences.max()).all())
 
@@ -160,8 +159,9 @@ def _unpacked_logits(name: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def computing_on(device: str) -> Iterator[None]:
-    """Have MLX compute on the CPU or the GPU meanwhile. For the CPU it would compile kernels with
-    the machine's C++ compiler, which may not be there.
+    """Have MLX compute on the CPU or the GPU within this context.
+
+    On the CPU, compilation is off: MLX would need a C++ compiler, which may be missing.
     """
     before, wanted = mx.default_device(), mx.Device(mx.cpu if device == "CPU" else mx.gpu)
     if wanted == before:

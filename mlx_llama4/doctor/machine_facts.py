@@ -1,6 +1,6 @@
-"""What this runs on: processor, system, versions, memory. Nothing that tells whose machine it is.
+"""Describe the machine: processor, system, versions, memory; nothing that tells whose it is.
 
-Each fact is looked up by itself and may stay unknown.
+Each fact is looked up separately and may stay unknown.
 """
 
 import os
@@ -25,16 +25,15 @@ COMMAND_SECONDS = 10
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """packages: name → version. device: what MLX computes on. memory: bytes. wired_limit:
-    iogpu.wired_limit_mb in MB, 0 as macOS sets itself; None where there is no such thing.
-    """
+    """Facts about this machine."""
 
     processor: str | Unknown
     system: str | Unknown
     python: str
-    packages: dict[str, str]
-    device: str | Unknown
+    packages: dict[str, str]  # name → version
+    device: str | Unknown  # on which MLX computes
     memory: Machine | Unknown
+    # iogpu.wired_limit_mb in MB, 0 for macOS's own choice; None if the system has no such limit.
     wired_limit: int | Unknown | None
     swap: str | Unknown | None
     low_power: bool | Unknown | None
@@ -56,7 +55,7 @@ def look() -> MachineFacts:
 
 
 def sysctl(name: str) -> str:
-    """A value of macOS's. Raises OSError, or ValueError where it is not known."""
+    """Read a sysctl value of macOS. Raises OSError, or ValueError if it is unknown."""
     return _output("sysctl", "-n", name)
 
 
@@ -99,7 +98,7 @@ def _macos() -> str:
 
 
 def _linux() -> str:
-    """The kernel's number alone: what follows it may be a name that somebody gave it."""
+    """The kernel's version number only, since a suffix may be somebody's own name for it."""
     number = re.match(r"[\d.]*\d", platform.release())
     kernel = f"{platform.system()} {number[0] if number else ''}".strip()
     name = attempt(lambda: platform.freedesktop_os_release()["PRETTY_NAME"])
@@ -107,7 +106,7 @@ def _linux() -> str:
 
 
 def _packages() -> dict[str, str]:
-    """Of those that are there. What follows a + is a name of a build of one's own."""
+    """Versions of the installed packages, without a local build's name after the +."""
     versions = {}
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""The models of cases.py in memory, as a conversion and a load would leave them."""
+"""Build the models of cases.py in memory, as a conversion and a load would leave them."""
 
 import functools
 from collections.abc import Collection
@@ -14,13 +14,13 @@ from mlx_llama4.opening import fill
 from mlx_llama4.quantization import Quantization
 
 PACKING = Quantization(group_size=64, bits=4)
-# As conversions do. The router stays as it is.
+# As in conversions, the router is not packed.
 PACKED = ("_proj.weight", "lm_head.weight", "embed_tokens.weight")
 
 
 @functools.cache
 def weights(name: str) -> dict[str, np.ndarray]:
-    """By their names in an MLX folder, float32."""
+    """A model's weights, float32, by their names in an MLX folder."""
     result: dict[str, np.ndarray] = {}
     for key, array in MODELS[name].weights().items():
         if key.endswith("experts.gate_up_proj"):  # [experts, in, 2 · out], gate before up
@@ -41,7 +41,7 @@ def floating(name: str, dtype: mx.Dtype) -> Llama4:
 
 
 def packed(name: str, dtype: mx.Dtype) -> Llama4:
-    """The same in 4 bits, but its vision tower."""
+    """The same model in 4 bits, except its vision tower."""
     arrays = []
     for key, (weight, scales, biases) in _packed(name).items():
         parts = {"weight": weight, "scales": scales.astype(dtype), "biases": biases.astype(dtype)}
@@ -55,7 +55,7 @@ def packed(name: str, dtype: mx.Dtype) -> Llama4:
 
 
 def unpacked(name: str) -> Llama4:
-    """What `packed` stands for, in float32."""
+    """The model of `packed`, unpacked to float32."""
     arrays = [(key, mx.array(a)) for key, a in weights(name).items() if not is_packed(key)]
     for key, (packed, scales, biases) in _packed(name).items():
         # In float32, or they would round the product.
@@ -73,8 +73,9 @@ def _model(name: str, arrays: list[tuple[str, mx.array]], modules: Collection[st
 
 @functools.cache
 def _packed(name: str) -> dict[str, tuple[mx.array, mx.array, mx.array]]:
-    """Module → packed weight, scales and biases, whose values are exact in bfloat16. By the CPU,
-    whatever computes: all devices are to have the same.
+    """Pack each module's weight; returns weight, scales and biases, which are exact in bfloat16.
+
+    Always computed on the CPU, so that all devices get the same values.
     """
     result = {}
     with mx.stream(mx.cpu):
@@ -88,11 +89,11 @@ def _packed(name: str) -> dict[str, tuple[mx.array, mx.array, mx.array]]:
 
 
 def is_packed(name: str) -> bool:
-    """Is this tensor of an MLX folder, by its name, one that `packed` packs?"""
+    """Does `packed` pack the tensor of this name in an MLX folder?"""
     return name.startswith("language_model.") and name.endswith(PACKED)
 
 
 def forget() -> None:
-    """Let go of the memory that all checks of a model have shared."""
+    """Free the memory that a model's checks share."""
     weights.cache_clear()
     _packed.cache_clear()

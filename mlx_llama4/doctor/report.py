@@ -1,5 +1,6 @@
-"""What doctor has found, as Markdown to be pasted or as JSON. Knows figures and kinds, no names of
-files, folders, users or hosts.
+"""Write doctor's findings as Markdown to paste, or as JSON.
+
+A report has figures and kinds, but no names of files, folders, users or hosts.
 """
 
 import math
@@ -19,14 +20,14 @@ Lines = list[tuple[str, str]]
 
 
 def verdict(report: Report) -> str:
-    """One line."""
+    """Summarise the report in one line."""
     if failed := report.failures:
         return f"Failed: {'; '.join(failed)}."
     return f"All {len(report.checks)} checks passed."
 
 
 def markdown(report: Report) -> str:
-    """A heading, the verdict, facts and figures as a list, the checks as a table."""
+    """Write a heading, the verdict, facts and figures as a list, and the checks as a table."""
     bandwidth = report.bandwidth
     facts = machine_lines(report.machine)
     rate = bandwidth if isinstance(bandwidth, Unknown) else f"{human_bytes(bandwidth)}/s"
@@ -136,7 +137,7 @@ def model_lines(model: ModelSpeed) -> Lines:
 
 
 def check_table(checks: list[Result]) -> list[str]:
-    """Columns padded, so that it can be read as it is too."""
+    """Make a table with padded columns, so that it is readable as plain text too."""
     rows = [("check", "on", "type", "difference", "limit", "")]
     rows += [
         (
@@ -168,7 +169,7 @@ def _outcome(one: Result) -> str:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """All of it, bytes and tokens a second as numbers; what is unknown as {"unknown": why}."""
+    """The whole report: bytes and rates as numbers, unknown values as {"unknown": why}."""
     result = {"passed": not report.failures, "failures": report.failures} | _plain(report)
     for one, check in zip(result["checks"], report.checks, strict=True):
         one["passed"] = check.passed

@@ -1,5 +1,6 @@
-"""Quick figures: how fast memory is read, and how fast layers of Scout's shapes read a prompt and
-write tokens, with random weights of 4 bits.
+"""Measure quickly how fast memory is, and how fast layers of Scout's shapes prefill and decode.
+
+The layers have random 4-bit weights.
 """
 
 import math
@@ -25,15 +26,15 @@ from mlx_llama4.tensors import TensorSpec, model_tensors, quantized_tensors
 ARRAY_BYTES = 512 * 10**6  # more than any processor's cache
 BEST_OF = 3
 WARMING_TOKENS = 3
-LAYERS, EXPERTS, VOCABULARY = 4, 2, 2048  # of so many experts a token takes one
-CODES_MEAN, CODES_VARIANCE = 7.5, 21.25  # of 4 bits, each value as likely as another
+LAYERS, EXPERTS, VOCABULARY = 4, 2, 2048  # each token takes one expert
+CODES_MEAN, CODES_VARIANCE = 7.5, 21.25  # of 4-bit values, all equally likely
 
 
 @dataclass(frozen=True)
 class Work:
-    """scale: Scout's widths are divided by it."""
+    """How much to compute."""
 
-    scale: int
+    scale: int  # Scout's widths are divided by this
     prompt_tokens: int
     new_tokens: int
 
@@ -45,12 +46,12 @@ WORK_OF_CPU = Work(scale=8, prompt_tokens=64, new_tokens=16)
 
 @dataclass(frozen=True)
 class DecodeSpeed:
-    """token_bytes: weights that a token reads."""
+    """How fast the layers of `work` ran."""
 
     work: Work
     layers: int
     dtype: str
-    token_bytes: int
+    token_bytes: int  # of weights that a token reads
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
 
@@ -60,8 +61,9 @@ class DecodeSpeed:
 
 
 def measure_bandwidth(nbytes: int = ARRAY_BYTES) -> float:
-    """Bytes that can be read a second; the best of a few. MLX's CPU backend reads in one thread,
-    so there NumPy reads too, in as many as there are cores.
+    """Measure how many bytes of memory can be read a second; the best of a few runs.
+
+    MLX's CPU backend reads in one thread, so there NumPy reads too, in one thread per core.
     """
     array = mx.ones(nbytes // 4)
     mx.eval(array)
@@ -75,7 +77,7 @@ def measure_bandwidth(nbytes: int = ARRAY_BYTES) -> float:
 
 
 def measure_decode(work: Work | None = None) -> DecodeSpeed:
-    """work: by default what the device does in some seconds."""
+    """Measure prefill and decoding. work: by default, what the device does in some seconds."""
     is_cpu = mx.default_device() == mx.cpu
     work = work or (WORK_OF_CPU if is_cpu else WORK_OF_GPU)
     config = scaled_scout(work.scale)
@@ -101,7 +103,7 @@ def measure_decode(work: Work | None = None) -> DecodeSpeed:
 
 
 def scaled_scout(scale: int) -> Config:
-    """Text alone; three layers of four are chunked, as in the whole."""
+    """Scout's text model with narrower layers; three of four are chunked, as in the original."""
     raw = release_json("scout")
     text = raw["text_config"]
     for key in ("hidden_size", "intermediate_size", "intermediate_size_mlp"):
@@ -117,8 +119,9 @@ def scaled_scout(scale: int) -> Config:
 
 
 def random_weights(config: Config, dtype: mx.Dtype) -> list[tuple[str, mx.array]]:
-    """By their names in an MLX folder, lazily: variance 1 / inputs, so that activations keep their
-    size, and norms of ones.
+    """Draw weights, lazily, by their names in an MLX folder.
+
+    Their variance is 1 / inputs, so that activations keep their size; norms are ones.
     """
     arrays: list[tuple[str, mx.array]] = []
     for name, spec in model_tensors(config).items():
@@ -145,7 +148,7 @@ def _random_packed(name: str, spec: TensorSpec, dtype: mx.Dtype) -> list[tuple[s
 
 
 def _token_bytes(config: Config, weights: list[tuple[str, mx.array]]) -> int:
-    """All but the embedding, and of the experts those that one token takes."""
+    """Bytes of weights that one token reads: all but the embedding and the experts not chosen."""
     text, total = config.text, 0
     for name, array in weights:
         if ".experts." in name:

@@ -1,8 +1,8 @@
-"""Tiny random Llama 4 models in Hugging Face's layout, the same wherever they are made.
+"""Make tiny random Llama 4 models in Hugging Face's layout, identical on every machine.
 
-Needs numpy alone and nothing of what is tested with them: the reference whose values are kept had
-the very same weights (tests/golden/README.md). They are drawn from numpy's frozen RandomState and
-are exact in bfloat16, so that float32 and bfloat16 checkpoints are the same model.
+This needs only numpy, and nothing of the code under test: the reference values come from a model
+with the very same weights (tests/golden/README.md). The weights are drawn from numpy's frozen
+RandomState and are exact in bfloat16, so float32 and bfloat16 checkpoints are the same model.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ LAYERS = 8
 
 
 def config(preset: str, **overrides: Any) -> dict[str, Any]:
-    """config.json as the releases spell it. Overrides go to text_config; None removes nothing.
+    """Make config.json as in the releases. Overrides go to text_config; None removes nothing.
 
     "scout": experts in every layer, QK norm, scaled RoPE; "maverick": experts in every second
     layer, neither.
@@ -100,7 +100,7 @@ def config(preset: str, **overrides: Any) -> dict[str, Any]:
 
 
 def tensors(config_: dict[str, Any], seed: int = 0, qk_gain: float = 1.0) -> dict[str, np.ndarray]:
-    """Name → float32 weights, scaled so that logits have a standard deviation of about 2.
+    """Draw float32 weights by name, scaled so that logits have a standard deviation of about 2.
 
     qk_gain multiplies the query and key projections of the text tower; 0.003 makes queries so
     small that the epsilon of their norm matters.
@@ -114,7 +114,7 @@ def tensors(config_: dict[str, Any], seed: int = 0, qk_gain: float = 1.0) -> dic
 
 
 def fingerprint(weights: dict[str, np.ndarray]) -> str:
-    """Tells, should goldens fail, whether the weights were the reference's at all."""
+    """A hash that tells, if goldens fail, whether the weights were the reference's at all."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(weights[name].tobytes())
@@ -122,7 +122,7 @@ def fingerprint(weights: dict[str, np.ndarray]) -> str:
 
 
 def image_ids(grids: list[tuple[int, int]]) -> np.ndarray:
-    """Ids [1, L] of a prompt with one image per (rows, columns), some text around each."""
+    """Ids [1, L] of a prompt with one image per (rows, columns) and some text around each."""
     ids = [300, 5, 6]
     for index, (rows, columns) in enumerate(grids):
         tile = [PATCH_ID] * TOKENS_PER_TILE
@@ -134,7 +134,7 @@ def image_ids(grids: list[tuple[int, int]]) -> np.ndarray:
 
 
 def pixels(grids: list[tuple[int, int]], seed: int = 0) -> np.ndarray:
-    """Pixel values [n, 3, S, S] for those images: bfloat16-exact, smooth and noisy."""
+    """Pixel values [n, 3, S, S] for such images: exact in bfloat16, smooth and noisy."""
     tiles = sum(rows * columns + (rows * columns > 1) for rows, columns in grids)
     random = np.random.RandomState(seed)
     shape = (tiles, 3, SIDE_PIXELS, SIDE_PIXELS)
@@ -148,7 +148,7 @@ def text_ids(length: int, seed: int) -> np.ndarray:
 
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """Nearest bfloat16, ties away from zero (which it does not matter here)."""
+    """Round to the nearest bfloat16, ties away from zero (which does not matter here)."""
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
     return ((bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
 
@@ -182,7 +182,7 @@ def _draw(name: str, shape: tuple[int, ...], seed: int, qk_gain: float) -> np.nd
 
 
 def text_shapes(text: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name → shape of a text tower's tensors."""
+    """Shapes of a text tower's tensors, by name."""
     hidden, width = text["hidden_size"], text["intermediate_size"]
     queries = text["num_attention_heads"] * text["head_dim"]
     keys = text["num_key_value_heads"] * text["head_dim"]

@@ -1,4 +1,4 @@
-"""What could not be found out, and why, in words that name nothing private."""
+"""Record what could not be found out, and why, in words that name nothing private."""
 
 import re
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class Unknown:
 
 
 def attempt(find: Callable[[], Found]) -> Found | Unknown:
-    """What `find` finds; an answer of this kind is never worth ending the others for."""
+    """Return what `find` returns, or Unknown if it fails: one failure must not end the report."""
     try:
         return find()
     except Exception as error:
@@ -28,8 +28,9 @@ def attempt(find: Callable[[], Found]) -> Found | Unknown:
 
 
 def reason(error: Exception) -> str:
-    """The system's own words, or the error's as far as they are no path and nothing quoted. Ours
-    begin with folders' names: of them the kind alone.
+    """Why an error happened: the system's own words, or the error's without paths and quotes.
+
+    Our own errors begin with folders' names, so only their kind is given.
     """
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
