@@ -1,4 +1,4 @@
-"""The documentation is up to date: links, computed figures, options, and a plan that is shown."""
+"""The documentation is up to date: links, computed figures, options, quoted messages, a plan."""
 
 import re
 from pathlib import Path
@@ -13,6 +13,7 @@ from mlx_llama4.planning.machine import GIB, mac
 from mlx_llama4.planning.placement import place, tokens_per_second
 from mlx_llama4.planning.planner import Usage, largest_context, packed_weights, tokens_name
 from mlx_llama4.planning.releases import release_config
+from tests.program_text import texts
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -137,3 +138,25 @@ def test_the_plan_that_is_shown_is_what_plan_prints(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         app(typed.split())
     assert capsys.readouterr().out == shown
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[\w'./-]+|…", text)
+
+
+def test_troubleshooting_quotes_messages_as_they_are_printed() -> None:
+    """Half at least of a quotation's runs of four words are in the program: the rest may be names
+    and figures, which the program puts in.
+    """
+    files = [*(ROOT / "mlx_llama4").rglob("*.py"), *(ROOT / "convert").rglob("*.py")]
+    said = " | ".join(" ".join(words(text)) for file in files for text in texts(file.read_text()))
+    page = re.sub(r"\s+", " ", (ROOT / "docs" / "troubleshooting.md").read_text("utf-8"))
+    quoted = re.findall(r"`((?:error: |… |\[)[^`]*|This takes[^`]*|Experts:[^`]*)`", page)
+    assert len(quoted) > 30
+    for quotation in quoted:
+        runs = []
+        for part in re.split(r"…|\d[\d,.]*", quotation.removeprefix("error: ")):
+            found = words(part)
+            runs += [" ".join(found[start : start + 4]) for start in range(len(found) - 3)]
+        missing = [run for run in runs if run not in said]
+        assert len(runs) < 3 or len(missing) <= len(runs) / 2, (quotation, missing)

@@ -5,14 +5,12 @@ Each is paired with what to write instead. A list cannot make prose good; it kee
 coming back.
 """
 
-import ast
-import io
 import re
-import tokenize
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.program_text import texts
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -61,20 +59,6 @@ def offences(text: str) -> list[str]:
 def test_pages_read_as_english(page: Path) -> None:
     # Without code, which quotes messages as they are printed.
     assert offences(CODE.sub("", page.read_text("utf-8"))) == []
-
-
-def texts(source: str) -> Iterator[str]:
-    """What a module says: each string, `…` for what is put in, and the comments as one text."""
-    inside = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.JoinedStr):
-            inside.update(id(part) for part in node.values)
-            parts = (part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
-            yield "".join(map(str, parts))
-        elif isinstance(node, ast.Constant) and id(node) not in inside:
-            yield str(node.value)
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    yield " ".join(token.string.strip("# ") for token in tokens if token.type == tokenize.COMMENT)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
