@@ -65,7 +65,7 @@ class Chat:
         options: ChatOptions | None = None,
         folder: ModelFolder | None = None,
     ):
-        """folder: the model's; only `save` and `load` need it."""
+        """folder: the model's folder, which only `save` and `load` need."""
         self.model = model
         self.processor = processor
         self.options = options or ChatOptions()
@@ -93,11 +93,11 @@ class Chat:
         force: bool = False,
         on_load: OnLoad = ignore_load,
     ) -> "Chat":
-        """With the model of an MLX folder: a path, or OWNER/NAME on the Hugging Face hub.
+        """Load the model of an MLX folder: a path, or OWNER/NAME on the Hugging Face hub.
 
-        The conversation may grow, and earlier prompts are kept, as far as this machine's memory
-        goes. experts, expert_memory, page_cache, force: as `load` takes them; with `force` the
-        model's context is the only limit. Raises what `load` raises.
+        The conversation and the store of earlier prompts may grow as far as this machine's memory
+        allows. experts, expert_memory, page_cache, force: as for `load`; with `force` the model's
+        context is the only limit. Raises what `load` raises.
         """
         wanted = Experts(experts, expert_memory, page_cache)
         model, folder, options = load_for_chat(folder, options, wanted, force, on_load)
@@ -109,12 +109,12 @@ class Chat:
 
     @property
     def name(self) -> str:
-        """Of the model, for people."""
+        """The model's name, for display."""
         return "model" if self.folder is None else self.folder.path.resolve().name
 
     @property
     def identity(self) -> Identity | None:
-        """What keys and values of the model are known by; None if the folder is not known."""
+        """The identity of the model's keys and values; None if its folder is unknown."""
         return None if self.folder is None else self.folder.identity
 
     def reset(self) -> None:

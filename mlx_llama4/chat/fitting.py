@@ -53,9 +53,9 @@ def fit_messages(
 
 
 def room_behind(prompt: Prompt, config: Config, context: int) -> int:
-    """Tokens that there is room for behind the prompt. Raises PromptError if none.
+    """How many tokens there is room for after the prompt. Raises PromptError if there is none.
 
-    context: tokens of prompt and answer that the model, and the memory for it, allow.
+    context: how many tokens of prompt and answer the model and the memory allow.
     """
     check_length(prompt, config)
     if len(prompt.ids) >= context:

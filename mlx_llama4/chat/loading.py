@@ -1,4 +1,4 @@
-"""A model folder → a model to talk with, and how far a conversation with it may go here."""
+"""Load a model folder for a conversation, and limit the conversation to this machine's memory."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,8 +18,9 @@ def load_for_chat(
     force: bool,
     on_load: Callable[[int, int], None],
 ) -> tuple[Llama4, ModelFolder, ChatOptions]:
-    """The model, its folder, and the options as far as this machine's memory goes; with `force` as
-    they are. Raises what `load` raises.
+    """Load a model; return it, its folder, and the options limited to this machine's memory.
+
+    With `force` the options are not limited. Raises what `load` raises.
     """
     folder, options = open_folder(folder), options or ChatOptions()
     task = Task(kv=options.kv_quantization, span=options.prefill_step, grows=True)
@@ -34,8 +35,9 @@ def load_for_chat(
 def limit_to_memory(
     options: ChatOptions, folder: ModelFolder, placement: Placement, held: int = 0
 ) -> None:
-    """Let a conversation grow, and keep what earlier prompts left, no further than this machine's
-    memory goes; `held` tokens, which a prompt cache brings, come before all of that.
+    """Limit the conversation and the store of earlier prompts to this machine's memory.
+
+    held: tokens of a prompt cache, for which room is set aside first.
     """
     room = conversation_room(
         folder.config,

@@ -15,7 +15,7 @@ class ChatOptions:
 
     settings: GenerationSettings = DEFAULTS
     system: str | None = None
-    # Tokens of a prompt that are worked through at once. None: as many as suit the machine.
+    # How many tokens of a prompt to process at once. None: as many as suit the machine.
     prefill_step: int | None = None
     # How to quantize the global layers' keys and values. Fixed.
     kv_quantization: KVQuantization | None = None
@@ -31,5 +31,5 @@ class ChatOptions:
 
     @property
     def span(self) -> int:
-        """Tokens of a prompt that are worked through at once."""
+        """How many tokens of a prompt to process at once."""
         return PREFILL_SPAN if self.prefill_step is None else self.prefill_step

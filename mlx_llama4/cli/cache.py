@@ -87,8 +87,8 @@ def cache(
     unfinished = out.with_name(out.name + ".unfinished")
     if unfinished.is_file():
         _resume(chat, unfinished)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed, say
-        signal.signal(number, signal.default_int_handler)  # which stops as Ctrl-C does
+    for number in (signal.SIGTERM, signal.SIGHUP):  # for example when the terminal closes
+        signal.signal(number, signal.default_int_handler)  # stops like Ctrl-C
     try:
         with Answer() as answer:
             chat.read(text, images, answer.on_prefill)

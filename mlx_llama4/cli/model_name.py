@@ -18,8 +18,9 @@ NO_MODEL = (
 
 
 def open_model(typed: str | None, revision: str | None, *, keep: bool = True) -> "ModelFolder":
-    """The folder of `named_model`, downloaded if it is on the hub. keep: note it for `models`.
+    """Open the model that was named, downloading it if it is on the hub.
 
+    keep: remember it for `mlx-llama4 models`.
     Raises what `find_folder` and `open_folder` raise too.
     """
     from mlx_llama4.hub.repository import find_folder
@@ -36,11 +37,11 @@ def open_model(typed: str | None, revision: str | None, *, keep: bool = True) ->
 
 
 def named_model(typed: str | None) -> str:
-    """typed: as --model or its environment variable says; None: neither does.
+    """Resolve the name of a model. typed: from --model or its environment variable, or None.
 
-    A release's short name becomes that of the ready-made conversion, which the hub's cache keeps.
-    Raises InputError, with what to type instead, for no model at all, and for a release whose
-    ready-made conversion suits this machine less than one of its own.
+    A release's short name becomes its ready-made conversion on the hub. Raises InputError, saying
+    what to type instead, if no model is named, or if the release's ready-made conversion suits this
+    machine less than converting it here.
     """
     from mlx_llama4.hub.released import is_release
 

@@ -252,7 +252,7 @@ class Caching:
 
 
 def expert_options(where: Where, memory: str | None, page_cache: bool) -> "Experts":
-    """Raises InputError for options that contradict each other."""
+    """Collect the options for experts. Raises InputError if they contradict each other."""
     from mlx_llama4.planning.admission import Experts
     from mlx_llama4.units import parse_bytes
 
@@ -271,8 +271,9 @@ def chat_options(
     settings: "GenerationSettings",
     caching: Caching,
 ) -> "ChatOptions":
-    """With the model's own settings where none are given. Raises InputError for values out of
-    range.
+    """Collect a chat's options, with the model's own settings where none are given.
+
+    Raises InputError for values out of range.
     """
     from mlx_llama4.chat import ChatOptions
 
@@ -285,8 +286,9 @@ def chat_options(
 
 
 def open_cache(path: Path, folder: "ModelFolder", options: "ChatOptions") -> "PromptFile":
-    """Refuses a prompt cache that is not for this model, before its weights are read. Its packing
-    is taken over if the options have none.
+    """Open a prompt cache, and refuse one of another model before any weights are read.
+
+    Takes over its KV quantization if the options have none.
     """
     from mlx_llama4.cache.prompt_file import PromptFile
 
@@ -301,9 +303,9 @@ def open_cache(path: Path, folder: "ModelFolder", options: "ChatOptions") -> "Pr
 def place_model(
     folder: "ModelFolder", task: "Task", experts: "Experts | None" = None, *, force: bool = False
 ) -> "Placement":
-    """How the model runs here, said to the user if it is not all in memory.
+    """Decide how the model runs here, and tell the user if it is not all in memory.
 
-    Raises InputError if it cannot.
+    Raises InputError if it cannot run.
     """
     from mlx_llama4.planning.admission import Experts, admit
 
@@ -314,9 +316,7 @@ def place_model(
 
 
 def load_chat(folder: "ModelFolder", options: "ChatOptions", placement: "Placement") -> "Chat":
-    """The model, ready to talk; its weights in memory, or of its experts as many as `placement`
-    says.
-    """
+    """Load the model, with all weights in memory or as many experts as `placement` says."""
     with terminal.status(f"Loading {folder.path}"):
         from mlx_llama4.chat import Chat
         from mlx_llama4.opening import load_placed
@@ -336,7 +336,7 @@ def load_chat(folder: "ModelFolder", options: "ChatOptions", placement: "Placeme
 def loaded_chat(
     folder: "ModelFolder", options: "ChatOptions", placement: "Placement", trace: Path | None
 ) -> Iterator["Chat"]:
-    """As `load_chat`; what its routers choose is written to `trace` as it goes."""
+    """Like `load_chat`, but write the routers' choices to `trace` while it runs."""
     if trace is None:
         yield load_chat(folder, options, placement)
         return

@@ -1,4 +1,4 @@
-"""What was typed of how tokens are chosen."""
+"""Parse the options for how tokens are chosen."""
 
 import math
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""May a model run here, and how? Asked before its weights are read.
+"""Decide, before reading any weights, whether and how a model can run here.
 
-What cannot fit in memory is refused before it is begun: a Mac that is asked for more than it has
-may stop altogether. What fits only with its experts on the disk is run so. Reads no weights, and
-needs no MLX.
+A task that cannot fit in memory is refused before it starts, because a Mac without enough memory
+can freeze. A model that fits only with its experts on the disk is run that way. Reads no weights,
+and needs no MLX.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from mlx_llama4.planning.refusal import fitting_bits, refusal
 from mlx_llama4.quantization import KVQuantization, Quantization
 from mlx_llama4.units import human_bytes
 
-# Streamed experts leave room for so much of a conversation, if there is.
+# Streamed experts leave room for this much conversation, if possible.
 CONVERSATION_TOKENS = 16_384
 
 
@@ -38,44 +38,44 @@ class Task:
 
     # Tokens of prompt and answer. None: one step of a prefill.
     context: int | None = None
-    # Tokens that are read. None: nobody knows yet.
+    # How many of these are read. None: not known yet.
     prompt: int | None = None
-    # Of each picture.
+    # How many tiles each picture has.
     tiles: tuple[int, ...] = ()
-    # How keys and values are packed.
+    # How keys and values are quantized.
     kv: KVQuantization | None = None
     # Tokens of a prefill step. None: as many as suit the placement.
     span: int | None = None
-    # Does a conversation follow?
+    # Whether a conversation follows.
     grows: bool = False
 
 
 @dataclass(frozen=True)
 class Experts:
-    """Where routed experts are wanted."""
+    """Where to keep routed experts."""
 
     where: Where = "auto"
-    # Bytes for those that are streamed, which asks for streaming. None: what is left.
+    # Bytes of memory for streamed experts; a number requests streaming. None: what is left.
     memory: int | None = None
-    # May the system keep what was read of streamed ones?
+    # Whether the system may cache what is read of streamed experts.
     page_cache: bool = True
 
 
 @dataclass(frozen=True)
 class Admission:
-    """How a model runs here. notes: what the user should know about it, a line each."""
+    """How a model runs here."""
 
     placement: Placement
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what the user should know about it, one line each
 
 
 @dataclass(frozen=True)
 class ConversationRoom:
-    """What memory leaves a conversation."""
+    """How much memory is left for a conversation."""
 
     # Tokens of prompt and answer.
     max_context: int
-    # For the beginnings of earlier prompts.
+    # For keeping the beginnings of earlier prompts.
     prefix_bytes: int
 
 
@@ -87,10 +87,10 @@ def admit(
     force: bool = False,
     width: int | None = None,
 ) -> Admission:
-    """How the model of an opened MLX folder runs on this machine.
+    """Decide how the model of an opened MLX folder runs on this machine.
 
-    force: try even what does not fit. width: bytes of an element that is not packed; None: as the
-    folder and the machine have it. Raises InputError if it cannot run.
+    force: admit even a model that does not fit. width: bytes of an unpacked element; None: as in
+    the folder and on the machine. Raises InputError if the model cannot run.
     """
     machine, config = machines.this_machine(), source.config
     usage = _usage(config, task, width or dtype_bytes(config.dtype, machine), machine)
@@ -133,8 +133,8 @@ def conversation_room(
     """How far a conversation may grow beside a placed model, and how much of earlier prompts may
     be kept, in this machine's memory.
 
-    held: tokens that come before all of that, as a prompt cache brings them. prefix_bytes: no more
-    than that.
+    held: tokens of a prompt cache, for which room is set aside first. prefix_bytes: the most to
+    keep of earlier prompts.
     """
     machine, span = machines.this_machine(), placement.usage.span
     weights, width = placement.need.weights, placement.usage.dtype_bytes
@@ -156,12 +156,12 @@ def admit_conversion(
     searches: bool,
     force: bool,
 ) -> tuple[str, ...]:
-    """What the user should know about a conversion before it starts: what it makes cannot run
-    here, or not all in memory.
+    """Tell the user, before a conversion starts, if its result cannot run here or not all in
+    memory.
 
-    packings: tensor of the model → how it will be packed. dtype: of what is not. peak_bytes: memory
-    that converting takes, more than otherwise if it searches. Raises InputError if that is not
-    there; force: try anyway.
+    packings: how each tensor of the model will be packed. dtype: of unpacked tensors. peak_bytes:
+    memory that the conversion takes; more if it searches for scales. Raises InputError if there is
+    less, unless `force` is set.
     """
     machine = machines.this_machine()
     memory = human_bytes(machine.usable)

@@ -1,4 +1,4 @@
-"""What is said of a model that does not fit: one line, with what would help."""
+"""Explain in one line why a model does not fit, and what would help."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +21,9 @@ from mlx_llama4.units import human_bytes
 def refusal(
     folder: Path, config: Config, placement: Placement, machine: Machine, memory: int | None
 ) -> str:
-    """What it takes, what there is, and each option that would help. memory: what was asked for
-    streamed experts; None: nothing.
+    """Say how much memory the model takes, how much there is, and which options would help.
+
+    memory: the memory requested for streamed experts, or None.
     """
     need, usage = placement.need, placement.usage
     if placement.streaming is None:
@@ -69,7 +70,7 @@ def _advice(
 def fitting_bits(
     config: Config, usage: Usage, machine: Machine, streams: bool = False
 ) -> int | None:
-    """Most bits a weight with which `usage` fits."""
+    """The most bits a weight with which `usage` fits."""
     where: Where = "stream" if streams else "resident"
     for bits in reversed(PLANNED_BITS):
         experts = experts_in_bits(config, bits, usage.dtype_bytes)

@@ -119,8 +119,10 @@ TURN_ENDS = (SpecialToken("<|eot|>"), SpecialToken("<|eom|>"))
 
 
 class ChatTemplate:
-    """special_names: of all special tokens. variables: what templates call some of them by
-    (bos_token, eos_token, …).
+    """A Jinja chat template.
+
+    special_names: the names of all special tokens. variables: the special tokens that templates
+    refer to by variables (bos_token, eos_token, …).
     """
 
     def __init__(self, source: str, special_names: Sequence[str], variables: Mapping[str, str]):
@@ -295,9 +297,9 @@ class ChatTemplate:
 
 
 def load_chat_template(folder: Path, tokenizer_config: Mapping[str, Any] | None = None) -> str:
-    """The checkpoint's own template, or ours.
+    """Return the checkpoint's own template, or ours if it has none.
 
-    tokenizer_config: the raw tokenizer_config.json, if it has been read already.
+    tokenizer_config: the raw tokenizer_config.json, if already read.
     """
     path = folder / "chat_template.jinja"
     if path.is_file():

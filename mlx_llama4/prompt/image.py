@@ -30,16 +30,14 @@ ImageSource = str | Path | bytes | Image.Image
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TiledImage:
-    """tiles: uint8 [n, 3, S, S], row-major over the grid, then the global tile if there are
-    several; grid: (rows, columns); size: (width, height) of the picture in pixels; source: the
-    file, if it came from one.
-    """
+    """A picture cut into tiles."""
 
+    # uint8 [n, 3, S, S], row-major over the grid; if there are several, then the global tile.
     tiles: np.ndarray
-    grid: tuple[int, int]
-    size: tuple[int, int]
-    table: np.ndarray
-    source: Path | None = None
+    grid: tuple[int, int]  # (rows, columns)
+    size: tuple[int, int]  # (width, height) of the picture in pixels
+    table: np.ndarray  # the tiler's
+    source: Path | None = None  # the file, if it came from one
 
     def __repr__(self) -> str:
         return describe(self)
@@ -83,7 +81,7 @@ PromptImage = TiledImage | RememberedImage
 
 
 def describe(image: PromptImage) -> str:
-    """For people: three.png: 224×224, 5 tiles."""
+    """Describe a picture for people: three.png: 224×224, 5 tiles."""
     name = "picture" if image.source is None else image.source.name
     width, height = image.size
     return f"{name}: {width}×{height}, {image.num_tiles} tile{'s' * (image.num_tiles != 1)}"
@@ -91,12 +89,11 @@ def describe(image: PromptImage) -> str:
 
 @dataclass(frozen=True)
 class ImageTiler:
-    """tile_size: S in pixels; table: float32 [256, 3], what each byte value of a channel is to
-    the model.
-    """
+    """Cuts pictures into tiles, as the checkpoint's image processor does."""
 
-    tile_size: int
+    tile_size: int  # S, in pixels
     max_tiles: int
+    # float32 [256, 3]: the model's input for each byte value of each channel.
     table: np.ndarray = field(repr=False)
 
     @classmethod

@@ -37,12 +37,12 @@ Message = Mapping[str, Any]
 # The tokens that end a turn in Llama 4, whatever generation_config.json says or leaves out.
 END_TOKENS = ("<|eot|>", "<|eom|>", "<|end_of_text|>")
 NO_DEFAULTS = GenerationConfig(())
-KNOWN_CHARACTERS = 16 * 2**20  # whose ids are remembered
+KNOWN_CHARACTERS = 16 * 2**20  # of texts whose ids are remembered
 LETTER = "x"  # begins a token of its own after white space or a picture
 
 
 class Processor:
-    """tiler None: the checkpoint takes no images."""
+    """Encodes messages with images into prompts. Without a tiler it takes no images."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Processor:
         tokens_per_tile: int = 0,
         defaults: GenerationConfig = NO_DEFAULTS,
     ):
-        """defaults: the model's own way to choose tokens, and more tokens that end an answer."""
+        """defaults: the model's own generation settings, with more tokens that end an answer."""
         self.tokenizer = tokenizer
         self.template = template
         self.tiler = tiler
@@ -68,7 +68,7 @@ class Processor:
     def load(
         cls, folder: Path, config: Config, defaults: GenerationConfig | None = None
     ) -> "Processor":
-        """defaults: of generation_config.json, if it has been read already."""
+        """Load a folder's processor. defaults: its generation_config.json, if already read."""
         tokenizer = Tokenizer.load(folder)
         path = folder / "tokenizer_config.json"
         tokenizer_config = read_json(path) if path.is_file() else {}
@@ -93,13 +93,13 @@ class Processor:
         return f"Processor({self.tokenizer.vocab_size:,} tokens, {pictures})"
 
     def with_template(self, template: ChatTemplate) -> "Processor":
-        """The same with another template."""
+        """Return a copy with another template."""
         changed = copy.copy(self)
         changed.template = template
         return changed
 
     def token_bytes(self, token: int) -> bytes:
-        """What a token adds to the text: bytes, perhaps a part of a character."""
+        """The bytes that a token adds to the text, perhaps only part of a character."""
         return self.tokenizer.token_bytes(token)
 
     def encode(
@@ -108,9 +108,10 @@ class Processor:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Prompt:
-        """tools: definitions, {"type": "function", "function": {"name": …, …}} each.
+        """Encode a conversation.
 
-        Raises PromptError for messages or tools the model cannot take, ImageError for bad pictures.
+        tools: definitions, each {"type": "function", "function": {"name": …, …}}. Raises
+        PromptError for messages or tools that the model cannot take, ImageError for bad pictures.
         """
         for message in messages:
             check_message(message)

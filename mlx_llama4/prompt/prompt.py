@@ -11,10 +11,10 @@ from mlx_llama4.prompt.image import PromptImage
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Prompt:
-    """ids: int32 [L]; images in the order in which their <|patch|> slots come."""
+    """Token ids with the pictures that fill their slots."""
 
-    ids: np.ndarray
-    images: tuple[PromptImage, ...] = ()
+    ids: np.ndarray  # int32 [L]
+    images: tuple[PromptImage, ...] = ()  # in the order of their <|patch|> slots
 
     @property
     def num_tiles(self) -> int:
@@ -27,11 +27,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PlacedImage:
-    """start: position of its first <|patch|>; stop: the one behind its last."""
+    """A picture and its place in a prompt."""
 
     image: PromptImage
-    start: int
-    stop: int
+    start: int  # position of its first <|patch|>
+    stop: int  # position after its last <|patch|>
 
 
 def place_images(prompt: Prompt, config: Config) -> list[PlacedImage]:

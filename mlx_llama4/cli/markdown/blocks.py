@@ -37,20 +37,20 @@ CHARACTER = re.compile(rf".{MARKS}", re.DOTALL)
 
 @dataclass(eq=False)
 class Container:
-    """A quote or an item of a list. opening: what stands before the text of its first line."""
+    """A quote or an item of a list."""
 
     line: int
     marker: str
     indent: str
-    opening: str | None = None
+    opening: str | None = None  # what precedes the text of its first line
     used: bool = False
 
 
 @dataclass(eq=False)
 class ListOf:
-    """A list; number: of its current item, None if they have bullets."""
+    """A list."""
 
-    number: int | None
+    number: int | None  # of its current item; None for bullets
 
     def next_marker(self) -> str:
         """The bullet or number of the next item."""

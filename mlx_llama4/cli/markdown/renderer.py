@@ -29,17 +29,17 @@ PRINTED = "…"  # stands in the source for the printed part of a line
 
 
 class StreamingMarkdown:
-    """One answer."""
+    """Renders one answer."""
 
     def __init__(self, console: Console):
         self._console = console
         self._row = Row(console)
-        self._buffer = ""  # what has come since the last unit
-        self._source = ""  # what is not printed yet, and what it stands in
+        self._buffer = ""  # text since the last complete unit
+        self._source = ""  # text that is not printed yet, and the blocks around it
         self._known = 0  # leaves at the beginning of the source that are printed
         self._numbers: dict[int, int] = {}
         self._leaves: list[Leaf] = []
-        self._printed = False  # anything at all
+        self._printed = False  # whether anything is
         self._begin_leaf()
 
     def feed(self, piece: str) -> None:
