@@ -5,6 +5,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def sync_path(path: Path) -> None:
 
 def forget_cached(descriptor: int) -> None:
     """Makes the next reads come from the disk, as far as the system allows."""
-    if hasattr(os, "posix_fadvise"):
+    if sys.platform != "darwin":
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     else:
         with contextlib.suppress(OSError):  # not every volume can be mapped

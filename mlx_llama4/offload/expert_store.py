@@ -241,7 +241,7 @@ class ExpertStore:
                     raise RunError(f"{file} became shorter while it was in use; download it again")
                 into, offset = into[count:], offset + count
             forgets = not self._page_cache and file not in self._direct
-            if forgets and hasattr(os, "posix_fadvise"):
+            if sys.platform != "darwin" and forgets:
                 os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
         except OSError as failure:
             raise RunError(f"cannot read {file}: {failure.strerror or failure}") from None
