@@ -16,7 +16,7 @@ from mlx_llama4.errors import InputError
 from mlx_llama4.memory import activation_bytes
 from mlx_llama4.offload.budget import plan_slots
 from mlx_llama4.offload.expert_store import expert_tensors, layer_experts
-from mlx_llama4.opening import open_folder
+from mlx_llama4.opening import ModelFolder
 from mlx_llama4.planning.expert_weights import STORED_ITEM_BYTES, experts_in_bits, stored_experts
 from mlx_llama4.planning.machine import GIB, Machine, mac
 from mlx_llama4.planning.placement import (
@@ -68,7 +68,7 @@ def test_folders_weigh_what_is_streamed(tmp_path: Path, packing: Quantization | 
     convert(source, tmp_path / "mlx", Recipe("bfloat16", packing))
     config = load_config(tmp_path / "mlx")
     for dtype, width in (("F32", 4), ("BF16", 2)):
-        found = stored_experts(open_folder(tmp_path / "mlx").source.matching, config, width)
+        found = stored_experts(ModelFolder(tmp_path / "mlx").source.matching, config, width)
         streamed = expert_tensors(open_checkpoint(tmp_path / "mlx"), config, dtype)
         theirs = [layer_experts(tensors) for tensors in streamed.values()]
         assert [(one.count, one.expert_bytes) for one in found.layers] == [
