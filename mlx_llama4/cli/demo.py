@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlx_llama4.planning.admission import Experts
 
 NEXT_STEPS = """\
-Next, with real weights (Llama 4 Scout in 4 bits: 61 GB to download):
+Next, with real weights (Llama 4 Scout in 4 bits: 62 GB to download):
   mlx-llama4 plan
   mlx-llama4 chat --model scout"""
 
