@@ -143,9 +143,7 @@ def ask(
     chat_options = options.chat_options(folder, system, settings, caching)
     chat_options.prefix_bytes = 0  # nothing comes after it
     if n > 1 and not chat_options.settings.is_random:
-        raise InputError(
-            f"--n {n}: at temperature 0 all answers are the same; add --temperature 1, say"
-        )
+        raise InputError(f"--n {n}: at temperature 0 all answers are the same; add --temperature 1")
     held = options.open_cache(cache, folder, chat_options).tokens if cache is not None else 0
     processor = folder.processor
     if raw:

@@ -176,7 +176,7 @@ def _keep(chat: "Chat", unfinished: Path) -> None:
         terminal.note(f"error: {error}")
         return
     terminal.note(
-        f"{len(chat.cache.ids):,} tokens are kept in {unfinished}; the same command goes on from "
+        f"{len(chat.cache.ids):,} tokens are kept in {unfinished}; the same command continues from "
         "there"
     )
 

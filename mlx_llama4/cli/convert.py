@@ -180,14 +180,16 @@ def convert(
     if target_bytes is not None and (bits or recipe or mode not in (None, Mode.affine)):
         raise InputError("--target-size chooses the bits; leave out --bits, --recipe, --mode")
     if target_bytes is not None and while_downloading:
-        raise InputError("--target-size looks at all weights first; leave --while-downloading")
+        raise InputError("--target-size looks at all weights first; omit --while-downloading")
     needs_weights = target_bytes is not None or not dry_run
     source, shards = _open(model, revision, out, while_downloading, keep_source, needs_weights)
     chosen = wanted(source_dtype=source.dtype, source_is_packed=source.is_packed)
     if target_bytes is not None:
         chosen = _fitted(source, chosen, target_bytes)
     if search and not chosen.packs_affine:
-        raise InputError("--search is for affine packing, and nothing is packed anew so; omit it")
+        raise InputError(
+            "--search is for affine packing, and nothing is newly packed that way; omit it"
+        )
     plan = make_plan(source, chosen)
     for note in admit_conversion(
         source.config,
@@ -230,7 +232,7 @@ def _open(
             return source, None
         return open_source(find_folder(model, revision, "convert")), None
     if not is_repository(model):
-        raise InputError(f"--while-downloading: {model} is no repository of the hub but a folder")
+        raise InputError(f"--while-downloading: {model} is a folder, not a repository on the hub")
     from mlx_llama4.hub.remote import open_remote
     from mlx_llama4.hub.remote_shards import RemoteShards
 
@@ -292,7 +294,7 @@ def _run(
             )
     except KeyboardInterrupt:
         if partial_folder(out).is_dir():  # else nothing was done yet
-            terminal.note("what is done is kept; the same command goes on from there")
+            terminal.note("what is done is kept; the same command continues from there")
         raise
     finally:
         if shards is not None:

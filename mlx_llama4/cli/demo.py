@@ -83,7 +83,7 @@ def demo(
         terminal.note(f"error: {wrong} of {len(QUESTIONS)} answers are wrong; please report it")
         raise typer.Exit(1)
     terminal.line(f"All {len(QUESTIONS)} answers are right.")
-    terminal.line("To talk with it, of drawn shapes, names and small sums:")
+    terminal.line("To chat with it about drawn shapes, names and small sums:")
     if output is not None:
         remember(output)
     else:

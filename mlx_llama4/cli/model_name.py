@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mlx_llama4.opening import ModelFolder
 
 NO_MODEL = (
-    "no model is named; give one with --model, or set one for good: mlx-llama4 models --default "
+    "no model is named; give one with --model, or set a default: mlx-llama4 models --default "
     "MODEL; mlx-llama4 models lists what is here, mlx-llama4 plan says what fits this machine, "
     "mlx-llama4 demo -o demo-8bit makes a tiny one to try"
 )

@@ -106,12 +106,12 @@ def _print_next(found: list["LocalModel"], chosen: str | None) -> None:
     elif runnable:
         name = shlex.quote(runnable[0].name)
         terminal.line(f"Next: mlx-llama4 chat --model {name}")
-        terminal.line(f"For good: mlx-llama4 models --default {name}")
+        terminal.line(f"To make it the default: mlx-llama4 models --default {name}")
     elif sources := [one for one in found if one.state == "not converted"]:
         name = shlex.quote(sources[0].name)
         terminal.line(f"Next: mlx-llama4 convert {name} OUTPUT_FOLDER")
     else:
-        terminal.line("No model of the family that runs is here. Which one fits this machine:")
+        terminal.line("No Llama 4 model that runs is here. To see which one fits this machine:")
         terminal.line("  mlx-llama4 plan")
         terminal.line("To try the built-in tiny one:")
         terminal.line("  mlx-llama4 demo -o demo-8bit")

@@ -239,7 +239,7 @@ class _Positions:
         for source, total in zip((a, b), totals, strict=True):
             if not np.isfinite(total).all():
                 raise RunError(
-                    f"{source.folder} gives logits that are no numbers; its weights are damaged"
+                    f"{source.folder} gives logits that are not numbers; its weights are damaged"
                 )
         divergences = self._difference / self._softmaxes[0].total - (totals[0] - totals[1])
         known = len(self._targets)

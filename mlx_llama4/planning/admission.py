@@ -168,8 +168,8 @@ def admit_conversion(
     if peak_bytes > machine.usable and not force:
         without = "leave out --search, or " if searches else ""
         raise InputError(
-            f"converting takes about {human_bytes(peak_bytes)} of memory, of {memory} there "
-            f"are; {without}use a larger machine; --force tries anyway"
+            f"converting takes about {human_bytes(peak_bytes)} of memory, of {memory} "
+            f"available; {without}use a larger machine; --force tries anyway"
         )
     usage = Usage(PREFILL_SPAN, dtype_bytes(dtype, machine), fused=machine.has_gpu)
     weights = packed_experts(config, lambda name, _: packings[name], usage.dtype_bytes)

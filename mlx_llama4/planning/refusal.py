@@ -36,7 +36,7 @@ def refusal(
     return (
         f"{folder} takes {human_bytes(need.total)} of memory for {usage.context:,} tokens{how} "
         f"({weights}, keys and values {human_bytes(need.cache.total)}, in flight "
-        f"{human_bytes(need.in_flight)}), of {human_bytes(machine.usable)} there are; "
+        f"{human_bytes(need.in_flight)}), of {human_bytes(machine.usable)} available; "
         f"{advice or 'no bits a weight make it fit'}; --force tries anyway"
     )
 

@@ -318,7 +318,7 @@ def load_chat_template(folder: Path, tokenizer_config: Mapping[str, Any] | None 
             if template is None:
                 continue
             if not isinstance(template, str):
-                raise CheckpointError(f"{folder / name}: chat_template is no text")
+                raise CheckpointError(f"{folder / name}: chat_template is not a string")
             return template
     return DEFAULT_TEMPLATE
 

@@ -149,10 +149,10 @@ def _number(digits: str) -> int | float:
 def _unescape(escaped: re.Match[str]) -> str:
     if code := escaped[1] or escaped[2] or escaped[3]:
         if int(code, 16) > 0x10FFFF:
-            raise UnreadableError(f"{escaped[0]} is no character")
+            raise UnreadableError(f"{escaped[0]} is not a character")
         return chr(int(code, 16))
     if escaped[4]:
         return chr(int(escaped[4], 8))
     if escaped[5] in "uUxN":
-        raise UnreadableError(f"\\{escaped[5]} in a text is no character")
+        raise UnreadableError(f"\\{escaped[5]} in a text is not a character")
     return ESCAPES.get(escaped[5], escaped[0])  # as in Python, other escapes stay as written

@@ -78,7 +78,7 @@ def parse_reply(text: str, names: Collection[str]) -> Reply:
     except _NoCallsError:
         refused = None
         if started and body.strip():
-            refused = f"what comes after {PYTHON_START} is no call of a tool"
+            refused = f"what comes after {PYTHON_START} is not a tool call"
         return Reply(before + body, refused=refused)
     except UnreadableError as refusal:
         return Reply(before + body, refused=str(refusal))

@@ -89,7 +89,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise CheckpointError(
-            f"{path} lacks {len(missing)} of the 256 bytes, so it is no tokenizer of Llama 4; "
+            f"{path} lacks {len(missing)} of the 256 bytes, so it is not a Llama 4 tokenizer; "
             "download it again"
         )
     return ranks

@@ -27,7 +27,7 @@ class Tokenizer:
     def __init__(self, fast: FastTokenizer, file: bytes = b""):
         """file: what it was read from, for `digest`."""
         if not isinstance(fast.decoder, ByteLevel):
-            raise CheckpointError("tokenizer.json is no byte-level tokenizer, as Llama 4's is")
+            raise CheckpointError("tokenizer.json is not a byte-level tokenizer like Llama 4's")
         # Some files still have settings from their training; a prompt is never cut or padded.
         fast.no_truncation()
         fast.no_padding()

@@ -23,7 +23,7 @@ def functions_of(module: ModuleType) -> dict[str, Callable[..., Any]]:
     if (names := getattr(module, "__all__", None)) is not None:
         for name in names:
             if not inspect.isfunction(getattr(module, name, None)):
-                raise DefinitionError(f"__all__ names {name}, which is no function of the file")
+                raise DefinitionError(f"__all__ names {name}, which is not a function in the file")
         return {name: getattr(module, name) for name in names}
     return {
         name: value
@@ -41,7 +41,7 @@ def define(module: ModuleType) -> list[dict[str, Any]]:
     """
     functions = functions_of(module)
     if not functions:
-        raise DefinitionError("there is no function in it whose name has no underscore in front")
+        raise DefinitionError("it has no function whose name does not begin with an underscore")
     return [_definition(name, function) for name, function in functions.items()]
 
 
@@ -55,7 +55,7 @@ def _definition(name: str, function: Callable[..., Any]) -> dict[str, Any]:
     try:
         annotations = annotations_of(function)
     except Exception as failure:  # annotations may be any code
-        raise DefinitionError(f"{name} has a type that means nothing: {failure}") from None
+        raise DefinitionError(f"{name} has an invalid type: {failure}") from None
     described = _argument_texts(docstring)
     properties, required = {}, []
     for parameter in inspect.signature(function).parameters.values():

@@ -39,13 +39,13 @@ class ToolFile:
         """
         path = Path(path)
         if not path.is_file():
-            kind = "is no file" if path.exists() else "does not exist"
+            kind = "is not a file" if path.exists() else "does not exist"
             raise InputError(f"{path} {kind}; --tools takes a Python file")
         path = path.absolute()
         try:
             outcome = ask_worker({"path": str(path)}, timeout_seconds)
         except OSError as failure:
-            raise InputError(f"{path} cannot be looked at: {failure}") from None
+            raise InputError(f"{path} cannot be read: {failure}") from None
         answer = _answer(outcome, timeout_seconds)
         if "error" in answer:
             raise InputError(f"{path}: {_one_line(answer['error'])}")

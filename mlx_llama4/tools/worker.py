@@ -71,7 +71,7 @@ def _load(path: Path, source: bytes) -> ModuleType:
         exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
     except SyntaxError as failure:
         where = f", line {failure.lineno}" if failure.filename == str(path) else ""
-        raise DefinitionError(f"it is no valid Python{where}: {failure.msg}") from None
+        raise DefinitionError(f"it is not valid Python{where}: {failure.msg}") from None
     except BaseException as failure:  # sys.exit() too
         lines = [frame.lineno for frame in traceback.extract_tb(failure.__traceback__)
                  if frame.filename == str(path)]  # fmt: skip

@@ -168,7 +168,7 @@ def test_ctrl_c_keeps_what_was_read(book: Path, demo_folder: Path, tmp_path: Pat
     result = interrupted(command, "done >= 192")
     assert result.returncode == 130
     assert result.stderr.splitlines()[-2:] == [
-        f"192 tokens are kept in {unfinished}; the same command goes on from there",
+        f"192 tokens are kept in {unfinished}; the same command continues from there",
         "interrupted",
     ]
     assert PromptFile(unfinished).held == 192
@@ -216,7 +216,7 @@ def test_ctrl_c_while_the_file_is_written_keeps_what_was_read(
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 130
-    assert "the same command goes on from there" in result.stderr
+    assert "the same command continues from there" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out.unfinished"]
     assert run_here(*command).returncode == 0
     assert list(tmp_path.iterdir()) == [out]

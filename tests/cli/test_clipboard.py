@@ -98,5 +98,5 @@ def test_no_way_to_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     with pytest.raises(RunError, match="too long"):
         copy_text("x" * 60_000)
     monkeypatch.setattr(clipboard, "Path", lambda path: tmp_path / "none" / "tty")
-    with pytest.raises(RunError, match="no way to the clipboard"):
+    with pytest.raises(RunError, match="no access to the clipboard"):
         copy_text("x")

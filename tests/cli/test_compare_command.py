@@ -175,7 +175,7 @@ def test_images_need_two_vision_towers(tmp_path: Path, demo_folder: Path) -> Non
     ("value", "message"),
     [
         (np.nan, r"lm_head\.weight has values that float32 cannot hold"),
-        (3e38, "broken gives logits that are no numbers; its weights are damaged"),
+        (3e38, "broken gives logits that are not numbers; its weights are damaged"),
     ],
 )
 def test_damaged_weights(

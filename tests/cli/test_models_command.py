@@ -47,7 +47,7 @@ def refused(*arguments: object) -> str:
 
 def test_nothing_here(here: Path) -> None:
     lines = run_here("models").stdout.splitlines()
-    assert lines[0].startswith("No model of the family that runs is here.")
+    assert lines[0].startswith("No Llama 4 model that runs is here.")
     assert lines[-1].strip() == "mlx-llama4 demo -o demo-8bit"
     assert listed() == {"default": None, "models": []}
 

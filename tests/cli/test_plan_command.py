@@ -273,7 +273,7 @@ def test_ask_refuses_what_no_machine_here_holds(wide: Path) -> None:
 def test_ask_and_chat_refuse_a_model_that_is_too_large(demo_folder: Path) -> None:
     for command in (("ask", "Hello", "-i", PICTURES / "star.png"), ("chat",)):
         message = refused_on(small(6), *command, "-m", demo_folder)
-        assert f"{demo_folder} takes " in message and "of 6 MB there are" in message
+        assert f"{demo_folder} takes " in message and "of 6 MB available" in message
         assert "no bits a weight make it fit; --force tries anyway" in message
 
 
@@ -331,7 +331,7 @@ def test_more_than_the_gpu_may_hold_is_said(
 def test_convert_refuses_what_it_has_no_memory_for(tmp_path: Path) -> None:
     for option in ((), ("--dry-run",)):
         message = refused_on(small(50), "convert", CHECKPOINT, tmp_path / "out", *option)
-        assert "converting takes about 1" in message and "of 50 MB there are" in message
+        assert "converting takes about 1" in message and "of 50 MB available" in message
     message = refused_on(small(50), "convert", CHECKPOINT, tmp_path / "out", "--search")
     assert "leave out --search" in message
     assert list(tmp_path.iterdir()) == []

@@ -194,7 +194,7 @@ def test_on_the_command_line(hub: Hub, layers: Path, tmp_path: Path) -> None:
 def test_refusals(hub: Hub, layers: Path, tmp_path: Path) -> None:
     extra, out = environment(hub, tmp_path), tmp_path / "out"
     stream = "--while-downloading"
-    assert "no repository of the hub" in refused("convert", layers, out, stream)
+    assert "not a repository on the hub" in refused("convert", layers, out, stream)
     assert "goes with --while-downloading" in refused("convert", layers, out, "--keep-source")
     sized = ("--target-size", "1MB")
     assert "looks at all weights" in refused("convert", NAME, out, stream, *sized, **extra)

@@ -251,7 +251,7 @@ def test_where_the_template_comes_from(tmp_path: Path) -> None:
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "three"}))
     assert load_chat_template(tmp_path) == "three"
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": 3}))
-    with pytest.raises(CheckpointError, match="chat_template is no text"):
+    with pytest.raises(CheckpointError, match="chat_template is not a string"):
         load_chat_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("four")
     assert load_chat_template(tmp_path) == "four"

@@ -310,7 +310,7 @@ def test_a_file_that_has_changed_is_not_run(tmp_path: Path) -> None:
 
 
 BAD_FILES = {
-    "there is no function in it": "x = 1",
+    "it has no function": "x = 1",
     "line 2: invalid syntax": "x = 1\nx = = 2",
     "it fails in line 2: ZeroDivisionError: division by zero": "x = 1\n1/0",
     "it fails in line 1: SystemExit: 3": "raise SystemExit(3)",
@@ -324,12 +324,12 @@ BAD_FILES = {
     "f: the parameter a has the type typing.Literal[1, 'a'], whose values are not all": (
         'from typing import Literal\ndef f(a: Literal[1, "a"]):\n  "F."'
     ),
-    "f has a type that means nothing: name 'Nope' is not defined": 'def f(a: "Nope"):\n  "F."',
+    "f has an invalid type: name 'Nope' is not defined": 'def f(a: "Nope"):\n  "F."',
     "f takes *a: int, which cannot be given by name": 'def f(*a: int):\n  "F."',
     "f takes **a: int, which cannot": 'def f(**a: int):\n  "F."',
     "f takes a: int, which cannot": 'def f(a: int, /):\n  "F."',
     "f is async; make it a plain function": 'async def f():\n  "F."',
-    "__all__ names g, which is no function": '__all__ = ["g"]',
+    "__all__ names g, which is not a function": '__all__ = ["g"]',
 }
 
 
@@ -347,10 +347,10 @@ def test_files_that_are_no_tools(message: str, tmp_path: Path) -> None:
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.py does not exist; --tools takes a Python file"):
         ToolFile.open(tmp_path / "none.py")
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="is not a file"):
         ToolFile.open(tmp_path)
     (tmp_path / "binary.py").write_bytes(b"\x00\xff")
-    with pytest.raises(InputError, match=r"binary\.py: it is no valid Python|it fails"):
+    with pytest.raises(InputError, match=r"binary\.py: it is not valid Python|it fails"):
         ToolFile.open(tmp_path / "binary.py")
     (tmp_path / "slow.py").write_text("import time; time.sleep(60)")
     with pytest.raises(InputError, match=r"no result within 0\.3 seconds"):
@@ -396,5 +396,5 @@ def test_no_process_to_be_had(tools: ToolFile, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(worker_process.subprocess, "Popen", refuse)
     assert tools.run(evaluate("1")).startswith("error: the tool could not be started: ")
-    with pytest.raises(InputError, match="cannot be looked at"):
+    with pytest.raises(InputError, match="cannot be read"):
         ToolFile.open(tools.path)

@@ -26,7 +26,7 @@ def clipboard_image() -> bytes:
         data = _output(["xclip", "-selection", "clipboard", "-t", "image/png", "-o"])
     else:
         raise InputError(
-            "no way to the clipboard: it takes wl-paste (Wayland) or xclip (X11) and a desktop"
+            "no access to the clipboard: it takes wl-paste (Wayland) or xclip (X11) and a desktop"
         )
     if not data.startswith(PNG):
         raise InputError("there is no picture on the clipboard; copy one first")
@@ -82,7 +82,7 @@ def copy_text(text: str) -> str:
             terminal.write(sequence)
     except OSError:
         raise RunError(
-            "no way to the clipboard: it takes pbcopy, wl-copy, xclip, xsel or a terminal"
+            "no access to the clipboard: it takes pbcopy, wl-copy, xclip, xsel or a terminal"
         ) from None
     return "the terminal"
 

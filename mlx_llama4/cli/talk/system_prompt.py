@@ -24,5 +24,5 @@ def read_system(given: str | None) -> str | None:
         reason = getattr(failure, "strerror", None) or failure
         raise InputError(f"cannot read the system prompt {path}: {reason}") from None
     if not text:
-        raise InputError(f"{path}, which is to be the system prompt, is empty")
+        raise InputError(f"{path}, given as the system prompt, is empty")
     return text

@@ -85,7 +85,7 @@ class Talk:
         from mlx_llama4.cli.talk.dropped_paths import find_images
 
         if text is not None and find_images(text).paths:
-            raise Llama4Error("a message's pictures stay as they are; /undo, and send it anew")
+            raise Llama4Error("a message's pictures stay as they are; /undo, and send it again")
         self._show(lambda answer: self.chat.retry(text, answer.on_prefill, answer.on_picture))
 
     def _show(self, begin: Callable[[Answer], Iterator[str]]) -> None:
