@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pictures = [Path(given) for given in arguments.given if is_file(given)]
     questions = [given for given in arguments.given if not is_file(given)]
     if arguments.given and not pictures:
-        raise PromptError(f"{arguments.given[0]} is no file; name a picture first")
+        raise PromptError(f"{arguments.given[0]} is not a file; name a picture first")
     if not arguments.given:
         pictures, questions = DEMO_PICTURES, DEMO_QUESTIONS
 

@@ -40,6 +40,12 @@ INSTEAD = {
     r"in a memory of your choice": "with as much memory as you allow",
     r"what is no\b": "what is not a …",
     r"is of no weight": "hardly matters",
+    r"(?<!there )are no (numbers|files|tools|models|pictures)\b": "are not …",
+    r"(?<!there )is no (function|tokenizer|repository|call) of\b": "is not a …",
+    r"of no use any more": "can no longer be used",
+    r"anew so\b": "again",
+    r"which see\b": "see …",
+    r"for want of\b": "because there is no …",
     r"whatever it be": "whatever it is",
 }
 CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
