@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mlx_llama4.checkpoint.matching import Matching, match_tensors
-from mlx_llama4.checkpoint.meta.layout import is_meta, open_meta
-from mlx_llama4.checkpoint.meta.params import json_files
 from mlx_llama4.checkpoint.safetensors import Checkpoint, open_checkpoint
 from mlx_llama4.checkpoint.sources import OneByOne
 from mlx_llama4.config import Config, parse_config, read_config
@@ -67,6 +65,10 @@ def open_source(folder: str | Path, checkpoint: Checkpoint | None = None) -> Sou
     Raises ConfigError or CheckpointError if the folder is not a checkpoint. Problems of single
     tensors are in `matching`.
     """
+    # Here, since a model that runs is not in Meta's layout, and need not wait for its readers.
+    from mlx_llama4.checkpoint.meta.layout import is_meta, open_meta
+    from mlx_llama4.checkpoint.meta.params import json_files
+
     folder = Path(folder)
     if checkpoint is None and is_meta(folder):
         raw, checkpoint, config, matching = open_meta(folder)

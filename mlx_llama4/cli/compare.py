@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 @terminal.reports_errors
 def compare(
     a: Annotated[
-        Path, typer.Argument(metavar="A", help="Folder of the reference, converted or not.")
+        str,
+        typer.Argument(
+            metavar="A",
+            help="The reference, converted or not: its folder, or OWNER/NAME on the Hugging Face "
+            "hub.",
+        ),
     ],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Folder of the model to measure.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The model to measure.")],
     text: Annotated[
         Path | None,
         typer.Option(
@@ -64,6 +69,7 @@ def compare(
     from mlx_llama4.checkpoint.open import open_source
     from mlx_llama4.evaluation.comparison import check_comparable, summarize
     from mlx_llama4.evaluation.comparison import compare as compare_models
+    from mlx_llama4.hub.repository import find_folder
     from mlx_llama4.opening import disable_compile_on_cpu
     from mlx_llama4.prompt.tokenizer import check_same_vocabulary
 
@@ -71,8 +77,9 @@ def compare(
 
     if text is None and not image:
         raise InputError("nothing to compare on; give --text FILE, --image PATH or both")
-    sources = (open_source(a), open_source(b))
-    check_same_vocabulary(a, b)
+    first, second = (open_source(find_folder(name, purpose="convert")) for name in (a, b))
+    sources = (first, second)
+    check_same_vocabulary(first.folder, second.folder)
     of_text, of_images = _windows(sources[0], text, image or [], window, max_tokens)
     windows = [*of_text, *of_images]
     check_comparable(*sources, windows)

@@ -69,3 +69,13 @@ def test_inspect(hub: Hub, tmp_path: Path, checkpoint: Path) -> None:
     assert theirs.pop("folder") == "owner/source" and ours.pop("folder") == str(checkpoint)
     assert theirs == ours
     assert not any(hub.fetched(path.name) for path in checkpoint.glob("*.safetensors"))
+
+
+def test_compare(hub: Hub, tmp_path: Path, demo_folder: Path) -> None:
+    hub.repositories["owner/demo"] = demo_folder
+    text = tmp_path / "text.txt"
+    text.write_text("What is 7 plus 5?")
+    options = ("--text", text, "--json")
+    result = run("compare", "owner/demo", demo_folder, *options, **environment(hub, tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["text"]["max_divergence"] == 0
