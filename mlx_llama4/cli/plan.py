@@ -89,12 +89,12 @@ def plan(
     from mlx_llama4.planning.machine import mac, parse_memory, this_machine
     from mlx_llama4.planning.plan_request import (
         PlanRequest,
+        judged,
         plan_for,
         release_subject,
-        streaming_of,
     )
     from mlx_llama4.planning.planner import parse_tokens
-    from mlx_llama4.planning.verdict import best_release, judge
+    from mlx_llama4.planning.verdict import best_release
     from mlx_llama4.quantization import UNPACKED_BITS, KVQuantization
 
     if not 0 <= images <= MOST_IMAGES:
@@ -114,9 +114,7 @@ def plan(
     if model is None:
         model = best_release(lambda name: plan_for(release_subject(name, machine), machine, asked))
     subject, matching = _open(model, revision, machine)
-    made = plan_for(subject, machine, asked)
-    streaming = streaming_of(made, matching)
-    verdict = judge(model, made, bits, streaming)
+    made, streaming, verdict = judged(model, subject, matching, machine, asked)
     if as_json:
         terminal.line(json.dumps(plan_json(made, streaming, verdict), indent=2))
     else:

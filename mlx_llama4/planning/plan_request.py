@@ -1,6 +1,6 @@
 """Turns what a user asks for, a few numbers, into a whole plan with its streaming. Needs no MLX."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlx_llama4.checkpoint.meta.params import MAX_TILES
@@ -15,7 +15,7 @@ from mlx_llama4.quantization import KVQuantization
 if TYPE_CHECKING:
     from mlx_llama4.checkpoint.matching import Matching
 
-DEFAULT_CONTEXT = 131_072
+DEFAULT_CONTEXT, SHORT_CONTEXT = 131_072, 8192
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,28 @@ def release_subject(name: str, machine: Machine) -> Subject:
     return Subject(f"Llama 4 {name.title()}", release_config(name), dtype_bytes(None, machine))
 
 
+def judged(
+    model: str,
+    subject: Subject,
+    matching: "Matching | None",
+    machine: Machine,
+    request: PlanRequest,
+) -> tuple[MemoryPlan, StreamingPlan | None, Verdict]:
+    """The plan, its streaming and the verdict. Where nobody asked for a context and the default one
+    does not fit in any way, a short one is planned instead.
+    """
+    made = plan_for(subject, machine, request)
+    streaming = streaming_of(made, matching)
+    verdict = judge(model, made, request.bits, streaming)
+    if verdict.how == "no" and request.context is None:
+        limit = subject.config.text.max_position_embeddings
+        short = replace(request, context=min(SHORT_CONTEXT, limit))
+        made = plan_for(subject, machine, short)
+        streaming = streaming_of(made, matching)
+        verdict = judge(model, made, request.bits, streaming)
+    return made, streaming, verdict
+
+
 def release_verdict(name: str, machine: Machine) -> Verdict:
     """What to do with a release on this machine."""
-    made = plan_for(release_subject(name, machine), machine, PlanRequest())
-    return judge(name, made, None, streaming_of(made, None))
+    return judged(name, release_subject(name, machine), None, machine, PlanRequest())[2]

@@ -105,6 +105,7 @@ def test_pages_fit_a_terminal(name: str, memory: str) -> None:
     ("arguments", "line", "command"),
     [
         (("--memory", "8GB"), "8 GB: too little for Scout in 4 bits", "mlx-llama4 demo"),
+        (("--memory", "16GB"), "16 GB: Scout in 4 bits, streamed from the SSD", CHAT_SCOUT),
         (("--memory", "32GB"), "32 GB: Scout in 4 bits, streamed from the SSD", CHAT_SCOUT),
         (("--memory", "64GB"), "64 GB: Scout in 3 bits, up to 253K tokens", THREE_BITS),
         (("--memory", "96GB"), "96 GB: Scout in 4 bits, up to 597K tokens", CHAT_SCOUT),
