@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mlx_llama4.checkpoint.open import JOURNAL_NAME
 from mlx_llama4.files.durable import sync_file
 
-JOURNAL_NAME = "conversion.journal"
 # Raise it whenever slices are cut or packed differently.
 JOURNAL_VERSION = 1
 

@@ -16,6 +16,8 @@ from mlx_llama4.files.dtypes import FLOAT_DTYPES
 from mlx_llama4.quantization import ForeignQuantization, packing_name
 from mlx_llama4.tensors import without_absent_vision
 
+JOURNAL_NAME = "conversion.journal"  # what `convert` keeps in a folder until it is finished
+
 # What quantization_config may say; the tensors themselves say the rest.
 METHODS: dict[str, tuple[str | None, ...]] = {
     "compressed-tensors": (
@@ -80,6 +82,10 @@ def open_source(folder: str | Path, checkpoint: Checkpoint | None = None) -> Sou
 
 def open_with_config(folder: Path, checkpoint: Checkpoint | None = None) -> Source:
     """As `open_source`, of a folder that must have a config.json: Hugging Face's or MLX's."""
+    if (folder / JOURNAL_NAME).exists():
+        raise CheckpointError(
+            f"{folder} is an unfinished conversion; repeat the convert command to finish it"
+        )
     raw = read_config(folder)
     try:
         config = parse_config(raw)

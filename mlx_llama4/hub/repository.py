@@ -5,12 +5,13 @@ Nothing is downloaded that cannot be used: config.json and the index come first.
 """
 
 import contextlib
+import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from mlx_llama4.errors import CheckpointError, ConfigError, HubError, InputError, RunError
-from mlx_llama4.hub.released import Purpose, full_name
+from mlx_llama4.hub.released import RELEASES, Purpose, full_name
 
 # Everything but the weights, from the repository's top folder only.
 SIDE_FILES = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -35,8 +36,11 @@ def find_folder(name: str | Path, revision: str | None = None, purpose: Purpose 
             raise HubError(f"--revision is for repositories of the hub, and {name} is not one")
         if _exists(Path(name)):
             return Path(name)
+        near = difflib.get_close_matches(str(name), RELEASES, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
         raise HubError(
             f"{name} does not exist; give a model folder, or a repository of the hub as OWNER/NAME"
+            f"{meant}"
         )
     repository = str(name)
     folder = download_side_files(repository, revision)

@@ -126,4 +126,6 @@ def _command(model: str, how: How, bits: int | None) -> str:
         return f"mlx-llama4 chat --model {model}"
     out = shlex.quote(f"{Path(model).name}-{bits}bit")
     options = "" if bits == DEFAULT_BITS else f" --bits {bits}"
+    if is_release(model):  # or 217 GB and more would have to be on the disk at once
+        options += " --while-downloading"
     return f"mlx-llama4 convert {shlex.quote(model)} {out}{options}"

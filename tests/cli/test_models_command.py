@@ -148,6 +148,21 @@ def test_short_names_lead_to_repositories(tmp_path: Path, monkeypatch: pytest.Mo
     assert find_folder("scout") == Path("scout")
 
 
+@pytest.mark.parametrize(("typed", "meant"), [("scuot", "scout"), ("mavrick", "maverick")])
+def test_misspelt_releases(here: Path, typed: str, meant: str) -> None:
+    assert refused("ask", QUESTION, "-m", typed).endswith(f"; did you mean {meant}?\n")
+    assert "did you mean" not in refused("ask", QUESTION, "-m", "nowhere")
+
+
+def test_an_unfinished_conversion_is_no_model(here: Path, demo_folder: Path) -> None:
+    """Its tensors have their sizes already, and zeros where nothing is written yet."""
+    shutil.copytree(demo_folder, "out.partial")
+    Path("out.partial", "conversion.journal").write_text("{}\n")
+    for command in (("ask", QUESTION, "-m"), ("inspect",), ("plan",)):
+        assert "is an unfinished conversion; repeat the convert" in refused(*command, "out.partial")
+    assert [model["state"] for model in listed()["models"]] == ["incomplete"]
+
+
 def test_a_release_is_taken_ready_made_where_it_fits(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +190,7 @@ def test_a_release_leads_to_convert_where_fewer_bits_fit(
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
         "error: 64 GB: Scout in 3 bits, up to 253K tokens; convert it first: "
-        "mlx-llama4 convert scout scout-3bit --bits 3\n"
+        "mlx-llama4 convert scout scout-3bit --bits 3 --while-downloading\n"
     )
     on(monkeypatch, mac(8 * GIB))
     result = run_here("chat", "--model", "scout")

@@ -88,7 +88,7 @@ def test_json() -> None:
 
 
 CHAT_SCOUT = "mlx-llama4 chat --model scout"
-THREE_BITS = "mlx-llama4 convert scout scout-3bit --bits 3"
+THREE_BITS = "mlx-llama4 convert scout scout-3bit --bits 3 --while-downloading"
 
 
 @pytest.mark.parametrize("name", ["scout", "maverick", "behemoth"])
@@ -128,7 +128,7 @@ def test_pages_fit_a_terminal(name: str, memory: str) -> None:
         (
             ("scout", "--memory", "96GB", "--bits", 5),
             "96 GB: Scout in 5 bits, up to 349K tokens",
-            "mlx-llama4 convert scout scout-5bit --bits 5",
+            "mlx-llama4 convert scout scout-5bit --bits 5 --while-downloading",
         ),
     ],
 )
