@@ -9,10 +9,12 @@
 `mlx_llama4.convert` is a package: `from mlx_llama4.convert import Recipe, convert`.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+# Nothing is imported here: the command passes through before it can take a Ctrl-C. Type checkers
+# know the name without typing's.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from mlx_llama4.chat.chat import Chat
     from mlx_llama4.chat.options import ChatOptions
     from mlx_llama4.errors import (
@@ -74,7 +76,9 @@ _MODULES = {
 } | {name: "errors" for name in __all__ if name.endswith("Error")}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    from importlib import import_module
+
     # Imported when first asked for, so that `mlx-llama4 --help` need not wait for MLX.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
