@@ -34,6 +34,7 @@ ARROWS = {
     "model": "errors quantization config memory cache",
     "evaluation": "errors config prompt tensors checkpoint model",
     "generation": "errors least_recently_used files config prompt memory cache model",
+    "training": "errors model",
     "offload": "errors units files quantization config checkpoint model",
     "opening": "errors files quantization config prompt checkpoint hub model offload planning",
     "planning": "errors units files quantization config tensors checkpoint memory hub offload",
