@@ -5,8 +5,10 @@ disk, the next run continues where the journal ends. A line torn by the kill cou
 """
 
 import json
+import math
+import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ class Journal:
 
     def append(self, entries: Iterable[Entry]) -> None:
         with self.path.open("a") as stream:
-            stream.writelines(_line(asdict(entry)) for entry in entries)
+            stream.writelines(map(_entry_line, entries))
             stream.flush()
             sync_file(stream.fileno())
 
@@ -54,11 +56,11 @@ class Journal:
             return False, {}
         entries: dict[int, Entry] = {}
         for line in lines[1:]:
-            try:
-                entry = Entry(**line)
-                entries[int(entry.job)] = entry
-            except (TypeError, ValueError):
+            crc = line.pop("crc", None)  # version 0.1.0 wrote none
+            if not _is_entry(line) or crc not in (None, zlib.crc32(_line(line).encode())):
                 break
+            entry = Entry(**line)
+            entries[entry.job] = entry
         return True, entries
 
     def is_of_this_version(self) -> bool:
@@ -70,7 +72,7 @@ class Journal:
         fresh = self.path.with_suffix(".new")
         with fresh.open("w") as stream:
             stream.write(_line(self.head))
-            stream.writelines(_line(asdict(entry)) for entry in entries)
+            stream.writelines(map(_entry_line, entries))
             stream.flush()
             sync_file(stream.fileno())
         fresh.replace(self.path)
@@ -79,6 +81,35 @@ class Journal:
 def has_progress(folder: Path) -> bool:
     """Does the folder hold at least one finished slice?"""
     return len(_parsed_lines(folder / JOURNAL_NAME)) > 1
+
+
+def _entry_line(entry: Entry) -> str:
+    value = asdict(entry)
+    return _line({**value, "crc": zlib.crc32(_line(value).encode())})
+
+
+def _is_entry(line: dict[str, Any]) -> bool:
+    """Has a line the fields of an Entry, and of the same types?"""
+    if line.keys() != {field.name for field in fields(Entry)}:
+        return False
+    checksums, errors = line["checksums"], line["errors"]
+    return (
+        type(line["job"]) is int
+        and isinstance(line["stamp"], str)
+        and isinstance(checksums, dict)
+        and all(type(checksum) is int for checksum in checksums.values())
+        and isinstance(errors, dict)
+        and all(_is_pair(pair) for pair in errors.values())
+    )
+
+
+def _is_pair(pair: Any) -> bool:
+    """Two sums of squares, as the errors are?"""
+    return (
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(type(one) in (int, float) and math.isfinite(one) for one in pair)
+    )
 
 
 def _line(value: dict[str, Any]) -> str:
@@ -92,7 +123,7 @@ def _parsed_lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(errors="replace").splitlines():
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(value, dict):
             break

@@ -5,6 +5,7 @@ once, with one slice in each place.
 """
 
 import json
+import re
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -34,6 +35,8 @@ from mlx_llama4.convert.write import (
 from mlx_llama4.errors import RunError
 from mlx_llama4.hub.repository import find_folder
 
+INODE = re.compile(r":\d+\.\d+(?= |$)")  # of a stamp
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -61,6 +64,7 @@ class Report:
     source_bytes: int
     output_bytes: int
     resumed_bytes: int
+    redone_bytes: int  # done before, but from files that were replaced or moved since
     seconds: float
     peak_bytes: int  # the most memory that MLX and the slices read took together
     has_vision: bool
@@ -127,6 +131,7 @@ def run(
         source_bytes=plan.source_bytes,
         output_bytes=plan.output_bytes,
         resumed_bytes=conversion.resumed,
+        redone_bytes=conversion.redone,
         seconds=time.perf_counter() - start,
         peak_bytes=mx.get_peak_memory() - held_before + 2 * max(job.nbytes for job in plan.jobs),
         has_vision=source.config.vision is not None,
@@ -152,6 +157,7 @@ class _Conversion:
         self.on_progress = on_progress
         self.entries: dict[int, Entry] = {}  # job → what is done of it
         self.done = self.resumed = 0  # bytes of the source, by all runs and by earlier ones
+        self.redone = 0  # bytes of the source that earlier runs read from files since replaced
 
     def check_done(self) -> None:
         """Keeps the journal's entries whose source is the same and whose checksums are right."""
@@ -160,7 +166,11 @@ class _Conversion:
                 continue
             job = self.plan.jobs[index]
             self.on_progress(Progress("Checking", self.resumed, self.plan.source_bytes))
-            if entry.stamp == self._stamp(job) and self._is_intact(job, entry):
+            stamp = self._stamp(job)
+            # Version 0.1.0 wrote stamps without the inode and its time.
+            if entry.stamp not in (stamp, INODE.sub("", stamp)):
+                self.redone += job.nbytes
+            elif self._is_intact(job, entry):
                 self.entries[index] = entry
                 self.resumed += job.nbytes
         self.done = self.resumed

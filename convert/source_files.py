@@ -49,5 +49,7 @@ class LocalShards:
     def stamp(self, file: Path) -> str:
         if file not in self._stamps:
             status = file.stat()
-            self._stamps[file] = f"{file.name}:{status.st_size}:{status.st_mtime_ns}"
+            # cp -p, rsync -t and mv keep size and time of a file whose content is another.
+            whole = f"{status.st_ino}.{status.st_ctime_ns}"
+            self._stamps[file] = f"{file.name}:{status.st_size}:{status.st_mtime_ns}:{whole}"
         return self._stamps[file]

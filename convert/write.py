@@ -199,7 +199,9 @@ class FolderWriter:
             self.folder.mkdir(parents=True)
             self._mark(path)
         except FileExistsError:
-            if not path.is_file():
+            if _is_empty_folder(self.folder):
+                self._mark(path)  # a run was killed before it could
+            elif not path.is_file() or path.is_symlink():
                 raise OutputError(
                     f"{self.folder} is in the way, and is not ours; rename or remove it"
                 ) from None
@@ -276,6 +278,10 @@ class FolderWriter:
                 continue
 
 
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+
+
 def resolve_destination(out: Path) -> Path:
     """The folder that `out` names, through symbolic links. Raises OutputError for a loop."""
     try:
@@ -295,6 +301,8 @@ def check_destination(out: Path, nbytes: int) -> None:
     """
     try:
         if _is_there(out) and not _is_spare(out):
+            if _is_finished(out):
+                raise OutputError(f"{out} was finished by an earlier run, and can be used")
             raise OutputError(f"{out} already exists; name another folder or remove it first")
         disk.check_writable(disk.nearest_folder(partial_folder(out).parent))
         free = free_bytes(out)
@@ -322,6 +330,15 @@ def _is_there(path: Path) -> bool:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
+    return True
+
+
+def _is_finished(out: Path) -> bool:
+    """Was a run killed after it had given the folder its name? Then tidies up after it."""
+    if not ((out / JOURNAL_NAME).is_file() and (out / INDEX_NAME).is_file()):
+        return False
+    for name in (JOURNAL_NAME, LOCK_NAME):
+        (out / name).unlink(missing_ok=True)
     return True
 
 

@@ -16,6 +16,7 @@ from mlx_llama4.quantization import ForeignQuantization, QuantizationConfig, par
 
 Attention = Literal["chunked", "global"]
 FeedForward = Literal["moe", "dense"]
+MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,8 @@ def _text_config(raw: Mapping[str, Any]) -> TextConfig:
 
 def _layer_kinds(raw: Mapping[str, Any], keys: Keys) -> tuple[LayerKind, ...]:
     count = keys.integer("num_hidden_layers")
+    if count > MOST_LAYERS:  # or listing them would take for ever
+        raise ConfigError(f"{keys.where}: num_hidden_layers is {count}, more than {MOST_LAYERS:,}")
     rope = raw.get("no_rope_layers")
     if not rope:  # absent, null or empty: the reference's rule
         interval = keys.integer("no_rope_layer_interval", 4)
@@ -275,6 +278,12 @@ def _layer_kinds(raw: Mapping[str, Any], keys: Keys) -> tuple[LayerKind, ...]:
 
     named = {"chunked_attention": "chunked", "full_attention": "global"}
     layer_types = raw.get("layer_types")
+    if layer_types and not (
+        isinstance(layer_types, list) and all(isinstance(name, str) for name in layer_types)
+    ):
+        raise ConfigError(
+            f"{keys.where}: layer_types must list a name for each layer, not {layer_types!r}"
+        )
     if layer_types and [named.get(name, name) for name in layer_types[:count]] != attention:
         raise ConfigError(
             f"{keys.where}: layer_types and no_rope_layers disagree; RoPE layers must be "

@@ -10,12 +10,40 @@
         ├── HubError            a repository of the Hugging Face hub
         └── OutputError         the place to write to
 
-The library raises them; the command line turns them into that line and exit code.
+The library raises them; the command line turns them into that line and exit code. What a message
+quotes may come from a stranger's file, so each is made safe to print where it is made.
 """
+
+import re
+
+MOST_CHARACTERS = 2000
+# Characters that move a terminal's cursor, colour it or reorder its text: controls, marks of
+# direction, and separators of lines and paragraphs.
+UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb]"
+)
+
+
+def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
+    """A text of any origin as one line that is safe to print: line breaks become spaces, other
+    control characters their escapes ("\\x1b"), and the middle of a long text is left out.
+    """
+    text = re.sub(r"[\t\n\v\f\r]+", " ", text)
+    text = UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+    if len(text) <= most:
+        return text
+    cut = f" [… {len(text) - most:,} characters left out …] "
+    end = most // 4  # most messages end with what to do
+    return text[: most - end - len(cut)] + cut + text[-end:]
 
 
 class Llama4Error(Exception):
+    """Its text is one printable line of a bounded length, whatever it was made of."""
+
     exit_code = 1
+
+    def __init__(self, message: object = ""):
+        super().__init__(one_line(str(message)))
 
 
 class RunError(Llama4Error):

@@ -8,9 +8,13 @@
 
 Global layers have all tokens, chunked layers those since the last border. The small form leaves out
 all keys and values from that border on; ids and features are enough to compute them again.
+
+The header and each array have a CRC-32, which is checked when they are read. Files of version 0.1.0
+have none.
 """
 
 import json
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +29,14 @@ from mlx_llama4.cache.prompt_cache import PromptCache
 from mlx_llama4.cache.quantized import PARTS, QuantizedKVCache
 from mlx_llama4.checkpoint.safetensors import LENGTH_BYTES, StoredTensor, read_header
 from mlx_llama4.errors import CheckpointError, OutputError
-from mlx_llama4.files.safetensors_file import check_place, load_safetensors, write_safetensors
+from mlx_llama4.files.mlx_arrays import array_bytes
+from mlx_llama4.files.safetensors_file import (
+    CHECKSUMS,
+    check_place,
+    checksums_of,
+    load_safetensors,
+    write_safetensors,
+)
 from mlx_llama4.prompt.image import RememberedImage
 from mlx_llama4.prompt.prompt import PlacedImage
 from mlx_llama4.quantization import KVQuantization
@@ -43,6 +54,7 @@ LAYER_NAMES: tuple[set[str], ...] = (
 FORMAT = "mlx-llama4 prompt cache"
 VERSION = 1
 HEADER_START = 200  # bytes
+KEYS = {"format", "version", "held", "images", "name", "model", "tokenizer", "packing"}
 
 # Features of a picture; None if they are not known.
 FeaturesOf = Callable[["PromptImage"], mx.array | None]
@@ -134,7 +146,8 @@ class PromptFile:
         path = self.path = Path(path)
         self._tensors = {tensor.name: tensor for tensor in self._header()}
         try:
-            metadata = self._metadata()
+            header = self._header_bytes()
+            metadata = json.loads(header[LENGTH_BYTES:]).get("__metadata__") or {}
             if metadata.get("format") != FORMAT:
                 raise CheckpointError(
                     f"{path} is not a prompt cache; make one with: mlx-llama4 cache PROMPT_FILE "
@@ -145,6 +158,11 @@ class PromptFile:
                     f"{path} is a prompt cache of version {metadata['version']}; this program "
                     f"reads only version {VERSION}, so make it again"
                 )
+            if metadata.keys() - {CHECKSUMS} != KEYS:
+                raise self._damaged()
+            stored = sorted(self._tensors.values(), key=lambda tensor: tensor.offset)
+            names = [tensor.name for tensor in stored]
+            self._checksums = checksums_of(header, metadata, names)
             self.held = int(metadata["held"])
             self.name, self._model = metadata["name"], metadata["model"]
             self._tokenizer = metadata["tokenizer"]
@@ -155,8 +173,13 @@ class PromptFile:
                 for start, stop, image in json.loads(metadata["images"])
             ]
             self.tokens = self._tensors["ids"].shape[0]
-        except (KeyError, ValueError, TypeError, OSError, IndexError):
+        except (KeyError, ValueError, TypeError, OSError, IndexError, AttributeError):
             raise self._damaged() from None
+
+    @property
+    def has_checksums(self) -> bool:
+        """Would damage to its arrays be noticed? Version 0.1.0 wrote no checksums."""
+        return bool(self._checksums)
 
     def check(self, identity: "Identity", quantization: KVQuantization | None) -> None:
         """Raises CheckpointError if the file was made with another model or tokenizer, or packs
@@ -190,7 +213,7 @@ class PromptFile:
         """
         try:
             return self._load(layers, dtype)
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
             raise self._damaged() from None
 
     def _load(self, layers: Sequence[KVCache], dtype: mx.Dtype) -> Loaded:
@@ -200,9 +223,14 @@ class PromptFile:
             prefix = f"layers.{number}."
             names = [name for name in arrays if name.startswith(prefix)]
             self._fill(
-                layer, {name.removeprefix(prefix): _cast(arrays.pop(name), dtype) for name in names}
+                layer,
+                {
+                    name.removeprefix(prefix): _cast(self._intact(name, arrays.pop(name)), dtype)
+                    for name in names
+                },
             )
             mx.eval(layer.arrays)  # or all layers, and copies of them, would be in memory at once
+        arrays = {name: self._intact(name, array) for name, array in arrays.items()}
         ids = np.array(arrays["ids"])
         cache.record(ids, self._images)
         features = {
@@ -212,6 +240,11 @@ class PromptFile:
         }
         text = bytes(np.array(arrays["conversation"])).decode("utf-8")
         return Loaded(cache, ids, features, _with_images(json.loads(text)))
+
+    def _intact(self, name: str, array: mx.array) -> mx.array:
+        if self._checksums and zlib.crc32(array_bytes(array)) != self._checksums[name]:
+            raise self._damaged()
+        return array
 
     def _fill(self, layer: KVCache, rows: Rows) -> None:
         lengths = {row.shape[2] for row in rows.values()}
@@ -243,10 +276,10 @@ class PromptFile:
                 str(error).replace("download it again", "make it again")
             ) from None
 
-    def _metadata(self) -> Mapping[str, str]:
+    def _header_bytes(self) -> bytes:
         with self.path.open("rb") as file:
-            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-            return json.loads(file.read(length)).get("__metadata__") or {}
+            length = file.read(LENGTH_BYTES)
+            return length + file.read(int.from_bytes(length, "little"))
 
     def _damaged(self) -> CheckpointError:
         return CheckpointError(f"{self.path} is damaged; make it again")

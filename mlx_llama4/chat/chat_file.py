@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -16,7 +17,8 @@ from mlx_llama4.checkpoint.identity import Identity
 from mlx_llama4.errors import CheckpointError, PromptError
 from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.model.llama4 import Llama4
-from mlx_llama4.prompt.image import PromptImage
+from mlx_llama4.prompt.checks import check_message
+from mlx_llama4.prompt.image import PromptImage, RememberedImage
 from mlx_llama4.prompt.messages import Message, image_parts
 from mlx_llama4.prompt.prompt import Prompt, place_images
 from mlx_llama4.quantization import KVQuantization
@@ -98,11 +100,12 @@ def load_chat(
     try:
         said = [loaded.conversation[key] for key in ("messages", "document", "document_turn")]
         messages, document, turn = said
+        _check(messages, document, turn)
         if turn is not None:  # the file has two copies of the document; keep one
             rest = messages[turn]["content"][len(document) :]
             messages[turn] = with_document(messages[turn] | {"content": rest}, document)
         system = next((m["content"] for m in messages[:1] if m["role"] == "system"), None)
-    except (KeyError, TypeError, IndexError):
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError, PromptError):
         raise CheckpointError(f"{path} is damaged; make it again") from None
     prefixes = former.prefixes
     if quantization != former.quantization:
@@ -116,6 +119,17 @@ def load_chat(
     if state.is_document_pending:  # the cache ends where the document does
         prefixes.keep_tail(state.cache)
     return state
+
+
+def _check(messages: Any, document: Any, turn: Any) -> None:
+    """Raise one of several errors unless a file's conversation has the form that we write."""
+    for message in [*messages, {"role": "user", "content": document}]:
+        check_message(message)
+        for part in image_parts([message]):
+            if not isinstance(part["image"], RememberedImage):
+                raise TypeError(part)
+    if turn is not None and not (type(turn) is int and 0 <= turn < len(messages)):
+        raise TypeError(turn)
 
 
 def _known(identity: Identity | None) -> Identity:

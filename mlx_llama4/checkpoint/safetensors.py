@@ -166,13 +166,23 @@ def parse_header(file: Path, size: int, data: bytes) -> list[StoredTensor]:
     header.pop("__metadata__", None)
     end = LENGTH_BYTES + len(data)
     tensors = [_tensor(file, name, entry, end) for name, entry in header.items()]
-    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+    holes = []
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
         if tensor.offset < end:
             raise CheckpointError(f"{file}: {tensor.name} overlaps another; download it again")
+        if tensor.offset > end:
+            holes.append(f"{tensor.offset - end:,} bytes before {tensor.name}")
         end = tensor.offset + tensor.nbytes
     if end > size:
         raise CheckpointError(
             f"{file} is truncated: {size:,} of {end:,} bytes are there; download it again"
+        )
+    if holes:  # the format allows none
+        raise CheckpointError(f"{file}: {holes[0]} belong to no tensor; download it again")
+    if end < size:
+        # A length of the header that is wrong would shift all data, and yet leave them readable.
+        raise CheckpointError(
+            f"{file} is longer than its header says: {size:,} bytes, not {end:,}; download it again"
         )
     return tensors
 

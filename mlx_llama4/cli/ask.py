@@ -154,6 +154,7 @@ def ask(
         chat.processor = processor
         if cache is not None:
             chat.load(cache)
+            options.warn_without_checksums(cache)
         if schema is not None:
             _constrain(chat, schema)
         answer_all(chat, text, images, Form(n, as_json, whole=schema is not None))

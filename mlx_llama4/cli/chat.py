@@ -223,9 +223,11 @@ def _take_up(talk: "Talk", path: Path, resume: bool) -> None:
     tokens = talk.resume(path) if resume else talk.load(path)
     if not resume:
         terminal.aside(f"[{path}: {tokens:,} tokens]")
+        options.warn_without_checksums(path)
         return
     asked = questions(talk.chat.messages)
     terminal.aside(f"[resumed: {counted(len(asked), 'question')}, {tokens:,} tokens]")
+    options.warn_without_checksums(path)
     if not sys.stdout.isatty():
         return
     content = talk.chat.messages[asked[-1]]["content"]

@@ -42,6 +42,11 @@ def print_report(report: "Report", out: Path) -> None:
         f"{out}: {human_bytes(report.output_bytes)} from {human_bytes(report.source_bytes)}"
         f"{resumed} in {report.seconds:.0f} s"
     )
+    if report.redone_bytes:
+        terminal.note(
+            f"{human_bytes(report.redone_bytes)} of an earlier run were converted again, since "
+            "their files have been replaced, moved or touched in the meantime."
+        )
     if not report.has_vision:
         terminal.note("The checkpoint has no vision tower: the result takes text only.")
 

@@ -300,6 +300,17 @@ def open_cache(path: Path, folder: "ModelFolder", options: "ChatOptions") -> "Pr
     return file
 
 
+def warn_without_checksums(path: Path) -> None:
+    """Say that damage to a prompt cache may go unnoticed, if it may."""
+    from mlx_llama4.cache.prompt_file import PromptFile
+
+    if not PromptFile(path).has_checksums:
+        terminal.aside(
+            f"[{path.name} has no checksums, since version 0.1.0 made it: damage to it may go "
+            "unnoticed]"
+        )
+
+
 def place_model(
     folder: "ModelFolder", task: "Task", experts: "Experts | None" = None, *, force: bool = False
 ) -> "Placement":

@@ -8,6 +8,9 @@ from typing import Any
 
 from mlx_llama4.errors import ConfigError
 
+# The largest number that a config may hold: sizes are multiplied, and floats hold no more exactly.
+MOST_INTEGER = 2**53
+
 
 def parse_json(data: bytes) -> Any:
     """As json.loads, but raises ValueError for a key that comes twice, too."""
@@ -53,7 +56,7 @@ class Keys:
 
     def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
         value = self._value(key, default)
-        if isinstance(value, list) and len(set(value)) == 1:
+        if isinstance(value, list) and value and all(item == value[0] for item in value):
             value = value[0]  # [336, 336], as some write image_size
         if not _is_number(value) or value != int(value):
             raise ConfigError(f"{self.where}: {key} is {value!r}, not a whole number")
@@ -91,4 +94,6 @@ class Keys:
 
 def _is_number(value: Any) -> bool:
     """Is it a finite number? Python's JSON reader also accepts NaN and Infinity."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < MOST_INTEGER
+    return isinstance(value, float) and math.isfinite(value)

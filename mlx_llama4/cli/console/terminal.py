@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from mlx_llama4.errors import Llama4Error, PromptError
+from mlx_llama4.errors import Llama4Error, PromptError, one_line
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -47,7 +47,7 @@ def reports_errors(command: Command) -> Command:
         except OSError as failure:
             if failure.filename is None:  # standard output itself
                 raise
-            note(f"error: {failure.strerror}: {failure.filename}")
+            note(f"error: {failure.strerror}: {one_line(str(failure.filename))}")
             raise typer.Exit(1) from None
         except Exception as error:
             unexpected(error)
@@ -60,7 +60,7 @@ def unexpected(error: Exception) -> None:
     """Report an error that should not have happened; re-raise it when debugging."""
     if os.environ.get(DEBUG_VARIABLE):
         raise error
-    note(f"error: unexpected {type(error).__name__}: {error}")
+    note(f"error: unexpected {type(error).__name__}: {one_line(str(error))}")
     note(f"set {DEBUG_VARIABLE}=1 for the traceback, and please report it")
 
 
@@ -74,15 +74,19 @@ def import_mlx() -> None:
 
 
 def note(text: str) -> None:
-    """Print a line for the user, on standard error."""
+    """Print a line for the user, on standard error, without control characters."""
+    _note(text.translate(CONTROLS))
+
+
+def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def aside(text: str) -> None:
     """Print a remark beside a conversation, on standard error, faint if the terminal can."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", None)
-    text = wrapped(text)
-    note(text if plain or not sys.stderr.isatty() else f"\x1b[2m{text}\x1b[0m")
+    text = wrapped(text.translate(CONTROLS))
+    _note(text if plain or not sys.stderr.isatty() else f"\x1b[2m{text}\x1b[0m")
 
 
 def wrapped(text: str) -> str:

@@ -143,6 +143,8 @@ def _history(path: Path) -> "FileHistory":
 
         def store_string(self, string: str) -> None:
             with contextlib.suppress(OSError):  # a full disk must not end the conversation
+                path.touch(mode=0o600)  # what is typed is the user's alone
+                path.chmod(0o600)
                 super().store_string(string)
 
     return ForgivingHistory(str(path))
