@@ -126,8 +126,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_names: Sequence[str], variables: Mapping[str, str]):
-        from jinja2 import TemplateSyntaxError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from mlx_llama4.prompt.template_limits import LimitedEnvironment, metered
 
         # Not one pattern of all 1,100 names: compiling that takes 0.1 s.
         self._names = frozenset(special_names)
@@ -138,17 +137,24 @@ class ChatTemplate:
         self.source = source
         starts = "".join(sorted({name[0] for name in special_names}))
         self._starts = re.compile(f"[{re.escape(starts)}]") if starts else re.compile("(?!)")
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        environment = LimitedEnvironment(
+            {"tojson": _to_json},
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols"],
         )
-        environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
         # This tag marks the assistant's words for training; it has no use here.
         source = re.sub(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})", _as_condition, source)
         try:
-            self._template = environment.from_string(source)
-        except TemplateSyntaxError as failure:
+            with metered():
+                self._template = environment.from_string(source)
+        except RecursionError:
+            raise CheckpointError(
+                "the checkpoint's chat template is broken: it is nested too deeply"
+            ) from None
+        except Exception as failure:  # Python's compiler has limits of its own
             raise CheckpointError(f"the checkpoint's chat template is broken: {failure}") from None
 
     def render(
@@ -205,8 +211,15 @@ class ChatTemplate:
         return list(self._pieces(text, given)), text.count(DEFINED)
 
     def _run_template(self, **variables: Any) -> str:
+        from mlx_llama4.prompt.template_limits import TemplateLimitError, metered
+
         try:
-            return self._template.render(**self._variables | variables, documents=None)
+            with metered(_characters(variables)):
+                return self._template.render(**self._variables | variables, documents=None)
+        except TemplateLimitError as limit:
+            raise PromptError(f"the chat template was stopped: {limit}") from None
+        except RecursionError:
+            raise PromptError("the chat template was stopped: it calls itself for ever") from None
         except Exception as failure:  # the template is foreign code and may raise anything
             raise PromptError(f"the chat template refuses these messages: {failure}") from None
 
@@ -321,6 +334,15 @@ def load_chat_template(folder: Path, tokenizer_config: Mapping[str, Any] | None 
                 raise CheckpointError(f"{folder / name}: chat_template is not a string")
             return template
     return DEFAULT_TEMPLATE
+
+
+def _characters(value: Any) -> int:
+    """Of all texts in a value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, list) else 0
 
 
 def _plain(marked: str) -> Iterator[PlainText]:

@@ -16,6 +16,7 @@ from tokenizers.decoders import ByteLevel
 from mlx_llama4.errors import CheckpointError, PromptError
 from mlx_llama4.prompt.byte_symbols import BYTE_OF_SYMBOL
 from mlx_llama4.prompt.tiktoken_file import FILE_NAME, load_fast_tokenizer
+from mlx_llama4.prompt.word_pattern import PANIC, encode_slowly, has_known_patterns
 
 # Characters to tokenise at once: each takes 200 bytes of memory, and a call cannot be interrupted.
 PIECE = 2**20
@@ -40,7 +41,8 @@ class Tokenizer:
         fast.encode_special_tokens = True  # "<|eot|>" in text is text
         self._fast = fast
         self._hash = hashlib.sha256(file)
-        self._has_words = _splits(fast, "ab cd\nef") == [
+        self._is_known = has_known_patterns(fast)
+        self._has_words = self._is_known and _splits(fast, "ab cd\nef") == [
             part for piece in ("ab", " cd\n", "ef") for part in _splits(fast, piece)
         ]
         # The text of an added token: nothing if it is special, else its name.
@@ -62,7 +64,9 @@ class Tokenizer:
             return cls(FastTokenizer.from_str(file.decode()), file)
         except CheckpointError:
             raise
-        except Exception as failure:  # tokenizers raises nothing narrower
+        except BaseException as failure:  # tokenizers raises nothing narrower, and may panic
+            if not isinstance(failure, Exception) and type(failure).__name__ != PANIC:
+                raise
             raise CheckpointError(f"cannot read {path}: {failure}") from None
 
     def digest(self, template: str) -> str:
@@ -88,13 +92,14 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Tokenise plain text; names of special tokens in it stay text."""
         try:
-            return [
-                token
-                for piece in self._pieces(text)
-                for token in self._fast.encode(piece, add_special_tokens=False).ids
-            ]
+            return [token for piece in self._pieces(text) for token in self._ids(piece)]
         except TypeError:
             raise PromptError("the text is not Unicode: it holds a lone surrogate") from None
+
+    def _ids(self, piece: str) -> list[int]:
+        if not self._is_known:
+            return encode_slowly(self._fast, piece)
+        return self._fast.encode(piece, add_special_tokens=False).ids
 
     def _pieces(self, text: str) -> Iterator[str]:
         """Split a text into pieces whose tokens, joined, equal the tokens of the whole text."""
