@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import nodes
 from jinja2.filters import make_attrgetter
@@ -203,7 +203,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
         return run
 
-    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         meter = _meter()
         meter.step()
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
@@ -262,8 +262,8 @@ class _Counting(NodeTransformer):
         return node
 
 
-def _filter(node: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Filter:
-    return nodes.Filter(node, name, [*args], [], None, None, lineno=node.lineno)
+def _filter(node: nodes.Node, name: str, *args: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(cast("nodes.Expr", node), name, [*args], [], None, None, lineno=node.lineno)
 
 
 def _text_length(body: list[nodes.Node]) -> int:

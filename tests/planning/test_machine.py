@@ -1,11 +1,23 @@
 """How much memory a machine has for a model."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mlx_llama4.errors import InputError
-from mlx_llama4.planning.machine import GIB, cgroup_limit, mac, parse_memory, this_machine
+from mlx_llama4.planning.machine import (
+    GIB,
+    OWN_ADDRESSES,
+    OWN_BYTES,
+    Machine,
+    bounded,
+    cgroup_limit,
+    mac,
+    parse_memory,
+    this_machine,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +80,32 @@ def test_cgroups_of_version_1(tmp_path: Path) -> None:
 def test_no_cgroup_no_limit(tmp_path: Path) -> None:
     assert cgroup_limit(tmp_path) is None
     assert cgroup_limit(write(tmp_path, {"proc/self/cgroup": "0::/\n"})) is None
+
+
+def test_limits_count_the_process_itself() -> None:
+    """A model that just fits the limit would be killed, or crash."""
+    memory = 8 * GIB
+    assert bounded(memory, None, None) == Machine(memory, memory, None)
+    assert bounded(memory, GIB, None) == Machine(GIB, GIB - OWN_BYTES, None)
+    assert bounded(memory, None, 2 * GIB) == Machine(2 * GIB, 2 * GIB - OWN_ADDRESSES, None)
+    assert bounded(memory, GIB, 2 * GIB) == Machine(GIB, GIB - OWN_BYTES, None)
+    assert bounded(memory, 2**20, 2**20).usable == 0
+    assert bounded(memory, 2 * memory, None).usable == memory
+
+
+@pytest.mark.parametrize("limit", [700, 900])
+def test_too_few_addresses_are_said(limit: int, demo_folder: Path) -> None:
+    """As `ulimit -v` sets them: a refusal, where MLX would crash."""
+    program = (
+        "import resource, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({limit * 2**20},) * 2)\n"
+        "from mlx_llama4.__main__ import run\n"
+        "run()\n"
+    )
+    words = [sys.executable, "-c", program, "ask", "hi", "--model", str(demo_folder)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 2 and line.startswith("error: ") and "memory" in line
 
 
 def test_this_machine() -> None:
