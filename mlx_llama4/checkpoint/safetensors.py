@@ -217,10 +217,17 @@ def _weight_map(index: Path) -> dict[str, str]:
     wrong = [name for name in names if not isinstance(name, str)]
     if not wrong:  # of thousands of tensors, but few files
         wrong = [name for name in sorted(set(names)) if Path(name).name != name]
+    if not wrong and (odd := [name for name in sorted(set(names)) if not _is_file_name(name)]):
+        raise CheckpointError(f"{index} names a shard {odd[0]!r}, which cannot be a file's name")
     if wrong:
         # The names come from a download; they must not lead out of the folder.
         raise CheckpointError(f"{index} names a shard {wrong[0]!r} outside its folder")
     return weight_map
+
+
+def _is_file_name(name: str) -> bool:
+    """Can a system look for it? It would raise an error for a long name, or one with a NUL."""
+    return name not in ("", "..") and name.isprintable() and len(name.encode()) <= 255
 
 
 def _check_index(folder: Path, tensors: dict[str, StoredTensor]) -> None:

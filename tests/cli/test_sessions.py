@@ -113,3 +113,13 @@ def test_a_damaged_session_is_passed_over(talk: Talk, said, demo_folder: Path) -
     kept[0].write_bytes(b"")
     with pytest.raises(InputError, match=r"no conversation with .* is kept; leave out --resume"):
         _last_session(open_folder(demo_folder), None)
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_only_its_owner_reads_the_history(tmp_path: Path, is_there: bool) -> None:
+    file = tmp_path / "history"
+    if is_there:  # of an older version
+        file.touch(mode=0o644)
+    _history(file).store_string("My name is Ada.")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert list(_history(file).load_history_strings()) == ["My name is Ada."]
