@@ -3,10 +3,12 @@
 import contextlib
 import glob
 import os
+import re
 import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.errors import ImageError, PromptError
@@ -31,10 +33,16 @@ def read_question(question: str | None, raw: bool) -> str:
 def find_pictures(typed: Sequence[Path]) -> list[Path]:
     """Return the paths, with patterns expanded in case no shell did that; matches are sorted.
 
-    Raises ImageError for a pattern that matches nothing.
+    Raises ImageError for a pattern that matches nothing, and for a URL
+    other than file://.
     """
     found: list[Path] = []
     for path in typed:
+        if local := re.match(r"file:(/localhost)?(?=/)", str(path), re.IGNORECASE):
+            path = Path(unquote(str(path)[local.end() :]))
+        if scheme := re.match(r"(https?):/|(data):", str(path), re.IGNORECASE):
+            name = (scheme[1] or scheme[2]).lower()
+            raise ImageError(f"{name}: URLs of pictures are not read; give the path of a file")
         with contextlib.suppress(RuntimeError):  # "~nobody"
             path = path.expanduser()
         if path.exists() or not set("*?[").intersection(str(path)):

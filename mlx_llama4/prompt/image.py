@@ -21,8 +21,11 @@ from mlx_llama4.errors import ConfigError, ImageError, PromptError
 from mlx_llama4.files.json_file import Keys, read_json
 from mlx_llama4.prompt.heic import is_heic, png_of_heic
 
-# Pillow's own limit; a 200-megapixel photograph decodes to 600 MB.
+# Pillow's own limit. Just below it, decoding and converting takes 2 GB for RGBA, 2.7 GB for WebP
+# and 4.4 GB for 16-bit grey.
 MAX_PIXELS = 2 * 89_478_485
+# Resizing holds about 16 bytes of coefficients for each pixel of a side.
+MAX_SIDE = 1_000_000
 BILINEAR = 2  # transformers' and Pillow's number for it
 
 ImageSource = str | Path | bytes | Image.Image
@@ -240,7 +243,14 @@ def _decode(stream: BinaryIO, name: str) -> Image.Image:
                 raise Image.UnidentifiedImageError
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
+            if max(image.size) > MAX_SIDE:
+                raise ImageError(
+                    f"{name} is {image.width}×{image.height} pixels; no side may have more than "
+                    f"{MAX_SIDE:,}: cut it or scale it down"
+                )
             image.load()
+    except ImageError:
+        raise
     except Image.DecompressionBombError:
         raise ImageError(
             f"{name} unpacks to more than {MAX_PIXELS // 10**6} million pixels; scale it down"

@@ -250,3 +250,27 @@ def test_samples_as_told(ask: Ask, talkative: Path) -> None:
     assert third != words("--temperature", 1, "--seed", 4)
     for one in ((0,), (1, "--top-k", 1), (1, "--min-p", 1)):
         assert words("--temperature", *one) == likeliest
+
+
+@pytest.mark.parametrize(
+    ("url", "scheme"),
+    [
+        ("https://example.com/cat.png", "https"),
+        ("http://localhost:8000/a%20b.jpg", "http"),
+        ("HTTPS://example.com/x?y=[1]*", "https"),
+        ("data:image/png;base64," + "A" * 5000, "data"),
+    ],
+)
+def test_urls_of_pictures_are_refused_by_their_scheme(url: str, scheme: str) -> None:
+    with pytest.raises(ImageError) as refusal:
+        ask_input.find_pictures([Path(url)])
+    assert str(refusal.value).startswith(f"{scheme}: URLs of pictures are not read")
+    assert len(str(refusal.value)) < 100
+
+
+@pytest.mark.parametrize("start", ["file://", "file:", "FILE://", "file://localhost"])
+def test_file_urls_are_paths(tmp_path: Path, start: str) -> None:
+    picture = tmp_path / "a star.png"
+    picture.touch()
+    url = Path(start + str(picture).replace(" ", "%20"))
+    assert ask_input.find_pictures([url]) == [picture]

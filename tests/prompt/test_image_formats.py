@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlx_llama4.errors import ImageError
-from mlx_llama4.prompt.image import MAX_PIXELS, open_image
+from mlx_llama4.prompt.image import MAX_PIXELS, MAX_SIDE, open_image
 from tests.golden.pictures import draw
 
 
@@ -176,3 +176,10 @@ def test_damaged_files_are_pictures_or_image_errors(data: st.DataObject) -> None
         assert open_image(bytes(blob)).mode == "RGB"
     except ImageError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("size", [(MAX_SIDE + 1, 1), (1, MAX_SIDE + 1), (170_000_000, 1)])
+def test_a_picture_with_a_side_too_long_is_refused(size: tuple[int, int]) -> None:
+    data = encoded(Image.new("1", size), "PNG")
+    with pytest.raises(ImageError, match="no side may have more than 1,000,000"):
+        open_image(data)
