@@ -34,7 +34,7 @@ def test_models_and_folders(demo_folder: Path, demo_chat: Chat) -> None:
     folder = open_folder(demo_folder)
     assert repr(folder) == f"ModelFolder({str(demo_folder)!r})"
     assert repr(folder.processor) == "Processor(1,019 tokens, tiles of 56 pixels)"
-    assert repr(demo_chat.model) == "Llama4(6 layers of 128, 8 experts, text and images)"
+    assert repr(demo_chat.model) == "Llama4(8 layers of 128, 8 experts, text and images)"
 
 
 def test_statistics_fit_a_line(demo_chat: Chat) -> None:

@@ -1,5 +1,6 @@
 """What the goldens hold: models, and inputs for each. Read by make_goldens.py and by the tests."""
 
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +88,15 @@ def gradient_ids() -> np.ndarray:
     even, since a gradient jumps where the choice changes. make_gradients.py checks both.
     """
     return np.concatenate([tiny.text_ids(GRADIENT_TOKENS, seed) for seed in GRADIENT_SEEDS])
+
+
+SAMPLES = 200  # of each tensor of the demo's gradient
+
+
+def sampled_places(tensor: str, size: int) -> np.ndarray:
+    """Where in a flattened tensor of the demo the golden has its gradient's values."""
+    source = np.random.RandomState(zlib.crc32(tensor.encode()))
+    return source.randint(0, size, SAMPLES)
 
 
 PREFILLED = 100  # of the 150 tokens, in the case that then goes one by one
