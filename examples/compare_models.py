@@ -26,7 +26,7 @@ from mlx_llama4.hub.repository import find_folder
 from mlx_llama4.quantization import Quantization
 
 DEMO_PACKINGS = {"demo-16bit": None, "demo-2bit": Quantization(group_size=64, bits=2)}
-DEMO_QUESTIONS = ["Describe the image.", "How many shapes are there?"]
+DEMO_QUESTIONS = ["Describe the image.", "How many circles are there?"]
 
 
 @reports_errors

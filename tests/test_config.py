@@ -102,7 +102,7 @@ def test_text_only() -> None:
 def test_the_demo_s_config() -> None:
     folder = Path(__file__).parents[1] / "mlx_llama4" / "demo" / "checkpoint"
     config = load_config(folder)
-    assert "".join(kind.attention[0] for kind in config.text.layers) == "ccgccg"
+    assert "".join(kind.attention[0] for kind in config.text.layers) == "cccgcccg"
     assert config.vision.tokens_per_tile == 4
     assert load_generation_config(folder).eos_token_ids == (1001, 1007, 1008)
 

@@ -48,14 +48,14 @@ def test_turns_continue_the_cache(chat: Chat) -> None:
     """Each prompt is the one before, the answer's own tokens, and what is new."""
     total = 0
     for text, picture in (("My name is Ada.", ""), ("What is in the image?", "star.png"),
-                          ("What is my name?", ""), ("What is 2 plus 3?", "")):  # fmt: skip
+                          ("What is my name?", ""), ("What is 7 plus 5?", "")):  # fmt: skip
         answer = say(chat, text, *filter(None, [picture]))
         statistics = chat.statistics
         assert statistics.cached_tokens == total
         total = statistics.prompt_tokens + statistics.generated_tokens
         assert chat.cache.layers[0].offset == total
         assert statistics.finish_reason == "stop"
-    assert answer == "2 plus 3 is 5."
+    assert answer == "7 plus 5 is 12."
     assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 4
 
 
@@ -81,7 +81,7 @@ def test_interruption_while_the_answer_comes(chat: Chat, monkeypatch: pytest.Mon
     def interrupted(self: object, *args: object) -> object:
         nonlocal calls
         calls += 1
-        if calls == 6 * 6 + 3:
+        if calls == 6 * 8 + 3:
             raise KeyboardInterrupt
         return forward(self, *args)
 

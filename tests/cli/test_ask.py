@@ -130,7 +130,7 @@ def test_logprobs(ask: Ask) -> None:
     for token in tokens:
         first, second = token["top"]
         assert first == {key: token[key] for key in ("token", "text", "logprob")}
-        assert 0 > first["logprob"] > second["logprob"]
+        assert 0 >= first["logprob"] > second["logprob"]
     assert hello["seed"] is None and "steps" not in hello
     plain = json.loads(ask("Hello", "--json", "--logprobs", 0).stdout)
     assert [token["top"] for token in plain["logprobs"]] == [[]] * len(tokens)

@@ -190,33 +190,33 @@ def test_chat(demo_folder: Path) -> None:
 def test_inspect(demo_folder: Path) -> None:
     result = run_here("inspect", demo_folder)
     assert result.returncode == 0
-    for part in ("3,118,528", "quantized: 8 bits", "complete: 249 tensors in 1 file"):
+    for part in ("3,857,344", "quantized: 8 bits", "complete: 305 tensors in 1 file"):
         assert part in result.stdout
     found = json.loads(run_here("inspect", CHECKPOINT, "--json").stdout)
-    assert (found["complete"], found["parameters"]) == (True, 3118528)
+    assert (found["complete"], found["parameters"]) == (True, 3857344)
 
 
 def test_inspect_names_what_is_missing(demo_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(demo_folder, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["num_hidden_layers"] = 7
+    config["text_config"]["num_hidden_layers"] = 9
     for key in ("no_rope_layers", "moe_layers", "layer_types"):
         config["text_config"][key] = None
-    config["text_config"]["no_rope_layer_interval"] = 3
+    config["text_config"]["no_rope_layer_interval"] = 4
     (folder / "config.json").write_text(json.dumps(config))
     result = run_here("inspect", folder)
     assert result.returncode == 1
     assert "missing: 9 tensors" in result.stdout
-    assert "language_model.model.layers.6.self_attn.q_proj.weight" in result.stdout
+    assert "language_model.model.layers.8.self_attn.q_proj.weight" in result.stdout
 
 
 def test_convert(tmp_path: Path) -> None:
     result = run("convert", CHECKPOINT, tmp_path / "out", "--bits", 8, "--group-size", 32)
     assert result.returncode == 0
-    assert "from 6.24 MB" in result.stderr
+    assert "from 7.71 MB" in result.stderr
     assert run_here("ask", "Hello", "-m", tmp_path / "out").stdout == "Hello! How can I help you?\n"
     plain = run_here("convert", CHECKPOINT, tmp_path / "plain", "--dtype", "float32")
-    assert "12.5 MB from 6.24 MB" in plain.stderr
+    assert "15.4 MB from 7.71 MB" in plain.stderr
     default = run_here("convert", CHECKPOINT, tmp_path / "default")
     assert default.returncode == 0
     assert "4 bits" in run_here("inspect", tmp_path / "default").stdout

@@ -39,9 +39,9 @@ def test_table(demo_folder: Path, notes: Path) -> None:
     result = run_here("compare", CHECKPOINT, demo_folder, "--text", notes, "--image", star)
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
-    assert re.fullmatch(rf"A: {CHECKPOINT}, 6\.24 MB \(Hugging Face layout, BF16\)", lines[0])
+    assert re.fullmatch(rf"A: {CHECKPOINT}, 7\.71 MB \(Hugging Face layout, BF16\)", lines[0])
     assert re.fullmatch(
-        rf"B: {demo_folder}, 3\.92 MB \(MLX layout, 8 bits, groups of 64\)", lines[1]
+        rf"B: {demo_folder}, 4\.71 MB \(MLX layout, 8 bits, groups of 64\)", lines[1]
     )
     cells = {line[:24].strip(): line[24:].split() for line in lines[4:]}
     assert lines[3].split() == ["text", "images"]

@@ -148,7 +148,7 @@ def test_ask_streams_and_reports(demo_folder: Path, tmp_path: Path) -> None:
     options = ("--expert-memory", "300KB", "--no-page-cache", "--trace", trace, "--json")
     result = run_here("ask", "What is 7 plus 5?", "-m", demo_folder, *options)
     assert result.returncode == 0, result
-    assert result.stderr.startswith("Experts: streaming 1.33 MB from the disk with 300 KB kept")
+    assert result.stderr.startswith("Experts: streaming 1.77 MB from the disk with 300 KB kept")
     answer = json.loads(result.stdout)
     assert answer["text"] == "7 plus 5 is 12."
     for name in ("prefill_experts", "decode_experts"):
@@ -156,7 +156,7 @@ def test_ask_streams_and_reports(demo_folder: Path, tmp_path: Path) -> None:
         assert found["hit_rate"] == found["hits"] / (found["hits"] + found["misses"])
         assert found["bytes_read"] >= found["misses"] * 52_224 > 0
     steps = read_trace(trace).steps
-    assert [len(chosen) for chosen in steps[0].experts.values()] == [26, 26, 1]
+    assert [len(chosen) for chosen in steps[0].experts.values()] == [26, 26, 26, 1]
     assert len(steps) == answer["generated_tokens"]
 
 

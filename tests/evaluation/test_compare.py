@@ -218,9 +218,11 @@ def test_modes_of_eight_bit_scales(
     assert_same(packed[0], plainly(a, tmp_path / "dense", windows[0]))
 
 
-def test_fewer_bits_are_further_away(demo_folder: Path, demo_4bit: Path, notes: Path) -> None:
+def test_fewer_bits_are_further_away(demo_folder: Path, demo_4bit: Path, tmp_path: Path) -> None:
+    greetings = tmp_path / "greetings.txt"
+    greetings.write_text("Hello! How can I help you?\n" * 10)  # a text that the demo predicts
     source = open_source(CHECKPOINT)
-    windows = text_windows(notes, Tokenizer.load(CHECKPOINT), window=2048, max_tokens=16384)
+    windows = text_windows(greetings, Tokenizer.load(CHECKPOINT), window=2048, max_tokens=16384)
     eight, four = (
         summarize(compare(source, open_source(folder), windows))
         for folder in (demo_folder, demo_4bit)

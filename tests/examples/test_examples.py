@@ -321,7 +321,7 @@ def test_the_demo_in_two_packings(capsys: pytest.CaptureFixture[str]) -> None:
     assert load("compare_models").main([]) == 0
     output = capsys.readouterr().out
     assert "demo-16bit  (18 tokens" in output and DESCRIPTIONS["three.png"] in output
-    assert "1 of 2 answers are the same" in output  # 2 bits cost the demo a shape
+    assert "1 of 2 answers are the same" in output  # with 2 bits, the demo sees a circle
 
 
 def test_the_notebook(capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,7 +114,9 @@ def test_whatever_is_chosen_of_what_is_allowed(chat: Chat, tokens: GrammarTokens
 def test_the_model_still_has_its_say(chat: Chat, tokens: GrammarTokens) -> None:
     """Of what the schema allows, the likeliest: it knows the code."""
     chat.options.settings = GenerationSettings(
-        grammar=Grammar({"enum": ["407", "408", "The code of walnut is 407."]}, tokens)
+        grammar=Grammar(
+            {"enum": ["The code of walnut is 408.", "The code of walnut is 407."]}, tokens
+        )
     )
     question = "The code of walnut is 407.\nWhat is the code of walnut?"
     assert json.loads("".join(chat.send(question))).endswith("407.")
@@ -233,9 +235,9 @@ def test_streamed_tokens_are_shown_before_the_next_is_computed(demo_folder: Path
     assert next(steps).text == "7"
     before = model.expert_statistics.read_backs
     assert next(steps).finish_reason == "stop"
-    assert model.expert_statistics.read_backs == before + 3  # of three MoE layers, for the 7
+    assert model.expert_statistics.read_backs == before + 4  # of four MoE layers, for the 7
     assert next(steps, None) is None
-    assert model.expert_statistics.read_backs == before + 3
+    assert model.expert_statistics.read_backs == before + 4
 
 
 def test_the_next_logits_are_under_way_when_a_token_is_shown(
