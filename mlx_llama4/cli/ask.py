@@ -36,6 +36,7 @@ def ask(
     model: options.Model = None,
     revision: options.Revision = None,
     image: options.Images = None,
+    no_fetch: options.NoFetch = False,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print each answer, with statistics, as a line of JSON."),
@@ -97,7 +98,7 @@ def ask(
       cat report.txt | mlx-llama4 ask "Summarise this." --model scout-4bit
       mlx-llama4 ask "What was bought?" -m scout-4bit -i "receipts/*.png" --json-schema receipt.json
     """
-    from mlx_llama4.cli.ask_input import find_pictures, read_question
+    from mlx_llama4.cli.ask_input import find_pictures, read_question, tiled
     from mlx_llama4.cli.ask_output import Form, answer_all
     from mlx_llama4.cli.sampling import parse_logit_biases, parse_stops
     from mlx_llama4.generation.settings import GenerationSettings
@@ -120,7 +121,7 @@ def ask(
         (logprobs is not None and not as_json, "--logprobs are shown in JSON; add --json"),
     )
     terminal.import_mlx()
-    text, paths = read_question(question, raw), find_pictures(image or [])
+    text, paths = read_question(question, raw, image or []), find_pictures(image or [])
     if not text.strip() and not paths:
         raise PromptError("the question is empty")
     schema = None if json_schema is None else _read_schema(json_schema)
@@ -148,7 +149,8 @@ def ask(
     processor = folder.processor
     if raw:
         processor = processor.with_template(raw_template(processor.tokenizer))
-    images, task = _read(folder, processor, text, paths, chat_options, held)
+    images = tiled(processor, paths, no_fetch=no_fetch)
+    task = _check(folder, processor, text, images, chat_options, held)
     placement = options.place_model(folder, task, placing, force=force)
     with options.loaded_chat(folder, chat_options, placement, trace) as chat:
         chat.processor = processor
@@ -173,15 +175,15 @@ def _read_schema(path: Path) -> Any:
     return read_schema(path)
 
 
-def _read(
+def _check(
     folder: "ModelFolder",
     processor: "Processor",
     text: str,
-    paths: list[Path],
+    images: list["PromptImage"],
     chat_options: "ChatOptions",
     held: int,
-) -> tuple[list["PromptImage"], "Task"]:
-    """Read the pictures, and estimate the task. Refuses a prompt that the model cannot take.
+) -> "Task":
+    """Estimate the task. Refuses a prompt that the model cannot take.
 
     held: tokens of the prompt cache from which the question continues.
     """
@@ -190,18 +192,16 @@ def _read(
     from mlx_llama4.prompt.messages import user_message
     from mlx_llama4.prompt.prompt import check_length
 
-    images = [processor.tile(path) for path in paths]
     messages = [*opening_messages(chat_options.system), user_message(text, images)]
     prompt = processor.encode(messages)
     check_length(prompt, folder.config)
-    task = Task(
+    return Task(
         context=held + len(prompt.ids) + chat_options.settings.max_tokens,
         prompt=len(prompt.ids),
         tiles=tuple(image.num_tiles for image in images),
         kv=chat_options.kv_quantization,
         span=chat_options.prefill_step,
     )
-    return images, task
 
 
 def _constrain(chat: "Chat", schema: Any) -> None:

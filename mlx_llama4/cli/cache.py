@@ -39,6 +39,7 @@ def cache(
     model: options.Model = None,
     revision: options.Revision = None,
     image: options.Images = None,
+    no_fetch: options.NoFetch = False,
     small: Annotated[
         bool,
         typer.Option(
@@ -68,10 +69,13 @@ def cache(
       mlx-llama4 ask "Who did it?" --model scout-4bit --cache book.safetensors
     """
     from mlx_llama4.cache.prompt_file import check_prompt_place
+    from mlx_llama4.cli.ask_input import STANDARD_INPUT, find_pictures, tiled
     from mlx_llama4.generation.settings import GenerationSettings
 
     terminal.import_mlx()
-    text = _read_text(prompt_file)
+    if str(prompt_file) == STANDARD_INPUT in (image or []):
+        raise InputError("standard input cannot be both the text and a picture; name one file")
+    text, pictures = _read_text(prompt_file), find_pictures(image or [])
     if not text.strip() and not image:
         empty = "" if prompt_file is None else f"{prompt_file} is empty; "
         raise PromptError(f"{empty}give a text to read, or pictures with --image")
@@ -81,7 +85,8 @@ def cache(
     folder = open_model(model, revision)
     chat_options = options.chat_options(folder, system, GenerationSettings(), caching)
     chat_options.prefix_bytes = 0  # nothing comes after it
-    images, task = _check(folder, text, image or [], chat_options, out, small)
+    images = tiled(folder.processor, pictures, no_fetch=no_fetch)
+    task = _check(folder, text, images, chat_options, out, small)
     placement = options.place_model(folder, task, placing, force=force)
     chat = options.load_chat(folder, chat_options, placement)
     unfinished = out.with_name(out.name + ".unfinished")
@@ -119,13 +124,13 @@ def _read_text(path: Path | None) -> str:
 def _check(
     folder: "ModelFolder",
     text: str,
-    paths: list[Path],
+    images: list["PromptImage"],
     chat_options: "ChatOptions",
     out: Path,
     small: bool,
-) -> tuple[list["PromptImage"], "Task"]:
-    """Read the pictures, and estimate the task. Refuses a prompt that the model cannot take, and an
-    output file that cannot be written.
+) -> "Task":
+    """Estimate the task. Refuses a prompt that the model cannot take, and an output file that
+    cannot be written.
     """
     import mlx.core as mx
 
@@ -137,7 +142,6 @@ def _check(
     from mlx_llama4.prompt.prompt import check_length
 
     config, processor = folder.config, folder.processor
-    images = [processor.tile(path) for path in paths]
     message = {"role": "user", "content": document_parts(text, images)}  # as `Chat.read` has it
     prompt = processor.encode_open([*opening_messages(chat_options.system), message])
     check_length(prompt, config)
@@ -149,7 +153,7 @@ def _check(
         config.text, tokens, dtype_bytes, kv, small=small, feature_tokens=slots
     )
     check_prompt_place(out, nbytes)
-    return images, Task(tokens, tokens, tiles, kv, chat_options.prefill_step)
+    return Task(tokens, tokens, tiles, kv, chat_options.prefill_step)
 
 
 def _resume(chat: "Chat", unfinished: Path) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlx_llama4.cli import options
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.console.progress import byte_progress
 from mlx_llama4.errors import InputError
@@ -33,16 +34,8 @@ def compare(
             "--text", "-t", metavar="FILE", help="A text to compare on.", show_default=False
         ),
     ] = None,
-    image: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--image",
-            "-i",
-            metavar="PATH",
-            help="A picture to compare on; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    image: options.Images = None,
+    no_fetch: options.NoFetch = False,
     window: Annotated[
         int, typer.Option(metavar="N", min=1, help="Cut the text into windows of N tokens.")
     ] = 2048,
@@ -67,6 +60,7 @@ def compare(
     """
     terminal.import_mlx()
     from mlx_llama4.checkpoint.open import open_source
+    from mlx_llama4.cli.ask_input import find_pictures
     from mlx_llama4.evaluation.comparison import check_comparable, summarize
     from mlx_llama4.evaluation.comparison import compare as compare_models
     from mlx_llama4.hub.repository import find_folder
@@ -80,7 +74,8 @@ def compare(
     first, second = (open_source(find_folder(name, purpose="convert")) for name in (a, b))
     sources = (first, second)
     check_same_vocabulary(first.folder, second.folder)
-    of_text, of_images = _windows(sources[0], text, image or [], window, max_tokens)
+    pictures = find_pictures(image or [])
+    of_text, of_images = _windows(sources[0], text, pictures, no_fetch, window, max_tokens)
     windows = [*of_text, *of_images]
     check_comparable(*sources, windows)
     with byte_progress() as update:
@@ -96,9 +91,15 @@ def compare(
 
 
 def _windows(
-    source: "Source", text: Path | None, images: list[Path], window: int, max_tokens: int
+    source: "Source",
+    text: Path | None,
+    pictures: "list[str | Path | bytes]",
+    no_fetch: bool,
+    window: int,
+    max_tokens: int,
 ) -> "tuple[list[Window], list[Window]]":
     """Cut the text and the images into windows with the first model's tokenizer and processor."""
+    from mlx_llama4.cli.ask_input import tiled
     from mlx_llama4.prompt.processor import Processor
     from mlx_llama4.prompt.tokenizer import Tokenizer
     from mlx_llama4.prompt.windows import image_windows, text_windows
@@ -107,8 +108,9 @@ def _windows(
     of_images: list[Window] = []
     if text is not None:
         of_text = text_windows(text, Tokenizer.load(source.folder), window, max_tokens)
-    if images:
-        of_images = image_windows(images, Processor.load(source.folder, source.config))
+    if pictures:
+        processor = Processor.load(source.folder, source.config)
+        of_images = image_windows(tiled(processor, pictures, no_fetch=no_fetch), processor)
     return of_text, of_images
 
 

@@ -43,14 +43,18 @@ Revision = Annotated[
     ),
 ]
 Images = Annotated[
-    list[Path] | None,
+    list[str] | None,  # a Path would lose a slash of https://
     typer.Option(
         "--image",
         "-i",
         metavar="PATH",
-        help="A picture to put before the text; may be repeated.",
+        help="A picture to put before the text: a file, a folder of them, a URL, or - for standard "
+        "input; may be repeated.",
         show_default=False,
     ),
+]
+NoFetch = Annotated[
+    bool, typer.Option("--no-fetch", help="Fetch no picture from the web; refuse its URL.")
 ]
 System = Annotated[
     str | None,

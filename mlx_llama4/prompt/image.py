@@ -19,7 +19,9 @@ from PIL import Image, ImageOps
 
 from mlx_llama4.errors import ConfigError, ImageError, PromptError
 from mlx_llama4.files.json_file import Keys, read_json
+from mlx_llama4.prompt.fetch import Fetching, fetch, file_name, shown
 from mlx_llama4.prompt.heic import is_heic, png_of_heic
+from mlx_llama4.prompt.picture_source import data_of, kind_of, path_of
 
 # Pillow's own limit. Just below it, decoding and converting takes 2 GB for RGBA, 2.7 GB for WebP
 # and 4.4 GB for 16-bit grey.
@@ -28,7 +30,8 @@ MAX_PIXELS = 2 * 89_478_485
 MAX_SIDE = 1_000_000
 BILINEAR = 2  # transformers' and Pillow's number for it
 
-ImageSource = str | Path | bytes | Image.Image
+ImageSource = str | Path | bytes | Image.Image  # a text is a path or a URL
+DEFAULT_FETCHING = Fetching()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,6 +44,7 @@ class TiledImage:
     size: tuple[int, int]  # (width, height) of the picture in pixels
     table: np.ndarray  # the tiler's
     source: Path | None = None  # the file, if it came from one
+    url: str | None = None  # where it was fetched, if it was
 
     def __repr__(self) -> str:
         return describe(self)
@@ -83,9 +87,16 @@ class RememberedImage:
 PromptImage = TiledImage | RememberedImage
 
 
+def name_of(image: PromptImage) -> str:
+    """The name of a picture's file, or what its URL ends with."""
+    if isinstance(image, TiledImage) and image.url is not None:
+        return file_name(image.url)
+    return "picture" if image.source is None else image.source.name
+
+
 def describe(image: PromptImage) -> str:
     """Describe a picture for people: three.png: 224×224, 5 tiles."""
-    name = "picture" if image.source is None else image.source.name
+    name = name_of(image)
     width, height = image.size
     return f"{name}: {width}×{height}, {image.num_tiles} tile{'s' * (image.num_tiles != 1)}"
 
@@ -126,9 +137,9 @@ class ImageTiler:
         )
         return cls(image_size, keys.integer("max_patches", 16), table)
 
-    def tile(self, source: ImageSource) -> TiledImage:
+    def tile(self, source: ImageSource, fetching: Fetching = DEFAULT_FETCHING) -> TiledImage:
         """Cut a picture into tiles. Raises ImageError, naming the source, if it is unreadable."""
-        image = open_image(source)
+        image = open_image(source, fetching)
         rows, columns = best_grid(image.width, image.height, self.tile_size, self.max_tiles)
         canvas = Image.new("RGB", (columns * self.tile_size, rows * self.tile_size))
         canvas.paste(self._fit(image, canvas.size))
@@ -138,9 +149,8 @@ class ImageTiler:
         if len(tiles) > 1:
             whole = resize(image, self.tile_size, self.tile_size)
             tiles = np.concatenate([tiles, np.asarray(whole).transpose(2, 0, 1)[None]])
-        path = Path(source).expanduser().absolute() if isinstance(source, str | Path) else None
         tiles = np.ascontiguousarray(tiles)
-        return TiledImage(tiles, (rows, columns), image.size, self.table, path)
+        return TiledImage(tiles, (rows, columns), image.size, self.table, *_origin(source))
 
     def _fit(self, image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
         """Scale to fit the canvas, enlarging to one tile at most."""
@@ -205,17 +215,47 @@ def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
     return bits.astype(np.uint32).view(np.float32)
 
 
-def open_image(source: ImageSource) -> Image.Image:
+def _origin(source: ImageSource) -> tuple[Path | None, str | None]:
+    """The file and the URL of a picture that was read."""
+    if isinstance(source, str):
+        kind = kind_of(source)
+        if kind in ("web", "data"):
+            return None, source if kind == "web" else None
+        source = Path(path_of(source) or source)
+    return (source.expanduser().absolute() if isinstance(source, Path) else None), None
+
+
+def open_image(source: ImageSource, fetching: Fetching = DEFAULT_FETCHING) -> Image.Image:
     """Open a picture as 8-bit RGB, upright, with white behind transparent parts.
 
-    source: a path, an encoded file's bytes, or a PIL image. Of an animation, the first frame is
-    taken.
+    source: a path, a URL (http, https, file or data), an encoded file's bytes, or a PIL image. Of
+    an animation, the first frame is taken. fetching: whether and how URLs are fetched.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, "the image")
     if isinstance(source, bytes):
-        return _to_rgb(_decode(io.BytesIO(source), "the image"), "the image")
-    path = Path(source)
+        return _from_bytes(source, "the image")
+    if isinstance(source, str):
+        kind = kind_of(source)
+        if kind == "web":
+            return _from_bytes(fetch(source, fetching), shown(source))
+        if kind == "data":
+            return _from_bytes(data_of(source, fetching.most_bytes), "the data: URL")
+        if kind == "file":
+            local = path_of(source)
+            if local is None:
+                raise ImageError(f"{shown(source)} is on another machine; give a file of this one")
+            source = local
+    if not str(source):
+        raise ImageError("a picture's path is empty")
+    return _from_file(Path(source))
+
+
+def _from_bytes(data: bytes, name: str) -> Image.Image:
+    return _to_rgb(_decode(io.BytesIO(data), name), name)
+
+
+def _from_file(path: Path) -> Image.Image:
     try:
         with path.expanduser().open("rb") as stream:
             seekable = stream if stream.seekable() else io.BytesIO(stream.read())

@@ -1,7 +1,7 @@
 """Messages with images → a prompt: token ids with slots for image features, and tiles.
 
 A message is a dict with a role and a content: a string, or a list of parts
-{"type": "text", "text": …} and {"type": "image", "image": path, bytes, PIL image or one that
+{"type": "text", "text": …} and {"type": "image", "image": path, URL, bytes, PIL image or one that
 `tile` gave}.
 An assistant's message may have `token_ids`, which replace its content, and `tool_calls`
 [{"name": …, "arguments": {…}}], which follow the content unless there are `token_ids`. The results
@@ -21,6 +21,7 @@ from mlx_llama4.files.json_file import read_json
 from mlx_llama4.least_recently_used import LeastRecentlyUsed
 from mlx_llama4.prompt.chat_template import ChatTemplate, GivenIds, PlainText, load_chat_template
 from mlx_llama4.prompt.checks import check_message
+from mlx_llama4.prompt.fetch import Fetching
 from mlx_llama4.prompt.image import (
     ImageSource,
     ImageTiler,
@@ -58,6 +59,7 @@ class Processor:
         self.tiler = tiler
         self.tokens_per_tile = tokens_per_tile
         self.defaults = defaults
+        self.fetching = Fetching()  # of pictures given as URLs
         special_ids = tokenizer.special_ids
         self.end_tokens = frozenset(defaults.eos_token_ids) | {
             special_ids[name] for name in END_TOKENS if name in special_ids
@@ -165,7 +167,7 @@ class Processor:
             raise PromptError("this checkpoint has no vision tower; it cannot take images")
         if isinstance(image, TiledImage | RememberedImage):
             return image
-        return self.tiler.tile(image)
+        return self.tiler.tile(image, self.fetching)
 
     def image_tokens(self, image: PromptImage) -> int:
         """How many tokens a picture takes in a prompt."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mlx_llama4.errors import PromptError
+from mlx_llama4.prompt.image import ImageSource, PromptImage
 from mlx_llama4.prompt.processor import Processor
 from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.prompt.tokenizer import Tokenizer
@@ -48,15 +49,17 @@ def text_windows(path: Path, tokenizer: Tokenizer, window: int, max_tokens: int)
     ]
 
 
-def image_windows(paths: Sequence[Path], processor: Processor) -> list[Window]:
+def image_windows(
+    images: Sequence[ImageSource | PromptImage], processor: Processor
+) -> list[Window]:
     """Make a prompt about each picture, up to where the answer begins. Positions after the picture
     count.
 
     Raises ImageError for a bad picture, PromptError if the checkpoint takes none.
     """
     windows = []
-    for path in paths:
-        parts = [{"type": "image", "image": path}, {"type": "text", "text": QUESTION}]
+    for image in images:
+        parts = [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]
         prompt = processor.encode([{"role": "user", "content": parts}])
         end = processor.tokenizer.special_id("<|image_end|>")
         windows.append(Window(prompt, int(np.flatnonzero(prompt.ids == end)[-1])))

@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from mlx_llama4.cli import ask_input
 from mlx_llama4.cli.main import app
 from mlx_llama4.demo.questions import NOTES, PICTURES
-from mlx_llama4.errors import ImageError
 from mlx_llama4.opening import open_folder
 from mlx_llama4.prompt.raw_template import raw_template
 from tests.commands import run
@@ -75,29 +74,6 @@ def test_where_the_document_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with Path("/dev/zero").open(encoding="utf-8") as stream:  # would never end
         monkeypatch.setattr(sys, "stdin", stream)
         assert ask_input.read_question("What?", False) == "What?"
-
-
-def test_pictures_by_pattern(tmp_path: Path) -> None:
-    names = ["b.png", "a.png", "c [1].png", "deep/d.png"]
-    (tmp_path / "deep").mkdir()
-    for name in names:
-        (tmp_path / name).touch()
-
-    def found(*typed: str) -> list[str]:
-        paths = ask_input.find_pictures([tmp_path / path for path in typed])
-        return [str(path.relative_to(tmp_path)) for path in paths]
-
-    assert found("*.png") == ["a.png", "b.png", "c [1].png"]
-    assert found("c [1].png", "b.png") == ["c [1].png", "b.png"]  # a name that there is
-    assert found("gone.png", "[ab].png") == ["gone.png", "a.png", "b.png"]
-    assert set(found("**/*.png")) == set(names)
-    with pytest.raises(ImageError, match=r"/\*\.gif matches no file"):
-        found("a.png", "*.gif")
-
-
-def test_pictures_by_pattern_are_seen(ask: Ask) -> None:
-    result = ask("Which image has a triangle?", "--image", PICTURES / "[fs]*.png")
-    assert result.stdout == "The triangle is in the second image.\n"
 
 
 def test_several_answers(ask: Ask) -> None:
@@ -250,27 +226,3 @@ def test_samples_as_told(ask: Ask, talkative: Path) -> None:
     assert third != words("--temperature", 1, "--seed", 4)
     for one in ((0,), (1, "--top-k", 1), (1, "--min-p", 1)):
         assert words("--temperature", *one) == likeliest
-
-
-@pytest.mark.parametrize(
-    ("url", "scheme"),
-    [
-        ("https://example.com/cat.png", "https"),
-        ("http://localhost:8000/a%20b.jpg", "http"),
-        ("HTTPS://example.com/x?y=[1]*", "https"),
-        ("data:image/png;base64," + "A" * 5000, "data"),
-    ],
-)
-def test_urls_of_pictures_are_refused_by_their_scheme(url: str, scheme: str) -> None:
-    with pytest.raises(ImageError) as refusal:
-        ask_input.find_pictures([Path(url)])
-    assert str(refusal.value).startswith(f"{scheme}: URLs of pictures are not read")
-    assert len(str(refusal.value)) < 100
-
-
-@pytest.mark.parametrize("start", ["file://", "file:", "FILE://", "file://localhost"])
-def test_file_urls_are_paths(tmp_path: Path, start: str) -> None:
-    picture = tmp_path / "a star.png"
-    picture.touch()
-    url = Path(start + str(picture).replace(" ", "%20"))
-    assert ask_input.find_pictures([url]) == [picture]

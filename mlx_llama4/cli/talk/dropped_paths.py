@@ -16,11 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from urllib.parse import unquote
 
-SUFFIXES = (  # noqa: SIM905
-    "avif bmp gif heic heif ico jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
-).split()
+from mlx_llama4.prompt.picture_source import SUFFIXES, path_of
 
 # A path ends with its suffix, followed by nothing that could continue a name.
 END = re.compile(
@@ -169,9 +166,8 @@ def _with_brackets(text: str, start: int, end: int, path: str) -> Mention:
 def _existing(typed: str) -> str | None:
     """The existing file that a typed path means, if any."""
     readings = []
-    if typed.startswith("file:"):
-        local = re.sub(r"^file:(//(localhost)?)?(?=/)", "", typed)
-        readings.append(unquote(local))
+    if local := path_of(typed):
+        readings.append(local)
     if SHELL_WORD.fullmatch(typed):
         readings.append(SHELL_PART.sub(_unescaped, typed))
     readings.append(typed)
