@@ -55,6 +55,7 @@ Tools = Annotated[
 def chat(
     model: options.Model = None,
     revision: options.Revision = None,
+    no_fetch: options.NoFetch = False,
     system: options.System = None,
     resume: Resume = False,
     tools: Tools = None,
@@ -97,6 +98,7 @@ def chat(
     from mlx_llama4.cli.talk.talk import Talk, kept_at_the_end, say_dropped
     from mlx_llama4.generation.settings import GenerationSettings
     from mlx_llama4.planning.admission import Task
+    from mlx_llama4.prompt.fetch import Fetching
 
     caching = options.Caching(prefill_step, kv_bits, kv_group_size, kv_quantize_after)
     placing = options.expert_options(experts, expert_memory, page_cache)
@@ -127,6 +129,7 @@ def chat(
     if not force:
         limit_to_memory(chat_options, folder, placement, held or 0)
     with options.loaded_chat(folder, chat_options, placement, trace) as conversation:
+        conversation.processor.fetching = Fetching(allowed=not no_fetch)
         look, typed = _look(plain)
         keeps = sys.stdin.isatty() and not private
         talk = Talk(conversation, look, keeps_session=keeps)

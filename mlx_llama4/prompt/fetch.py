@@ -41,7 +41,15 @@ class Fetching:
     most_redirects: int = 5
 
 
-def fetch(url: str, fetching: Fetching = Fetching()) -> bytes:
+@dataclass(frozen=True, repr=False)
+class Fetched:
+    """What a URL led to."""
+
+    url: str
+    data: bytes
+
+
+def fetch(url: str, fetching: Fetching = Fetching()) -> Fetched:
     """Return what an http(s) URL leads to. Raises ImageError, which names the URL."""
     name = shown(url)
     if not fetching.allowed:
@@ -57,7 +65,7 @@ def fetch(url: str, fetching: Fetching = Fetching()) -> bytes:
         raise ImageError(f"{name} took longer than {fetching.seconds:g} s; download it first")
     if work.failure is not None:
         raise ImageError(f"{name}{work.failure}")
-    return work.data
+    return Fetched(url, work.data)
 
 
 def shown(url: str) -> str:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from mlx_llama4.errors import ConfigError, ImageError, PromptError
 from mlx_llama4.files.json_file import Keys, read_json
-from mlx_llama4.prompt.fetch import Fetching, fetch, file_name, shown
+from mlx_llama4.prompt.fetch import Fetched, Fetching, fetch, file_name, shown
 from mlx_llama4.prompt.heic import is_heic, png_of_heic
 from mlx_llama4.prompt.picture_source import data_of, kind_of, path_of
 
@@ -30,7 +30,7 @@ MAX_PIXELS = 2 * 89_478_485
 MAX_SIDE = 1_000_000
 BILINEAR = 2  # transformers' and Pillow's number for it
 
-ImageSource = str | Path | bytes | Image.Image  # a text is a path or a URL
+ImageSource = str | Path | bytes | Fetched | Image.Image  # a text is a path or a URL
 DEFAULT_FETCHING = Fetching()
 
 
@@ -217,6 +217,8 @@ def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
 
 def _origin(source: ImageSource) -> tuple[Path | None, str | None]:
     """The file and the URL of a picture that was read."""
+    if isinstance(source, Fetched):
+        return None, source.url
     if isinstance(source, str):
         kind = kind_of(source)
         if kind in ("web", "data"):
@@ -235,10 +237,12 @@ def open_image(source: ImageSource, fetching: Fetching = DEFAULT_FETCHING) -> Im
         return _to_rgb(source, "the image")
     if isinstance(source, bytes):
         return _from_bytes(source, "the image")
+    if isinstance(source, Fetched):
+        return _from_bytes(source.data, shown(source.url))
     if isinstance(source, str):
         kind = kind_of(source)
         if kind == "web":
-            return _from_bytes(fetch(source, fetching), shown(source))
+            return open_image(fetch(source, fetching))
         if kind == "data":
             return _from_bytes(data_of(source, fetching.most_bytes), "the data: URL")
         if kind == "file":

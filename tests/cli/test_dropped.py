@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mlx_llama4.cli.talk.dropped_paths import find_images
+from mlx_llama4.cli.talk.pasted_urls import urls_in
 
 PLAIN = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -84,7 +85,68 @@ def test_found(pictures: Path, message: str, text: str, names: str) -> None:
 )  # fmt: skip
 def test_left_alone(pictures: Path, message: str) -> None:
     message = message.replace("D/", f"{pictures}/")
-    assert find_images(message) == find_images(message).__class__(message, ())
+    found = find_images(message)
+    assert (found.text, found.paths) == (message, ())
+
+
+@pytest.mark.parametrize(
+    ("message", "lost"),
+    [
+        ("hello nope.png what is this", "nope.png"),
+        ("see D/none.png.", "D/none.png"),
+        ("see 'D/my none.png' and \"other one.JPG\"!", "D/my none.png|other one.JPG"),
+        (r"see D/my\ none.png", r"D/my\ none.png"),
+        ("(none.png), <none.png>", "none.png"),
+        ("D/a.png or D/b.png?", "D/b.png"),
+        ("file://D/none.png ~/none.webp", "file://D/none.png|~/none.webp"),
+        (r"C:\pictures\a.png", r"C:\pictures\a.png"),
+        ("ftp://example.com/a.png", "ftp://example.com/a.png"),
+        ("D/folder.png", "D/folder.png"),
+        ("~nobody/a.png", "~nobody/a.png"),
+        ("write .png or *.png, or {a,b}.png; a.png, a.png.bak, xa.pngs", ""),
+        ("https://example.com/none.png and http://x/?p=D/a.png", ""),
+        ("no path at all", ""),
+    ],
+)
+def test_names_that_lead_nowhere(pictures: Path, message: str, lost: str) -> None:
+    found = find_images(message.replace("D/", f"{pictures}/"))
+    assert "|".join(found.lost) == lost.replace("D/", f"{pictures}/")
+
+
+U = "https://example.com/u.png"
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "names"),
+    [
+        (f"What is this? {U}", "What is this?", [U]),
+        (f"{U} What is this?", "What is this?", [U]),
+        (f"compare {U}, D/a.png and {U}.", "compare image 1, image 2 and image 1.", [U, "a.png"]),
+        (f"see <{U}> (or ![it]({U}))", "see image 1 (or ![it](image 1))", [U]),
+        (f"看{U}吗", "看image 1吗", [U]),
+        (f"see {U}?size=1 and {U}", f"see {U}?size=1 and image 1", [U]),
+        (f"see {U}/D/a.png", f"see {U}/D/a.png", []),
+    ],
+)
+def test_urls_that_were_fetched(pictures: Path, message: str, text: str, names: list[str]) -> None:
+    found = find_images(message.replace("D/", f"{pictures}/"), (), {U})
+    assert found.text == text.replace("D/", f"{pictures}/")
+    assert [name if isinstance(name, str) else name.name for name in found.paths] == names
+    assert found.lost == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "urls"),
+    [
+        ("see http://a.b/c.png.", ["http://a.b/c.png"]),
+        ("(https://a.b/c_(d).png), https://a.b/c_(d).png)", ["https://a.b/c_(d).png"]),
+        ("HTTPS://A.B/c?d=1#e!", ["HTTPS://A.B/c?d=1#e"]),
+        ("x=data:image/png;base64,AA/+A== data:text/plain,a", ["data:image/png;base64,AA/+A=="]),
+        ("http:// https://. ftp://a.b/c", []),
+    ],
+)
+def test_urls_in_a_text(text: str, urls: list[str]) -> None:
+    assert urls_in(text) == urls
 
 
 NAMES = st.text(
@@ -125,11 +187,27 @@ def test_any_name_in_any_way(pictures: Path, name: str, suffix: str) -> None:
 @given(st.text(st.sampled_from(list("/~'\"\\ .:%na\npgPNG()é漢\u202f")), max_size=80))
 def test_text_without_pictures_is_unchanged(text: str) -> None:
     text = text.replace("a", "x")
-    assert find_images(text) == find_images(text).__class__(text, ())
+    found = find_images(text)
+    assert (found.text, found.paths) == (text, ())
 
 
 @pytest.mark.parametrize(
-    "unit", ["/ ", "x.png ", "/x.png ", "'/x ", "\\", "/", '"/n.png" ', "(", "a.png/", "x.png\n/"]
+    "unit",
+    [
+        "/ ",
+        "x.png ",
+        "/x.png ",
+        "'/x ",
+        "\\",
+        "/",
+        '"/n.png" ',
+        "(",
+        "a.png/",
+        "x.png\n/",
+        "http://a",
+        "https://x.png ",
+        "http://" + ")" * 99,
+    ],
 )
 def test_long_texts_are_quick(unit: str) -> None:
     text = unit * (40_000 // len(unit)) + "/none.png"

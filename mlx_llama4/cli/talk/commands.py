@@ -71,7 +71,7 @@ def _help(talk: Talk, argument: str) -> None:
         terminal.wrapped(
             'Enter sends; Alt-Enter, or """ before and after, makes several lines; Tab completes.\n'
             "Ctrl-R looks for what was typed before; Ctrl-X Ctrl-E opens $EDITOR, then sends.\n"
-            "Paths of pictures in a message, typed, pasted or dropped, attach them.\n"
+            "Paths and URLs of pictures in a message, typed, pasted or dropped, attach them.\n"
             "Ctrl-C stops an answer and keeps what is there."
         )
     )

@@ -3,7 +3,8 @@
 history             lines typed at the prompt
 sessions/MODEL-TIME.safetensors
                     a conversation with its cache, as /save writes it; MODEL is a digest
-pictures/DIGEST.png pictures from the clipboard
+pictures/DIGEST.ENDING
+                    pictures from the clipboard and the web
 """
 
 import contextlib

@@ -82,10 +82,8 @@ class Talk:
 
         Raises Llama4Error if the new text names pictures.
         """
-        from mlx_llama4.cli.talk.dropped_paths import find_images
-
-        if text is not None and find_images(text).paths:
-            raise Llama4Error("a message's pictures stay as they are; /undo, and send it again")
+        if text is not None:
+            self.attachments.refuse_in(text)
         self._show(lambda answer: self.chat.retry(text, answer.on_prefill, answer.on_picture))
 
     def _show(self, begin: Callable[[Answer], Iterator[str]]) -> None:
