@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from mlx_llama4.config import Config, TextConfig, VisionConfig
+from mlx_llama4.config import FULL_ATTENTION, Config, TextConfig, VisionConfig
 from mlx_llama4.convert.plan import Plan
 from mlx_llama4.quantization import Quantization
 
@@ -51,31 +51,45 @@ def _text(raw: dict[str, Any], text: TextConfig) -> dict[str, Any]:
             ),
             "rope_type": "llama3",
         }
-    return raw | {
-        "model_type": "llama4_text",
-        "attention_bias": text.attention_bias,
-        # Peers do not know null; a chunk as long as the context means the same.
-        "attention_chunk_size": text.attention_chunk_size or text.max_position_embeddings,
-        "attn_scale": text.attn_scale,
-        "attn_temperature_tuning": text.attn_temperature_tuning,
-        "floor_scale": text.floor_scale,
-        "head_dim": text.head_dim,
-        "interleave_moe_layer_step": _moe_step(text),
-        "intermediate_size_mlp": text.intermediate_size_mlp,
-        "max_position_embeddings": text.max_position_embeddings,
-        "moe_layers": _moe_layers(text),
-        "no_rope_layers": [int(kind.attention == "chunked") for kind in text.layers],
-        "num_experts_per_tok": text.num_experts_per_tok,
-        "num_key_value_heads": text.num_key_value_heads,
-        "rms_norm_eps": text.rms_norm_eps,
-        "rope_theta": text.rope_theta,
-        "rope_scaling": scaling,
-        "rope_parameters": {
+    # A tied head is written as a tensor of its own: peers' Llama 4 always has one.
+    untied = {"tie_word_embeddings": False} if "tie_word_embeddings" in raw else {}
+    layer_types = {"layer_types": _layer_types(text)} if "layer_types" in raw else {}
+    return (
+        raw
+        | untied
+        | layer_types
+        | {
+            "model_type": "llama4_text",
+            "attention_bias": text.attention_bias,
+            # Peers do not know null; a chunk as long as the context means the same.
+            "attention_chunk_size": text.attention_chunk_size or text.max_position_embeddings,
+            "attn_scale": text.attn_scale,
+            "attn_temperature_tuning": text.attn_temperature_tuning,
+            "floor_scale": text.floor_scale,
+            "head_dim": text.head_dim,
+            "interleave_moe_layer_step": _moe_step(text),
+            "intermediate_size_mlp": text.intermediate_size_mlp,
+            "max_position_embeddings": text.max_position_embeddings,
+            "moe_layers": _moe_layers(text),
+            "no_rope_layers": [int(kind.attention == "chunked") for kind in text.layers],
+            "num_experts_per_tok": text.num_experts_per_tok,
+            "num_key_value_heads": text.num_key_value_heads,
+            "rms_norm_eps": text.rms_norm_eps,
             "rope_theta": text.rope_theta,
-            **(scaling or {"rope_type": "default"}),
-        },
-        "use_qk_norm": text.use_qk_norm,
-    }
+            "rope_scaling": scaling,
+            "rope_parameters": {
+                "rope_theta": text.rope_theta,
+                **(scaling or {"rope_type": "default"}),
+            },
+            "use_qk_norm": text.use_qk_norm,
+        }
+    )
+
+
+def _layer_types(text: TextConfig) -> list[str]:
+    """As peers and older readers want them, whether or not the source has chunks."""
+    named = {"chunked": "chunked_attention", "global": FULL_ATTENTION}
+    return [named[kind.attention] for kind in text.layers]
 
 
 def _moe_layers(text: TextConfig) -> list[int]:

@@ -17,6 +17,7 @@ from mlx_llama4.quantization import ForeignQuantization, QuantizationConfig, par
 Attention = Literal["chunked", "global"]
 FeedForward = Literal["moe", "dense"]
 MOST_LAYERS = 1000
+FULL_ATTENTION = "full_attention"  # in layer_types; the other is "chunked_attention"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class TextConfig:
     head_dim: int
     intermediate_size: int  # width of one expert, routed or shared
     intermediate_size_mlp: int  # width of a dense layer's MLP
-    num_local_experts: int
+    num_local_experts: int  # 0: all layers are dense, and so is num_experts_per_tok
     num_experts_per_tok: int
     rms_norm_eps: float
     rope_theta: float
@@ -99,6 +100,7 @@ class Config:
     image_token_id: int | None  # <|patch|>: the slot that an image feature replaces
     quantization: QuantizationConfig | None
     foreign_quantization: ForeignQuantization | None
+    tied_head: bool  # a head that is not stored is the embedding
     model_type: str
     dtype: str | None  # as written: "bfloat16", "float16", "float32"
 
@@ -191,10 +193,6 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
     for name, part in (("text_config", text_raw), ("vision_config", vision_raw or {})):
         if not isinstance(part, Mapping):
             raise ConfigError(f"config.json: {name} must be an object, not {part!r}")
-    if raw.get("tie_word_embeddings") or text_raw.get("tie_word_embeddings"):
-        raise ConfigError(
-            "config.json: tie_word_embeddings is true; every Llama 4 has a head of its own"
-        )
     image_token_id = _first(raw, "image_token_index", "image_token_id")
     if vision_raw and not isinstance(image_token_id, int):
         raise ConfigError(f"config.json: image_token_index is {image_token_id!r}, not a number")
@@ -205,6 +203,7 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
         image_token_id=image_token_id,
         quantization=native,
         foreign_quantization=foreign,
+        tied_head=bool(raw.get("tie_word_embeddings") or text_raw.get("tie_word_embeddings")),
         model_type=model_type,
         dtype=_first(raw, "dtype", "torch_dtype") or _first(text_raw, "dtype", "torch_dtype"),
     )
@@ -227,14 +226,13 @@ def _text_config(raw: Mapping[str, Any]) -> TextConfig:
     head_dim = keys.integer("head_dim", hidden_size // heads)
     if head_dim % 2:
         raise ConfigError(f"{keys.where}: head_dim {head_dim} is odd; RoPE turns pairs")
-    experts = keys.integer("num_local_experts")
-    experts_per_token = keys.integer("num_experts_per_tok", 1)
-    if experts_per_token > experts:
-        raise ConfigError(
-            f"{keys.where}: num_experts_per_tok {experts_per_token} exceeds the {experts} experts"
-        )
-    # Absent means 8192, as in the releases; an explicit null means no chunks.
-    chunked = raw.get("attention_chunk_size", 0) is not None
+    layers = _layer_kinds(raw, keys)
+    experts, experts_per_token = _expert_counts(keys, layers)
+    chunk = None
+    # Absent means 8192, as in the releases; an explicit null means no chunks, and so do RoPE
+    # layers with full attention (transformers, since 5.24).
+    if raw.get("attention_chunk_size", 0) is not None and not _sees_everything(raw, layers):
+        chunk = keys.integer("attention_chunk_size", 8192)
     theta, scaling = _rope(raw, keys, default_theta=500_000.0)
     return TextConfig(
         vocab_size=keys.integer("vocab_size"),
@@ -242,7 +240,7 @@ def _text_config(raw: Mapping[str, Any]) -> TextConfig:
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        intermediate_size=keys.integer("intermediate_size"),
+        intermediate_size=keys.integer("intermediate_size", None if experts else 1),
         intermediate_size_mlp=keys.integer("intermediate_size_mlp", 16384),
         num_local_experts=experts,
         num_experts_per_tok=experts_per_token,
@@ -250,14 +248,14 @@ def _text_config(raw: Mapping[str, Any]) -> TextConfig:
         rope_theta=theta,
         rope_scaling=scaling,
         max_position_embeddings=keys.integer("max_position_embeddings", 131_072),
-        attention_chunk_size=keys.integer("attention_chunk_size", 8192) if chunked else None,
+        attention_chunk_size=chunk,
         use_qk_norm=bool(raw.get("use_qk_norm", True)),
         attention_bias=bool(raw.get("attention_bias", False)),
         # The releases write 4, transformers 5 writes true; both mean on.
         attn_temperature_tuning=bool(raw.get("attn_temperature_tuning", True)),
         floor_scale=keys.integer("floor_scale", 8192),
         attn_scale=keys.number("attn_scale", 0.1),
-        layers=_layer_kinds(raw, keys),
+        layers=layers,
     )
 
 
@@ -276,29 +274,50 @@ def _layer_kinds(raw: Mapping[str, Any], keys: Keys) -> tuple[LayerKind, ...]:
         )
     attention: list[Attention] = ["chunked" if use else "global" for use in rope[:count]]
 
-    named = {"chunked_attention": "chunked", "full_attention": "global"}
-    layer_types = raw.get("layer_types")
-    if layer_types and not (
-        isinstance(layer_types, list) and all(isinstance(name, str) for name in layer_types)
-    ):
+    types = raw.get("layer_types")
+    if types and not (isinstance(types, list) and all(isinstance(name, str) for name in types)):
         raise ConfigError(
-            f"{keys.where}: layer_types must list a name for each layer, not {layer_types!r}"
+            f"{keys.where}: layer_types must list a name for each layer, not {types!r}"
         )
-    if layer_types and [named.get(name, name) for name in layer_types[:count]] != attention:
+    # RoPE layers are all chunked or all full; layers without positions are full.
+    chunked = ["chunked_attention" if use else FULL_ATTENTION for use in rope[:count]]
+    if types and types[:count] not in (chunked, [FULL_ATTENTION] * count):
         raise ConfigError(
             f"{keys.where}: layer_types and no_rope_layers disagree; RoPE layers must be "
-            "chunked_attention and NoPE layers full_attention"
+            "chunked_attention, or all layers full_attention, and NoPE layers full_attention"
         )
 
     moe = raw.get("moe_layers")
     if moe is None:
-        step = keys.integer("interleave_moe_layer_step", 1)
-        moe = range(step - 1, count, step)
+        step = keys.integer("interleave_moe_layer_step", 1, least=0)
+        moe = range(step - 1, count, step) if step and raw.get("num_local_experts") != 0 else ()
     elif not isinstance(moe, list) or not all(isinstance(index, int) for index in moe):
         raise ConfigError(f"{keys.where}: moe_layers must be a list of layer numbers, not {moe!r}")
     return tuple(
         LayerKind(kind, "moe" if index in moe else "dense") for index, kind in enumerate(attention)
     )
+
+
+def _sees_everything(raw: Mapping[str, Any], layers: tuple[LayerKind, ...]) -> bool:
+    """Does layer_types give RoPE layers full attention?"""
+    types = raw.get("layer_types") or []
+    return any(
+        name == FULL_ATTENTION and kind.attention == "chunked"
+        for name, kind in zip(types, layers, strict=False)
+    )
+
+
+def _expert_counts(keys: Keys, layers: tuple[LayerKind, ...]) -> tuple[int, int]:
+    """num_local_experts and num_experts_per_tok; both 0 for a dense model, whatever it says."""
+    if all(kind.feed_forward == "dense" for kind in layers):
+        return 0, 0
+    experts = keys.integer("num_local_experts")
+    experts_per_token = keys.integer("num_experts_per_tok", 1)
+    if experts_per_token > experts:
+        raise ConfigError(
+            f"{keys.where}: num_experts_per_tok {experts_per_token} exceeds the {experts} experts"
+        )
+    return experts, experts_per_token
 
 
 def _rope(
@@ -312,6 +331,10 @@ def _rope(
     where = f"{keys.where}: {name}"
     if not isinstance(parameters, Mapping):
         raise ConfigError(f"{where} must be an object, not {parameters!r}")
+    if nested := [key for key, value in parameters.items() if isinstance(value, Mapping)]:
+        raise ConfigError(
+            f"{where} differ by layer type ({', '.join(nested)}), which no Llama 4 has"
+        )
     rope = Keys(parameters, where)
     theta = rope.positive("rope_theta", Keys(raw, keys.where).positive("rope_theta", default_theta))
     kind = parameters.get("rope_type", parameters.get("type", "default"))

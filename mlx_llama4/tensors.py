@@ -35,6 +35,8 @@ QUANTIZED_PARTS: frozenset[Part] = frozenset(
 # decides which 70 MB are used at all.
 UNPACKED_PARTS: frozenset[Part] = frozenset({"router", "norms"})
 
+EMBEDDING = "language_model.model.embed_tokens.weight"
+HEAD = "language_model.lm_head.weight"
 VISION_PREFIXES = ("vision_model.", "multi_modal_projector.")
 
 
@@ -61,14 +63,14 @@ def model_tensors(config: Config) -> dict[str, TensorSpec]:
         )
     text = config.text
     embedding = (text.vocab_size, text.hidden_size)
-    tensors["language_model.model.embed_tokens.weight"] = TensorSpec(embedding, "embedding")
+    tensors[EMBEDDING] = TensorSpec(embedding, "embedding")
     for index, kind in enumerate(text.layers):
         prefix = f"language_model.model.layers.{index}"
         is_edge = index in (0, text.num_hidden_layers - 1)
         for name, spec in _layer(text, kind):
             tensors[f"{prefix}.{name}"] = replace(spec, is_edge=is_edge)
     tensors["language_model.model.norm.weight"] = TensorSpec((text.hidden_size,), "norms")
-    tensors["language_model.lm_head.weight"] = TensorSpec(embedding, "head")
+    tensors[HEAD] = TensorSpec(embedding, "head")
     return tensors
 
 

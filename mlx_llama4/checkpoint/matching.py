@@ -16,7 +16,7 @@ from mlx_llama4.config import Config
 from mlx_llama4.errors import CheckpointError
 from mlx_llama4.files.dtypes import FLOAT_DTYPES
 from mlx_llama4.quantization import Quantization
-from mlx_llama4.tensors import TensorSpec, model_tensors
+from mlx_llama4.tensors import EMBEDDING, TensorSpec, model_tensors
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,20 @@ class _Finder:
                 return self._linear(name, target, spec.shape)
             if spec.part == "routed experts" and (source := self._experts(name, target, spec)):
                 return source
+        if spec.part == "head" and self.config.tied_head:
+            return self._tied(target, spec)
         if len(self.matching.missing) == missing:
             self.matching.missing.append(target)
         return None
+
+    def _tied(self, target: str, spec: TensorSpec) -> WeightSource | None:
+        """The embedding in the head's place. A head that is stored is taken as it is, even where
+        it differs from the embedding, as transformers does.
+        """
+        for name in spellings(EMBEDDING):
+            if self._is_linear(name):
+                return self._linear(name, target, spec.shape)
+        return None  # the embedding itself is noted as missing
 
     def _is_linear(self, name: str) -> bool:
         return name in self.stored or f"{name}_packed" in self.stored

@@ -25,14 +25,12 @@ from mlx_llama4.model.feed_forward import FeedForward
 from mlx_llama4.model.fusion import fuse
 from mlx_llama4.model.llama4 import ATTENTION_STEP, Llama4, make_layer_cache
 from mlx_llama4.prompt.prompt import Prompt
-from mlx_llama4.tensors import VISION_PREFIXES
+from mlx_llama4.tensors import EMBEDDING, HEAD, VISION_PREFIXES
 
 # Tokens that pass through a layer at once; this bounds the activations, however long a window is.
 # A picture of 17 tiles is one span.
 SPAN = 2560
-EMBEDDING = "language_model.model.embed_tokens.weight"
 FINAL_NORM = "language_model.model.norm.weight"
-HEAD = "language_model.lm_head.weight"
 EXPERTS = "feed_forward.experts."
 
 # Weight sources to read together, each with a range of rows.

@@ -93,9 +93,10 @@ class Llama4(nn.Module):
         text = self.config.text
         kind = "text only" if self.config.vision is None else "text and images"
         where = "" if self.expert_cache is None else ", experts on the disk"
+        experts = f"{text.num_local_experts} experts" if text.num_local_experts else "dense"
         return (
             f"Llama4({text.num_hidden_layers} layers of {text.hidden_size}, "
-            f"{text.num_local_experts} experts, {kind}{where})"
+            f"{experts}, {kind}{where})"
         )
 
     @property

@@ -100,14 +100,18 @@ def _variant(config: Config) -> str:
 
 def _architecture(config: Config) -> str:
     text = config.text
+    count = text.num_hidden_layers
     global_layers = sum(kind.attention == "global" for kind in text.layers)
     moe_layers = sum(kind.feed_forward == "moe" for kind in text.layers)
-    chunk = "whole context" if text.attention_chunk_size is None else text.attention_chunk_size
+    chunk = text.attention_chunk_size
+    rope = f"chunked ({chunk})" if chunk else "with RoPE and no chunks"
+    attention = [f"{count - global_layers} {rope}", f"{global_layers} global"]
+    layers = " and ".join(attention) if global_layers else attention[0]
+    feed_forward = f"{moe_layers} with {text.num_local_experts} experts" if moe_layers else "dense"
     vision = f", {config.vision.num_hidden_layers} vision layers" if config.vision else ""
     return (
-        f"{text.num_hidden_layers} layers, {text.num_hidden_layers - global_layers} chunked "
-        f"({chunk}) and {global_layers} global, {moe_layers} with {text.num_local_experts} "
-        f"experts{vision}; context {text.max_position_embeddings:,}"
+        f"{count} layers, {layers}, {feed_forward}{vision}; "
+        f"context {text.max_position_embeddings:,}"
     )
 
 

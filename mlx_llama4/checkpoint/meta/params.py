@@ -107,9 +107,7 @@ def _refuse_variants(params: Mapping[str, Any], where: str) -> None:
             value = [one for one in value.values() if one]
         if value:
             raise ConfigError(f"{where}: {key} are not supported; use the bfloat16 release")
-    experts = _object(params, "moe_args", where)
-    if experts is None:
-        raise ConfigError(f"{where}: moe_args is missing; only models with experts run here")
+    experts = _object(params, "moe_args", where) or {}  # none in dense models
     for key in ("use_shared_expert", "use_token_choice"):
         if not experts.get(key, True):
             raise ConfigError(f"{where}: moe_args: {key} is false, which is not supported")
@@ -124,7 +122,7 @@ def _object(raw: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any] |
 
 def _text(params: Mapping[str, Any], where: str, vocab_size: int) -> dict[str, Any]:
     keys = Keys(params, where)
-    experts = Keys(params["moe_args"], f"{where}: moe_args")
+    experts = _experts(keys, params.get("moe_args"), f"{where}: moe_args")
     dim, heads, layers = (keys.integer(key) for key in ("dim", "n_heads", "n_layers"))
     head_dim = dim // heads
     if dim % heads or keys.integer("head_dim", head_dim) != head_dim:
@@ -146,23 +144,32 @@ def _text(params: Mapping[str, Any], where: str, vocab_size: int) -> dict[str, A
         "head_dim": head_dim,
         "hidden_act": "silu",
         "hidden_size": dim,
-        "interleave_moe_layer_step": experts.integer("interleave_moe_layer_step", 1),
-        "intermediate_size": _expert_width(keys, experts),
         "intermediate_size_mlp": _dense_width(keys),
         "max_position_embeddings": SCOUT_CONTEXT if scaled else MAVERICK_CONTEXT,
         # Absent: all layers have positions, as with an interval longer than the model.
         "no_rope_layer_interval": keys.integer("nope_layer_interval", layers + 1),
         "num_attention_heads": heads,
-        "num_experts_per_tok": experts.integer("top_k", 1),
         "num_hidden_layers": layers,
         "num_key_value_heads": keys.integer("n_kv_heads", heads),
-        "num_local_experts": experts.integer("num_experts"),
         "pad_token_id": PAD,
         "rms_norm_eps": keys.positive("norm_eps", 1e-5),
         "rope_scaling": _rope_scaling(keys) if scaled else None,
         "rope_theta": keys.positive("rope_theta", 500_000.0),
         "use_qk_norm": bool(params.get("use_qk_norm", False)),
         "vocab_size": vocab_size,
+    } | experts
+
+
+def _experts(keys: Keys, raw: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
+    """What config.json says of experts; without moe_args, that all layers are dense."""
+    if raw is None:
+        return {"num_local_experts": 0, "moe_layers": []}
+    experts = Keys(raw, where)
+    return {
+        "interleave_moe_layer_step": experts.integer("interleave_moe_layer_step", 1),
+        "intermediate_size": _expert_width(keys, experts),
+        "num_experts_per_tok": experts.integer("top_k", 1),
+        "num_local_experts": experts.integer("num_experts"),
     }
 
 
