@@ -47,7 +47,7 @@ class TextConfig:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    intermediate_size: int  # width of one expert, routed or shared
+    intermediate_size: int  # width of one expert, routed or shared; 0 in dense models
     intermediate_size_mlp: int  # width of a dense layer's MLP
     num_local_experts: int  # 0: all layers are dense, and so is num_experts_per_tok
     num_experts_per_tok: int
@@ -228,11 +228,7 @@ def _text_config(raw: Mapping[str, Any]) -> TextConfig:
         raise ConfigError(f"{keys.where}: head_dim {head_dim} is odd; RoPE turns pairs")
     layers = _layer_kinds(raw, keys)
     experts, experts_per_token = _expert_counts(keys, layers)
-    chunk = None
-    # Absent means 8192, as in the releases; an explicit null means no chunks, and so do RoPE
-    # layers with full attention (transformers, since 5.24).
-    if raw.get("attention_chunk_size", 0) is not None and not _sees_everything(raw, layers):
-        chunk = keys.integer("attention_chunk_size", 8192)
+    context = keys.integer("max_position_embeddings", 131_072)
     theta, scaling = _rope(raw, keys, default_theta=500_000.0)
     return TextConfig(
         vocab_size=keys.integer("vocab_size"),
@@ -240,15 +236,15 @@ def _text_config(raw: Mapping[str, Any]) -> TextConfig:
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        intermediate_size=keys.integer("intermediate_size", None if experts else 1),
+        intermediate_size=keys.integer("intermediate_size") if experts else 0,
         intermediate_size_mlp=keys.integer("intermediate_size_mlp", 16384),
         num_local_experts=experts,
         num_experts_per_tok=experts_per_token,
         rms_norm_eps=keys.positive("rms_norm_eps", 1e-5),
         rope_theta=theta,
         rope_scaling=scaling,
-        max_position_embeddings=keys.integer("max_position_embeddings", 131_072),
-        attention_chunk_size=chunk,
+        max_position_embeddings=context,
+        attention_chunk_size=_chunk_size(raw, keys, layers, context),
         use_qk_norm=bool(raw.get("use_qk_norm", True)),
         attention_bias=bool(raw.get("attention_bias", False)),
         # The releases write 4, transformers 5 writes true; both mean on.
@@ -298,13 +294,18 @@ def _layer_kinds(raw: Mapping[str, Any], keys: Keys) -> tuple[LayerKind, ...]:
     )
 
 
-def _sees_everything(raw: Mapping[str, Any], layers: tuple[LayerKind, ...]) -> bool:
-    """Does layer_types give RoPE layers full attention?"""
-    types = raw.get("layer_types") or []
-    return any(
-        name == FULL_ATTENTION and kind.attention == "chunked"
-        for name, kind in zip(types, layers, strict=False)
-    )
+def _chunk_size(
+    raw: Mapping[str, Any], keys: Keys, layers: tuple[LayerKind, ...], context: int
+) -> int | None:
+    """None where there are no chunks: an explicit null, a chunk as long as the context, or RoPE
+    layers whose type is full attention (transformers, since 5.24).
+    """
+    if raw.get("attention_chunk_size", 0) is None:
+        return None
+    chunk = keys.integer("attention_chunk_size", 8192)  # absent: as in the releases
+    typed = zip(raw.get("layer_types") or [], layers, strict=False)
+    full = any(name == FULL_ATTENTION and kind.attention == "chunked" for name, kind in typed)
+    return None if full or chunk >= context else chunk
 
 
 def _expert_counts(keys: Keys, layers: tuple[LayerKind, ...]) -> tuple[int, int]:

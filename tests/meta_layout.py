@@ -62,6 +62,8 @@ VISION_LAYER = [
 def params(config: dict[str, Any]) -> dict[str, Any]:
     """params.json for a config of `tiny`; widths come out as its 96 and 160."""
     text, vision = config["text_config"], config.get("vision_config")
+    chunked = "layer_types" not in text  # in these tests, a list of full attention
+    nope = 0 in text.get("no_rope_layers", [0])
     return {
         "dim": text["hidden_size"],
         "n_layers": text["num_hidden_layers"],
@@ -72,10 +74,10 @@ def params(config: dict[str, Any]) -> dict[str, Any]:
         "ffn_dim_multiplier": 0.9,
         "ffn_exp": 4.0,
         "norm_eps": text["rms_norm_eps"],
-        "attention_chunk_size": text["attention_chunk_size"],
+        "attention_chunk_size": text["attention_chunk_size"] if chunked else None,
         "rope_theta": text["rope_theta"],
         "use_scaled_rope": text["rope_scaling"] is not None,
-        "nope_layer_interval": 4,
+        "nope_layer_interval": 4 if nope else None,
         "use_qk_norm": text["use_qk_norm"],
         "attn_temperature_tuning": text["attn_temperature_tuning"],
         "floor_scale": float(text["floor_scale"]),
@@ -88,7 +90,9 @@ def params(config: dict[str, Any]) -> dict[str, Any]:
             "use_token_choice": True,
             "top_k": text["num_experts_per_tok"],
             "interleave_moe_layer_step": text["interleave_moe_layer_step"],
-        },
+        }
+        if text["num_local_experts"]
+        else None,
         "vision_args": {
             "image_size": {"height": vision["image_size"], "width": vision["image_size"]},
             "patch_size": {"height": vision["patch_size"], "width": vision["patch_size"]},

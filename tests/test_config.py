@@ -45,6 +45,40 @@ def test_kinds_of_feed_forward() -> None:
     assert feed_forward(moe_layers=[]) == "dddddddd"
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"num_local_experts": 0, "num_experts_per_tok": 0, "moe_layers": []},
+        {"num_local_experts": 0, "interleave_moe_layer_step": 0},
+        {"num_local_experts": 0},
+        {"num_local_experts": 16, "moe_layers": []},
+        {"num_local_experts": None, "interleave_moe_layer_step": 0, "intermediate_size": None},
+    ],
+    ids=str,
+)
+def test_dense_models(written: dict[str, Any]) -> None:
+    text = parse_config(tiny.config("scout", **written)).text
+    assert {kind.feed_forward for kind in text.layers} == {"dense"}
+    assert (text.num_local_experts, text.num_experts_per_tok) == (0, 0)
+
+
+@pytest.mark.parametrize("count", [0, None, -1])
+def test_experts_that_layers_need(count: int | None) -> None:
+    with pytest.raises(ConfigError, match="num_local_experts"):
+        parse_config(tiny.config("scout", num_local_experts=count, moe_layers=[3]))
+
+
+def test_layers_that_see_everything() -> None:
+    """Positions without chunks: as null, or as a list of types."""
+    null = parse_config(tiny.config("scout", attention_chunk_size=None))
+    for chunk in (None, 32):
+        types = ["full_attention"] * 8
+        written = tiny.config("scout", attention_chunk_size=chunk, layer_types=types)
+        assert parse_config(written) == null
+    all_global = tiny.config("scout", no_rope_layers=[0] * 8, layer_types=["full_attention"] * 8)
+    assert parse_config(all_global).text.attention_chunk_size == 32  # of no layer
+
+
 def test_temperature_as_boolean_or_number() -> None:
     for written, meant in ((True, True), (4, True), (1, True), (False, False), (0, False)):
         text = parse_config(tiny.config("scout", attn_temperature_tuning=written)).text
@@ -137,7 +171,6 @@ BAD = {
     "model_type 'qwen3'": {"model_type": "qwen3"},
     "model_type None": {"model_type": None},
     "text_config must be an object": {"text_config": 3},
-    "tie_word_embeddings": {"tie_word_embeddings": True},
     "image_token_index is None": {"image_token_index": None},
     "mode 'q4_k' is unknown; known are affine": {
         "quantization": {"group_size": 64, "bits": 4, "mode": "q4_k"}
@@ -157,7 +190,12 @@ BAD_TEXT = {
     "hidden_act is 'gelu'": {"hidden_act": "gelu"},
     "no_rope_layers must list": {"no_rope_layers": [1, 0]},
     "0 (NoPE) for each of the 8 layers, not 4": {"no_rope_layers": 4},
-    "disagree": {"layer_types": ["full_attention"] * 8},
+    "layer_types and no_rope_layers disagree": {
+        "layer_types": ["full_attention"] * 4 + ["chunked_attention"] * 4
+    },
+    "differ by layer type (full_attention, chunked_attention)": {
+        "rope_scaling": {"full_attention": {"factor": 2}, "chunked_attention": {"factor": 4}}
+    },
     "moe_layers must be a list": {"moe_layers": 2},
     "rope_type 'yarn'": {"rope_scaling": {"rope_type": "yarn", "factor": 2}},
     "hidden_size is inf": {"hidden_size": float("inf")},

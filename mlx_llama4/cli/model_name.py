@@ -52,14 +52,14 @@ def named_model(typed: str | None) -> str:
 
 
 def _ready_made(release: str) -> str:
-    from mlx_llama4.hub.released import READY_MADE_BITS, full_name
+    from mlx_llama4.hub.released import READY_MADE_BITS, full_name, is_ready_made
     from mlx_llama4.planning.machine import this_machine
     from mlx_llama4.planning.plan_request import release_verdict
 
     verdict = release_verdict(release, this_machine())
     if verdict.how == "no":
         raise InputError(f"{verdict.line}; mlx-llama4 plan says what fits, --model takes a folder")
-    if verdict.bits != READY_MADE_BITS:
+    if verdict.bits != READY_MADE_BITS or not is_ready_made(release):
         raise InputError(f"{verdict.line}; convert it first: {verdict.command}")
     repository = str(full_name(release))
     terminal.note(f"{release}: {repository}, downloaded once and kept in the hub's cache")

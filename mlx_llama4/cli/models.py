@@ -81,7 +81,7 @@ def _checked(typed: str) -> str | None:
     if not (Path(typed) / "config.json").is_file():
         raise InputError(
             f"--default {typed}: there is no model folder of that name; give a folder, "
-            "OWNER/NAME on the hub, scout or maverick"
+            "OWNER/NAME on the hub, scout, maverick or guard"
         )
     return str(Path(typed).resolve())
 

@@ -26,7 +26,7 @@ def plan(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL|scout|maverick|behemoth]",
+            metavar="[MODEL|scout|maverick|guard|behemoth]",
             help="A checkpoint, converted or not: its folder, or OWNER/NAME on the Hugging Face "
             "hub (only headers are read). Or a release, by its published sizes. Default: the best "
             "release for this memory.",

@@ -20,8 +20,8 @@ LIBRARY_NAME = "mlx-llama4"  # what we tell the hub
 
 
 def find_folder(name: str | Path, revision: str | None = None, purpose: Purpose = "run") -> Path:
-    """The folder that `name` means: a path, or OWNER/NAME on the hub, which is downloaded. "scout"
-    and "maverick" are short for repositories (hub/released.py).
+    """The folder that `name` means: a path, or OWNER/NAME on the hub, which is downloaded. "scout",
+    "maverick" and "guard" are short for repositories (hub/released.py).
 
     An existing path wins over a repository. The purpose "convert" accepts Meta's own layout too;
     "inspect" does not download weights.

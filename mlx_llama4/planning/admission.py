@@ -96,7 +96,10 @@ def admit(
     usage = _usage(config, task, width or dtype_bytes(config.dtype, machine), machine)
     weights = stored_experts(source.matching, config, usage.dtype_bytes)
     if experts.where == "stream" and not weights.layers:
-        raise InputError(f"--experts stream: {source.folder} has no routed experts")
+        raise InputError(
+            f"--experts stream: {source.folder} has no routed experts, so there is nothing to "
+            "stream; leave the option out"
+        )
     prompt, later = task.prompt or SPANS[0], 0
     if task.grows:
         conversation = cache_bytes(config.text, CONVERSATION_TOKENS, usage.dtype_bytes, task.kv)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlx_llama4.checkpoint.meta.params import MAX_TILES
+from mlx_llama4.hub.released import RELEASES
 from mlx_llama4.planning.expert_weights import experts_in_bits, stored_experts
 from mlx_llama4.planning.machine import Machine
 from mlx_llama4.planning.placement import StreamingPlan, plan_streaming
@@ -57,7 +58,7 @@ def streaming_of(plan: MemoryPlan, matching: "Matching | None") -> StreamingPlan
 
 def release_subject(name: str, machine: Machine) -> Subject:
     """One of the family's releases, by its published sizes."""
-    return Subject(f"Llama 4 {name.title()}", release_config(name), dtype_bytes(None, machine))
+    return Subject(RELEASES[name].title, release_config(name), dtype_bytes(None, machine))
 
 
 def judged(
@@ -73,7 +74,7 @@ def judged(
     made = plan_for(subject, machine, request)
     streaming = streaming_of(made, matching)
     verdict = judge(model, made, request.bits, streaming)
-    if verdict.how == "no" and request.context is None:
+    if verdict.how in ("no", "shorter") and request.context is None:
         limit = subject.config.text.max_position_embeddings
         short = replace(request, context=min(SHORT_CONTEXT, limit))
         made = plan_for(subject, machine, short)

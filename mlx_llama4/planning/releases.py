@@ -1,8 +1,9 @@
 """The family's published sizes, for planning without a folder.
 
 Scout's and Maverick's are from their config.json as released, as far as it determines shapes and
-limits. For Behemoth, Meta has published three figures and no weights (ai.meta.com, "The Llama 4
-herd", April 2025).
+limits. Llama Guard 4's follow from its model card (github.com/meta-llama/PurpleLlama): Scout's
+layers, each with the shared expert alone; its context is what hosts of it state. For Behemoth,
+Meta has published three figures and no weights (ai.meta.com, "The Llama 4 herd", April 2025).
 """
 
 from dataclasses import dataclass
@@ -47,6 +48,14 @@ _SIZES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 1_048_576,
         "use_qk_norm": False,
     },
+    "guard": {
+        "num_local_experts": 0,
+        "moe_layers": [],
+        "intermediate_size_mlp": 8192,
+        "no_rope_layers": [1] * 48,
+        "attention_chunk_size": None,
+        "max_position_embeddings": 163_840,
+    },
 }
 RELEASES = tuple(REPOSITORIES)
 _KEYS = ("num_hidden_layers", "hidden_size", "num_local_experts")  # tell one from another
@@ -84,7 +93,7 @@ def release_json(name: str) -> dict[str, Any]:
 def title_of(config: Config) -> str | None:
     """The name, for people, of the release with this shape; None if there is none."""
     sizes = [getattr(config.text, key) for key in _KEYS]
-    for name in RELEASES:
+    for name, release in REPOSITORIES.items():
         if sizes == [(_TEXT | _SIZES[name])[key] for key in _KEYS]:
-            return f"Llama 4 {name.capitalize()}"
+            return release.title
     return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from mlx_llama4.hub.released import READY_MADE_BITS, is_release
+from mlx_llama4.hub.released import READY_MADE_BITS, RELEASES, is_ready_made, is_release
 from mlx_llama4.planning.machine import GIB, Machine, mac
 from mlx_llama4.planning.placement import StreamingPlan, tokens_per_second
 from mlx_llama4.planning.planner import (
@@ -81,7 +81,7 @@ def judge(
     model: as it was typed: a release, a folder or a repository. plan: settled. bits: those asked
     for, if any. streaming: of the chosen packing.
     """
-    name = model.title() if is_release(model) else plan.subject.name
+    name = RELEASES[model].short_title if is_release(model) else plan.subject.name
     chosen = plan.chosen
     how, words = _words(name, chosen, streaming)
     if how == "no":
@@ -122,7 +122,7 @@ def _command(model: str, how: How, bits: int | None) -> str:
         return "mlx-llama4 demo"
     if bits is None:
         return f"mlx-llama4 chat --model {shlex.quote(model)}"
-    if is_release(model) and bits == READY_MADE_BITS:
+    if is_ready_made(model) and bits == READY_MADE_BITS:
         return f"mlx-llama4 chat --model {model}"
     out = shlex.quote(f"{Path(model).name}-{bits}bit")
     options = "" if bits == DEFAULT_BITS else f" --bits {bits}"

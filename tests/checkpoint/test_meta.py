@@ -26,9 +26,10 @@ from tests.checkpoint.meta_folders import (
     with_params,
 )
 from tests.golden import cases
+from tests.golden.logits import goldens
 from tests.tolerance import assert_same_logits
 
-BOTH = ("scout", "maverick")
+ALL = ("scout", "maverick", "guard")
 
 
 def read(
@@ -48,7 +49,7 @@ def read(
 
 @pytest.mark.parametrize("dtype", ["BF16", "F32", "F16"])
 @pytest.mark.parametrize(("ranks", "step"), [(1, None), (2, 3), (4, 7)])
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", ALL)
 def test_same_tensors_as_hugging_face_s(
     tmp_path: Path, name: str, ranks: int, step: int | None, dtype: str
 ) -> None:
@@ -78,7 +79,7 @@ def test_names_of_the_reference_s_modules(tmp_path: Path) -> None:
     assert all(mx.array_equal(found[name], expected[name]) for name in found)
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", ALL)
 def test_same_config_as_hugging_face_s(tmp_path: Path, name: str) -> None:
     case = cases.MODELS[name]
     folder = meta_layout.write_checkpoint(tmp_path, case.config, case.weights(), 1)
@@ -99,15 +100,15 @@ def test_files_that_meta_has_not(tmp_path: Path) -> None:
     assert json_files(replace(config, vision=None)).keys() == {"generation_config.json"}
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", ALL)
 def test_logits_are_the_reference_s(tmp_path: Path, name: str) -> None:
     case = cases.MODELS[name]
     folder = meta_layout.write_checkpoint(tmp_path, case.config, case.weights(), 2)
     checkpoint, config, matching = opened(folder)
     model = Llama4(replace(config, image_token_id=tiny.PATCH_ID))
     model.load_weights(list(read(checkpoint, matching).items()))
-    golden = np.load(Path(__file__).parents[1] / "golden" / f"{name}.npz")
-    assert_same_logits(model(mx.array(cases.text_ids(150))), golden["text 150"], "text")
+    golden, length = goldens(name), case.texts[-1]
+    assert_same_logits(model(mx.array(cases.text_ids(length))), golden[f"text {length}"], "text")
     features = model.image_features(tiny.pixels(cases.IMAGES["2x2"]))
     logits = model(model.embed(tiny.image_ids(cases.IMAGES["2x2"]), features))
     assert_same_logits(logits, golden["2x2"], "images")

@@ -164,7 +164,6 @@ def test_ranks_of_different_types(tmp_path: Path) -> None:
         ({"n_heads": 5}, "heads must be dim 64 / n_heads 5 wide"),
         ({"head_dim": 32}, "heads must be dim 64 / n_heads 4 wide"),
         ({"n_kv_heads": 3}, "4 attention heads cannot share 3 key/value heads"),
-        ({"moe_args": None}, "moe_args is missing"),
         ({"moe_args": 3}, "moe_args must be an object, not 3"),
         ({"moe_args": {"top_k": 1}}, "moe_args: num_experts is missing"),
         (

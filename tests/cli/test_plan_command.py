@@ -242,7 +242,7 @@ def test_plans_of_releases_import_nothing_heavy() -> None:
         (("scout", "--kv-bits", 6), "--kv-bits 6: keys and values take 4 or 8 bits"),
         (("scout", "--kv-group-size", 48), "--kv-group-size 48: use 32"),
         (("scout", "--memory", "128"), "--memory 128: a Mac has more; write it with its unit"),
-        (("nowhere",), "OWNER/NAME, or one of scout, maverick, behemoth"),
+        (("nowhere",), "OWNER/NAME, or one of scout, maverick, guard, behemoth"),
         (("scout", "--revision", "v1"), "--revision is for repositories"),
     ],
 )

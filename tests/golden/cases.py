@@ -20,13 +20,21 @@ class Model:
     texts: tuple[int, ...] = (60,)
     images: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     decode: bool = False
+    tied: bool = False  # a text model by itself, whose head is its embedding and is not stored
 
     @property
     def config(self) -> dict[str, Any]:
-        return tiny.config(self.preset, **self.overrides)
+        config = tiny.config(self.preset, **self.overrides)
+        if self.tied:
+            causal = {"architectures": ["Llama4ForCausalLM"], "tie_word_embeddings": True}
+            return config["text_config"] | causal
+        return config
 
     def weights(self) -> dict[str, np.ndarray]:
-        return tiny.tensors(self.config, qk_gain=self.qk_gain)
+        weights = tiny.tensors(self.config, qk_gain=self.qk_gain)
+        if self.tied:
+            del weights["lm_head.weight"]
+        return weights
 
 
 IMAGES = {
@@ -37,6 +45,18 @@ IMAGES = {
     "16 tiles": [(4, 4)],
     "two images": [(1, 1), (1, 2)],
 }
+
+# As the reference's conversion writes a model without experts.
+DENSE = {
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    "interleave_moe_layer_step": 0,
+    "moe_layers": [],
+}
+
+# Full attention in layers with positions, whatever the chunk size says. transformers 5.23 fails
+# where that is null; the config's tests show that null means the same.
+CHUNKLESS = {"layer_types": ["full_attention"] * tiny.LAYERS}
 
 MODELS = {
     "scout": Model("scout", texts=(20, 150), images=IMAGES, decode=True),
@@ -61,6 +81,20 @@ MODELS = {
             "attention_bias": True,
         },
     ),
+    # Llama Guard 4's shape: dense, positions in every layer, no chunks.
+    "guard": Model(
+        "maverick",
+        DENSE
+        | {
+            "no_rope_layers": [1] * tiny.LAYERS,
+            "attn_temperature_tuning": False,
+            **CHUNKLESS,
+        },
+        images={name: IMAGES[name] for name in ("one tile", "2x2", "two images")},
+    ),
+    "tied": Model("scout", DENSE, texts=(60,), tied=True),
+    "chunkless": Model("scout", CHUNKLESS),
+    "one_expert": Model("maverick", {"num_local_experts": 1}),
 }
 
 # Models whose gradients the goldens hold. They are smaller than the others, because a gradient is

@@ -1,7 +1,8 @@
 """Make the reference values that the tests compare with. Run by hand:
 
-    python -m tests.golden.make_goldens [logits|images|templates …]
+    python -m tests.golden.make_goldens [logits|images|templates|MODEL …]
 
+where MODEL is a name in cases.py, for the logits of that model alone,
 in an environment with the `reference` extra and torchvision (see tests/golden/README.md). Logits
 come from transformers in float32 with eager attention, ids and pixels from its Llama4Processor.
 """
@@ -22,9 +23,10 @@ HERE = Path(__file__).parent
 
 def reference_model(folder: Path) -> torch.nn.Module:
     """transformers' model of a checkpoint; complains of every key that does not fit."""
-    from transformers import Llama4ForConditionalGeneration
+    import transformers
 
-    model, info = Llama4ForConditionalGeneration.from_pretrained(
+    (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
+    model, info = getattr(transformers, architecture).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     problems = {name: value for name, value in info.items() if value}
@@ -58,8 +60,9 @@ def greedy_tokens(model: torch.nn.Module, ids: np.ndarray) -> np.ndarray:
     return ids[0, -cases.GREEDY_TOKENS :]
 
 
-def make_logits() -> None:
-    for name, case in cases.MODELS.items():
+def make_logits(*names: str) -> None:
+    for name in names or cases.MODELS:
+        case = cases.MODELS[name]
         arrays: dict[str, np.ndarray] = {}
         with tempfile.TemporaryDirectory() as folder:
             weights = case.weights()
@@ -151,4 +154,4 @@ if __name__ == "__main__":
     torch.set_grad_enabled(False)
     makers = {"logits": make_logits, "images": make_images, "templates": make_templates}
     for name in sys.argv[1:] or makers:
-        makers[name]()
+        makers[name]() if name in makers else make_logits(name)

@@ -33,7 +33,7 @@ from mlx_llama4.planning.releases import RELEASES, release_config
 from mlx_llama4.quantization import Quantization
 from tests import tiny
 
-SCOUT, MAVERICK = (release_config(name) for name in RELEASES)
+SCOUT, MAVERICK, GUARD = (release_config(name) for name in RELEASES)
 EXPERT = 3 * 5120 * 8192 * 4.5 / 8  # of either, in 4 bits
 
 

@@ -28,6 +28,7 @@ from mlx_llama4.memory import (
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.opening import load_model
 from mlx_llama4.planning.machine import GIB, MIB, Machine, mac
+from mlx_llama4.planning.plan_request import release_verdict
 from mlx_llama4.planning.planner import (
     Subject,
     Usage,
@@ -51,7 +52,7 @@ from mlx_llama4.units import human_bytes
 from tests import tiny
 
 MILLION = 2**20
-SCOUT, MAVERICK = (release_config(name) for name in RELEASES)
+SCOUT, MAVERICK, GUARD = (release_config(name) for name in RELEASES)
 
 
 def test_parameters_of_the_releases() -> None:
@@ -360,3 +361,14 @@ def test_scores_of_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     print(f"used {used:,}, predicted at most {need.prefill + need.cache.total:,}")
     assert queries_at_once(16, span) == 32
     assert 2 * scores < used <= need.prefill + need.cache.total
+
+
+def test_llama_guard_fits_the_smallest_macs_that_run_models() -> None:
+    """12 billion parameters, by its model card; on 16 GB in 4 bits."""
+    total = sum(spec.size for spec in model_tensors(GUARD).values())
+    assert round(total / 1e9, 1) == 12.0
+    verdict = release_verdict("guard", mac(16 * GIB))
+    assert (verdict.how, verdict.bits) == ("memory", 4)
+    assert verdict.line.startswith("16 GB: Llama Guard 4 in 4 bits, up to ")
+    assert verdict.command == "mlx-llama4 convert guard guard-4bit --while-downloading"
+    assert release_verdict("guard", mac(8 * GIB)).how == "no"

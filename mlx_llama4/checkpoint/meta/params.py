@@ -161,10 +161,14 @@ def _text(params: Mapping[str, Any], where: str, vocab_size: int) -> dict[str, A
 
 
 def _experts(keys: Keys, raw: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
-    """What config.json says of experts; without moe_args, that all layers are dense."""
-    if raw is None:
-        return {"num_local_experts": 0, "moe_layers": []}
-    experts = Keys(raw, where)
+    """What config.json says of experts: all layers are dense without moe_args, or where it counts
+    none (the reference's own default is -1).
+    """
+    experts = Keys(raw or {"num_experts": 0}, where)
+    if experts.integer("num_experts", least=-1) < 1:
+        # No layer uses the width, but readers of config.json want one.
+        width = _dense_width(keys)
+        return {"num_local_experts": 0, "moe_layers": [], "intermediate_size": width}
     return {
         "interleave_moe_layer_step": experts.integer("interleave_moe_layer_step", 1),
         "intermediate_size": _expert_width(keys, experts),
