@@ -123,7 +123,7 @@ class Chat:
         self.messages = opening_messages(self.options.system)
         self.statistics = Statistics()
 
-    def open_image(self, source: ImageSource) -> PromptImage:
+    def open_image(self, source: ImageSource | PromptImage) -> PromptImage:
         """Read and tile a picture. Raises ImageError or, without a vision tower, PromptError."""
         return self.processor.tile(source)
 
@@ -163,7 +163,7 @@ class Chat:
     def read(
         self,
         text: str,
-        images: Sequence[PromptImage] = (),
+        images: Sequence[ImageSource | PromptImage] = (),
         on_prefill: OnProgress = ignore_progress,
     ) -> int:
         """Read a document, pictures before text. The next question will be about it, and after a
@@ -175,7 +175,7 @@ class Chat:
         if not text.strip() and not images:
             raise PromptError("the document is empty")
         self.stop()
-        parts = document_parts(text, images)
+        parts = document_parts(text, [self.open_image(image) for image in images])
         prompt = self.open_prompt(parts)
         room_behind(prompt, self.model.config, self.context)
         known = (self.model.config, self.cache, self.prefixes, self.features)
@@ -196,7 +196,7 @@ class Chat:
     def send(
         self,
         text: str,
-        images: Sequence[PromptImage] = (),
+        images: Sequence[ImageSource | PromptImage] = (),
         on_prefill: OnProgress = ignore_progress,
         on_picture: OnProgress = ignore_progress,
     ) -> Iterator[str]:
@@ -211,7 +211,7 @@ class Chat:
         if not text.strip() and not images:
             raise PromptError("the question is empty")
         self.stop()
-        message = user_message(text, images)
+        message = user_message(text, [self.open_image(image) for image in images])
         if self.is_document_pending:
             message = with_document(message, self.document)
         return self._say([*self.messages, message], on_prefill, on_picture)

@@ -23,7 +23,7 @@ from mlx_llama4.memory import CACHE_BLOCK_TOKENS
 from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.model.streaming import StreamingStatistics
 from mlx_llama4.prompt.checks import check_message
-from mlx_llama4.prompt.messages import joined_texts, user_message
+from mlx_llama4.prompt.messages import joined_texts, user_message, with_image_parts
 from mlx_llama4.prompt.prompt import Prompt, check_length
 
 if TYPE_CHECKING:
@@ -264,9 +264,10 @@ def _as_prompt(
         raise PromptError(f"a prompt is a text, messages or a Prompt, not {type(prompt).__name__}")
     if not prompt:
         raise PromptError("there are no messages")
-    for message in prompt:
+    messages = [with_image_parts(message) for message in prompt]
+    for message in messages:
         check_message(message)
-    return processor.encode(joined_texts(prompt))
+    return processor.encode(joined_texts(messages))
 
 
 class StepWriter:

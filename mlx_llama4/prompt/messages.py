@@ -3,9 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mlx_llama4.errors import PromptError
 from mlx_llama4.prompt.image import PromptImage
 
 Message = dict[str, Any]
+
+# Where the parts of other libraries' messages keep a picture's path or URL.
+PICTURE_KEYS = ("url", "path", "base64")
 
 
 def user_message(text: str, images: Sequence[PromptImage]) -> Message:
@@ -13,6 +17,38 @@ def user_message(text: str, images: Sequence[PromptImage]) -> Message:
     parts = [{"type": "image", "image": image} for image in images]
     content = [*parts, {"type": "text", "text": text}] if images else text
     return {"role": "user", "content": content}
+
+
+def with_image_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Write a message's pictures as {"type": "image", "image": …}, however it names them.
+
+    OpenAI's messages have {"type": "image_url", "image_url": {"url": …}}, and transformers'
+    {"type": "image"} with "url", "path" or "base64". Raises PromptError for one without.
+    """
+    content = message.get("content")
+    if not isinstance(content, list | tuple):
+        return message
+    return {**message, "content": [_with_image(part) for part in content]}
+
+
+def _with_image(part: Any) -> Any:
+    if not isinstance(part, Mapping):
+        return part
+    if part.get("type") in ("image_url", "input_image"):
+        named = part.get("image_url")
+        source = named.get("url") if isinstance(named, Mapping) else named
+        if not isinstance(source, str):
+            raise PromptError(
+                'a message\'s part has no URL; write {"type": "image_url", "image_url": '
+                '{"url": "https://…"}}'
+            )
+        return {"type": "image", "image": source}
+    if part.get("type") == "image" and "image" not in part:
+        for key in PICTURE_KEYS:
+            if isinstance(source := part.get(key), str):
+                source = f"data:;base64,{source}" if key == "base64" else source
+                return {"type": "image", "image": source}
+    return part
 
 
 def document_parts(text: str, images: Sequence[PromptImage]) -> list[dict[str, Any]]:

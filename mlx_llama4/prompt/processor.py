@@ -2,7 +2,7 @@
 
 A message is a dict with a role and a content: a string, or a list of parts
 {"type": "text", "text": …} and {"type": "image", "image": path, URL, bytes, PIL image or one that
-`tile` gave}.
+`tile` gave}. OpenAI's and transformers' ways of naming a picture are taken, too.
 An assistant's message may have `token_ids`, which replace its content, and `tool_calls`
 [{"name": …, "arguments": {…}}], which follow the content unless there are `token_ids`. The results
 of the tools are messages of the role ipython, one for each call, in order.
@@ -29,7 +29,7 @@ from mlx_llama4.prompt.image import (
     RememberedImage,
     TiledImage,
 )
-from mlx_llama4.prompt.messages import image_parts, joined_texts
+from mlx_llama4.prompt.messages import image_parts, joined_texts, with_image_parts
 from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.prompt.tokenizer import Tokenizer
 
@@ -115,6 +115,7 @@ class Processor:
         tools: definitions, each {"type": "function", "function": {"name": …, …}}. Raises
         PromptError for messages or tools that the model cannot take, ImageError for bad pictures.
         """
+        messages = [with_image_parts(message) for message in messages]
         for message in messages:
             check_message(message)
         images = [self.tile(part["image"]) for part in image_parts(messages)]
