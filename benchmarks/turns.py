@@ -73,7 +73,7 @@ def turns(
 
 def write_template(folder: Path) -> None:
     """The same template for all engines: the model has the demo's tokenizer, which lacks one."""
-    from mlx_llama4.prompt.chat_template import DEFAULT_TEMPLATE
+    from mlx_llama4.prompt.template_source import DEFAULT_TEMPLATE
 
     (folder / "chat_template.jinja").write_text(DEFAULT_TEMPLATE)
 

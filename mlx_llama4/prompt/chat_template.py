@@ -12,72 +12,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mlx_llama4.errors import CheckpointError, PromptError
-from mlx_llama4.files.json_file import read_json
 from mlx_llama4.prompt.checks import check_definitions
 from mlx_llama4.prompt.messages import image_parts
-
-# The format of Meta's prompt_format.md for Llama 4, with the same ids as the released template.
-# The system text is trimmed and tool results become JSON; everything else stays as is, with images
-# in their places. The system message describes the tools, so a user's message is not changed. Calls
-# are written in the form that the description asks for.
-DEFAULT_TEMPLATE = """\
-{%- set about_tools -%}
-You can call the functions below, which are described in JSON. Call them only if that helps with \
-what is asked, and give every argument by its name. To call, answer with a list of calls and \
-nothing else, like this:
-[first_function(name="a text", count=2), second_function()]
-What they return comes in the next messages; answer in words then.
-
-{{ tools | map(attribute="function") | list | tojson(indent=4) if tools }}
-{%- endset -%}
-{%- macro call(called) -%}
-    {{- called.name ~ "(" -}}
-    {%- for name, value in called.arguments.items() -%}
-        {{- ", " if not loop.first -}}
-        {{- name ~ "=" -}}
-        {%- if value is boolean or value is none -%}{{- value -}}
-        {%- else -%}{{- value | tojson -}}{%- endif -%}
-    {%- endfor -%}
-    {{- ")" -}}
-{%- endmacro -%}
-{{- bos_token -}}
-{%- if tools and (not messages or messages[0].role != "system") -%}
-    {{- "<|header_start|>system<|header_end|>\\n\\n" ~ about_tools ~ "<|eot|>" -}}
-{%- endif -%}
-{%- for message in messages -%}
-    {%- set role = "ipython" if message.role == "tool" else message.role -%}
-    {{- "<|header_start|>" ~ role ~ "<|header_end|>\\n\\n" -}}
-    {%- if role == "system" and loop.first -%}
-        {%- set text = message.content -%}
-        {{- (text if text is string else text | join(attribute="text")) | trim -}}
-        {{- "\\n\\n" ~ about_tools if tools -}}
-    {%- elif role == "ipython" -%}
-        {{- message.content | tojson -}}
-    {%- elif message.content is string -%}
-        {{- message.content -}}
-    {%- else -%}
-        {%- for part in message.content -%}
-            {{- "<|image|>" if part.type == "image" else part.text -}}
-        {%- endfor -%}
-    {%- endif -%}
-    {%- if message.tool_calls -%}
-        {{- "[" -}}
-        {%- for called in message.tool_calls -%}
-            {{- ", " if not loop.first -}}
-            {{- call(called.function) -}}
-        {%- endfor -%}
-        {{- "]" -}}
-    {%- endif -%}
-    {{- "<|eot|>" -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- "<|header_start|>assistant<|header_end|>\\n\\n" -}}
-{%- endif -%}
-"""
 
 # Unicode noncharacters, which text should not contain; if it does, they are escaped.
 ESCAPE = "\ufdd0"
@@ -86,6 +25,7 @@ LITERAL = ESCAPE + "\ufdd2"
 IDS_BEGIN, IDS_END = ESCAPE + "\ufdd3", "\ufdd4"
 DEFINED = ESCAPE + "\ufdd5"  # precedes the name in each tool definition
 
+PROBE = "probe"  # a word whose way through a template is followed
 # For templates that put definitions into the system message, but only if there is one.
 TOOLS_SYSTEM = {
     "role": "system",
@@ -183,7 +123,8 @@ class ChatTemplate:
                     conversation, add_generation_prompt, tools, variables
                 )
             except PromptError as failure:
-                refusal = failure
+                if conversation is messages:
+                    refusal = failure
                 continue
             if defined >= len(tools) and pieces.count(IMAGE) == images:
                 return pieces
@@ -202,13 +143,63 @@ class ChatTemplate:
         """Return the pieces, and how many tool definitions are among them."""
         given: list[Mapping[str, Any]] = []
         marked = [self._mark_message(message, given) for message in messages]
-        text = self._run_template(
-            messages=marked,
-            add_generation_prompt=add_generation_prompt,
-            tools=[self._mark_definition(tool) for tool in tools] if tools else None,
-            **variables or {},
-        )
+        arguments = {
+            "add_generation_prompt": add_generation_prompt,
+            "tools": [self._mark_definition(tool) for tool in tools] if tools else None,
+            **(variables or {}),
+        }
+        text = self._run_template(messages=marked, **arguments)
+        missing = [at for at, one in enumerate(marked) if not _shown(one, text)]
+        if missing:
+            self._check_shown(marked, missing, arguments)
         return list(self._pieces(text, given)), text.count(DEFINED)
+
+    def _check_shown(
+        self, marked: list[dict[str, Any]], missing: list[int], arguments: Mapping[str, Any]
+    ) -> None:
+        """Raises PromptError if the template leaves out what one of the `missing` messages says.
+
+        A template may change words (dump them as JSON, say), but a plain word stays one, if only in
+        capitals.
+        """
+        words = {at: f"{PROBE}{at}x" for at in missing}
+        probed = [_saying(words[at], one) if at in words else one for at, one in enumerate(marked)]
+        text = self._run_template(messages=probed, **arguments).lower()
+        for at, word in words.items():
+            if word not in text:
+                role = marked[at]["role"]
+                raise PromptError(
+                    f"this checkpoint's chat template leaves out what the {role} message says; "
+                    "take the template out of the folder, and the family's own is used"
+                )
+
+    @functools.cached_property
+    def _wants(self) -> Literal["text", "parts", "either"]:
+        """The form in which a message without pictures reaches the model."""
+        results: list[str | None] = []
+        for content in (PROBE, [{"type": "text", "text": PROBE}]):
+            messages = [{"role": "user", "content": content}]
+            try:
+                text = self._run_template(messages=messages, add_generation_prompt=True, tools=None)
+                results.append(text)
+            except PromptError:
+                results.append(None)
+        as_text, as_parts = results
+        if as_text == as_parts:
+            return "either"
+        if as_text is not None and PROBE in as_text:
+            return "text"
+        # A template that wants a text writes parts as Python does.
+        parts_are_shown = as_parts is not None and PROBE in as_parts and "'type'" not in as_parts
+        return "parts" if parts_are_shown else "text"
+
+    def _in_form(self, content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+        if isinstance(content, str):
+            wants_parts = content and self._wants == "parts"
+            return [{"type": "text", "text": content}] if wants_parts else content
+        if self._wants == "text" and all(part["type"] == "text" for part in content):
+            return "".join(part["text"] for part in content)
+        return content
 
     def _run_template(self, **variables: Any) -> str:
         from mlx_llama4.prompt.template_limits import TemplateLimitError, metered
@@ -243,7 +234,8 @@ class ChatTemplate:
         role, content = message["role"], message["content"]
         if message.get("token_ids"):
             given.append(message)
-            return {"role": role, "content": f"{IDS_BEGIN}{len(given) - 1}{IDS_END}"}
+            ids = f"{IDS_BEGIN}{len(given) - 1}{IDS_END}"
+            return {"role": role, "content": self._in_form(ids)}
         if not isinstance(content, str):
             content = [
                 {"type": "text", "text": part["text"]}
@@ -251,7 +243,7 @@ class ChatTemplate:
                 else {"type": "image"}
                 for part in content
             ]
-        marked = {"role": role, "content": self._mark(content)}
+        marked = {"role": role, "content": self._in_form(self._mark(content))}
         if calls := message.get("tool_calls"):
             marked["tool_calls"] = [
                 {"type": "function", "function": self._mark(call)} for call in calls
@@ -309,33 +301,6 @@ class ChatTemplate:
         yield from _plain(rendered[position:])
 
 
-def load_chat_template(folder: Path, tokenizer_config: Mapping[str, Any] | None = None) -> str:
-    """Return the checkpoint's own template, or ours if it has none.
-
-    tokenizer_config: the raw tokenizer_config.json, if already read.
-    """
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as failure:
-            raise CheckpointError(f"cannot read {path}: {failure}") from None
-    known = {"chat_template.json": None, "tokenizer_config.json": tokenizer_config}
-    for name, raw in known.items():
-        if raw is not None or (folder / name).is_file():
-            template = (read_json(folder / name) if raw is None else raw).get("chat_template")
-            if isinstance(template, list):  # several, by name
-                entries = [entry for entry in template if isinstance(entry, Mapping)]
-                named = {entry.get("name"): entry.get("template") for entry in entries}
-                template = named.get("default")
-            if template is None:
-                continue
-            if not isinstance(template, str):
-                raise CheckpointError(f"{folder / name}: chat_template is not a string")
-            return template
-    return DEFAULT_TEMPLATE
-
-
 def _characters(value: Any) -> int:
     """Of all texts in a value."""
     if isinstance(value, str):
@@ -343,6 +308,31 @@ def _characters(value: Any) -> int:
     if isinstance(value, Mapping):
         return sum(map(_characters, value.values()))
     return sum(map(_characters, value)) if isinstance(value, list) else 0
+
+
+def _texts(message: Mapping[str, Any]) -> list[str]:
+    content = message["content"]
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content if part["type"] == "text"]
+
+
+def _shown(message: Mapping[str, Any], rendered: str) -> bool:
+    """Is what a message says in the rendered text, as it is but for space around it? Words beside
+    tool calls are not asked for: templates choose between the two.
+    """
+    if message.get("tool_calls"):
+        return True
+    return all(text.strip() in rendered for text in _texts(message))
+
+
+def _saying(word: str, message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message with `word` as its text."""
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": word}
+    kept = [part for part in content if part["type"] != "text"]
+    return {**message, "content": [*kept, {"type": "text", "text": word}]}
 
 
 def _plain(marked: str) -> Iterator[PlainText]:

@@ -19,7 +19,7 @@ from mlx_llama4.config import Config, GenerationConfig, load_generation_config
 from mlx_llama4.errors import ConfigError, PromptError
 from mlx_llama4.files.json_file import read_json
 from mlx_llama4.least_recently_used import LeastRecentlyUsed
-from mlx_llama4.prompt.chat_template import ChatTemplate, GivenIds, PlainText, load_chat_template
+from mlx_llama4.prompt.chat_template import ChatTemplate, GivenIds, PlainText
 from mlx_llama4.prompt.checks import check_message
 from mlx_llama4.prompt.fetch import Fetching
 from mlx_llama4.prompt.image import (
@@ -31,6 +31,7 @@ from mlx_llama4.prompt.image import (
 )
 from mlx_llama4.prompt.messages import image_parts, joined_texts, with_image_parts
 from mlx_llama4.prompt.prompt import Prompt
+from mlx_llama4.prompt.template_source import load_chat_template
 from mlx_llama4.prompt.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]

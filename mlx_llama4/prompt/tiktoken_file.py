@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 
 from mlx_llama4.errors import CheckpointError
 from mlx_llama4.prompt.byte_symbols import SYMBOL_OF_BYTE
-from mlx_llama4.prompt.chat_template import DEFAULT_TEMPLATE
+from mlx_llama4.prompt.template_source import DEFAULT_TEMPLATE
 
 FILE_NAME = "tokenizer.model"
 

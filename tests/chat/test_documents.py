@@ -13,7 +13,8 @@ from mlx_llama4.errors import CheckpointError, PromptError
 from mlx_llama4.generation.detokenizer import StreamingDetokenizer
 from mlx_llama4.generation.image_features import ImageFeatureCache
 from mlx_llama4.model.llama4 import Llama4
-from mlx_llama4.prompt.chat_template import DEFAULT_TEMPLATE, ChatTemplate
+from mlx_llama4.prompt.chat_template import ChatTemplate
+from mlx_llama4.prompt.template_source import DEFAULT_TEMPLATE
 from mlx_llama4.quantization import KVQuantization
 
 QUESTION = "What is the code of walnut?"

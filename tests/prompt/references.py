@@ -3,8 +3,9 @@
 from transformers.models.llama4 import processing_llama4
 
 from mlx_llama4.config import load_config
-from mlx_llama4.prompt.chat_template import DEFAULT_TEMPLATE, ChatTemplate
+from mlx_llama4.prompt.chat_template import ChatTemplate
 from mlx_llama4.prompt.processor import Processor
+from mlx_llama4.prompt.template_source import DEFAULT_TEMPLATE
 from tests.golden import pictures
 
 REFERENCE_TEMPLATE = processing_llama4.chat_template

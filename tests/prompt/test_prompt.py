@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from mlx_llama4.config import load_config
 from mlx_llama4.errors import CheckpointError, ConfigError, PromptError
-from mlx_llama4.prompt.chat_template import DEFAULT_TEMPLATE, load_chat_template
 from mlx_llama4.prompt.processor import Processor
+from mlx_llama4.prompt.template_source import DEFAULT_TEMPLATE, load_chat_template
 from mlx_llama4.prompt.tokenizer import Tokenizer
 from tests.golden import pictures
 from tests.prompt.references import (

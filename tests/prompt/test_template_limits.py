@@ -9,7 +9,8 @@ import pytest
 
 from mlx_llama4.errors import InputError, PromptError
 from mlx_llama4.prompt import template_limits
-from mlx_llama4.prompt.chat_template import DEFAULT_TEMPLATE, ChatTemplate, PlainText
+from mlx_llama4.prompt.chat_template import ChatTemplate, PlainText
+from mlx_llama4.prompt.template_source import DEFAULT_TEMPLATE
 
 HI = [{"role": "user", "content": "hi"}]
 NAMES = ("<|eot|>", "<|image|>", "<|header_start|>", "<|header_end|>", "<|begin_of_text|>")
@@ -149,7 +150,8 @@ USUAL = {
 
 @pytest.mark.parametrize("source", USUAL)
 def test_what_templates_do_usually(source: str) -> None:
-    assert rendered(source) == USUAL[source]
+    # A template that leaves the message out is refused.
+    assert rendered(source + "|{{ messages[0].content }}") == USUAL[source] + "|hi"
 
 
 def test_long_conversations_are_let_through() -> None:

@@ -212,11 +212,12 @@ def test_templates_that_leave_tools_or_images_out() -> None:
     # A user's word for the tool is not its definition.
     with pytest.raises(PromptError, match="does not show tools"):
         deaf.encode([{"role": "user", "content": json.dumps(TOOLS)}], tools=TOOLS)
-    blind = processor_with("{{ tools | tojson }}<|eot|>")
+    said = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+    blind = processor_with("{{ tools | tojson }}" + said + "<|eot|>")
     assert len(blind.encode([QUESTION], tools=TOOLS).ids)
     with pytest.raises(PromptError, match="does not show images together with tools"):
         blind.encode([SEEN], tools=TOOLS)
-    first_only = processor_with("{{ tools[0] | tojson if tools }}<|eot|>")
+    first_only = processor_with("{{ tools[0] | tojson if tools }}" + said + "<|eot|>")
     with pytest.raises(PromptError, match="does not show tools"):
         first_only.encode([QUESTION], tools=TOOLS)
     refusing = processor_with("{% if tools %}{{ raise_exception('no tools') }}{% endif %}x")

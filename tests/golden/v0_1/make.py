@@ -22,7 +22,7 @@ from source import (
 
 from mlx_llama4 import __version__
 from mlx_llama4.demo.questions import CHECKPOINT, NOTES, PICTURES
-from mlx_llama4.prompt.chat_template import DEFAULT_TEMPLATE
+from mlx_llama4.prompt.template_source import DEFAULT_TEMPLATE
 from tests import tiny
 from tests.screen import ENTER, Terminal
 
