@@ -40,7 +40,7 @@ from mlx_llama4.opening import ModelFolder, OnLoad, ignore_load
 from mlx_llama4.planning.admission import Experts
 from mlx_llama4.planning.placement import Where
 from mlx_llama4.prompt.answers import answer_message, reply_of
-from mlx_llama4.prompt.image import ImageSource, PromptImage
+from mlx_llama4.prompt.image import PromptImage
 from mlx_llama4.prompt.messages import (
     Message,
     document_parts,
@@ -48,6 +48,7 @@ from mlx_llama4.prompt.messages import (
     user_message,
     with_text,
 )
+from mlx_llama4.prompt.picture_file import ImageSource
 from mlx_llama4.prompt.processor import Processor
 from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.prompt.replies import Reply

@@ -9,6 +9,7 @@ from mlx_llama4.model.llama4 import Llama4
 from mlx_llama4.opening import ModelFolder, load_placed, log_notes, open_folder
 from mlx_llama4.planning.admission import Experts, Task, admit, conversation_room
 from mlx_llama4.planning.placement import Placement
+from mlx_llama4.prompt.picture_file import PICTURE_BYTES
 
 
 def load_for_chat(
@@ -35,7 +36,8 @@ def load_for_chat(
 def limit_to_memory(
     options: ChatOptions, folder: ModelFolder, placement: Placement, held: int = 0
 ) -> None:
-    """Limit the conversation and the store of earlier prompts to this machine's memory.
+    """Limit the conversation, the store of earlier prompts and the decoding of pictures to this
+    machine's memory.
 
     held: tokens of a prompt cache, for which room is set aside first.
     """
@@ -45,7 +47,9 @@ def limit_to_memory(
         options.kv_quantization,
         held=held,
         prefix_bytes=options.prefix_bytes,
+        picture_bytes=PICTURE_BYTES,
     )
     options.prefix_bytes = room.prefix_bytes
+    folder.processor.picture_bytes = room.picture_bytes
     most = options.max_context
     options.max_context = room.max_context if most is None else min(most, room.max_context)

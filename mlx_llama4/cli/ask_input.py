@@ -115,7 +115,13 @@ def _piped_picture() -> bytes:
 def tiled(
     processor: "Processor", pictures: Sequence[str | Path | bytes], *, no_fetch: bool
 ) -> list["PromptImage"]:
-    """Read and tile pictures. URLs were typed, so they may be of the user's own network."""
+    """Read and tile pictures, before a model takes memory.
+
+    URLs were typed, so they may be of the user's own network.
+    """
+    from mlx_llama4.planning.machine import this_machine
+
+    processor.picture_bytes = min(processor.picture_bytes, this_machine().usable)
     processor.fetching = replace(processor.fetching, allowed=not no_fetch, private=True)
     images = []
     for picture in pictures:

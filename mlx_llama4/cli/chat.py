@@ -130,7 +130,7 @@ def chat(
         limit_to_memory(chat_options, folder, placement, held or 0)
     with options.loaded_chat(folder, chat_options, placement, trace) as conversation:
         conversation.processor.fetching = Fetching(allowed=not no_fetch)
-        look, typed = _look(plain)
+        look, typed = _look(plain, conversation.processor.picture_bytes)
         keeps = sys.stdin.isatty() and not private
         talk = Talk(conversation, look, keeps_session=keeps)
         lines = _lines(talk, private)
@@ -171,7 +171,7 @@ def _last_session(folder: "ModelFolder", cache: Path | None) -> Path:
     raise InputError(f"no conversation with {folder.path} is kept; leave out --resume")
 
 
-def _look(plain: bool) -> tuple["Look", str]:
+def _look(plain: bool, picture_bytes: int) -> tuple["Look", str]:
     """Find out how to show things here. Returns that, and what was typed in the meantime."""
     from mlx_llama4.cli.talk.line_editor import can_edit
     from mlx_llama4.cli.talk.talk import Look
@@ -187,13 +187,14 @@ def _look(plain: bool) -> tuple["Look", str]:
         return Look(markdown=True), typed
 
     def show(image: "PromptImage") -> None:
-        from mlx_llama4.prompt.image import open_image
+        from mlx_llama4.prompt.picture_file import open_picture
 
         if image.source is None:  # from the clipboard, if no file could be written
             return
         with contextlib.suppress(Llama4Error):
-            picture = open_image(image.source)
-            terminal.line(preview.picture(picture, protocol).removesuffix("\n"))
+            picture = open_picture(image.source, most_bytes=picture_bytes)
+            shown = preview.picture(picture.reduced(*preview.MOST_SIZE), protocol)
+            terminal.line(shown.removesuffix("\n"))
 
     return Look(markdown=True, preview=show), typed
 

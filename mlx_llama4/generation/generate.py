@@ -27,7 +27,8 @@ from mlx_llama4.prompt.messages import joined_texts, user_message, with_image_pa
 from mlx_llama4.prompt.prompt import Prompt, check_length
 
 if TYPE_CHECKING:
-    from mlx_llama4.prompt.image import ImageSource, PromptImage
+    from mlx_llama4.prompt.image import PromptImage
+    from mlx_llama4.prompt.picture_file import ImageSource
     from mlx_llama4.prompt.processor import Processor
 
 FinishReason = Literal["stop", "length"]

@@ -30,6 +30,8 @@ from mlx_llama4.units import human_bytes
 
 # Streamed experts leave room for this much conversation, if possible.
 CONVERSATION_TOKENS = 16_384
+# Decoding one of 24 megapixels takes less.
+PHOTOGRAPH_BYTES = 192 * 2**20
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class ConversationRoom:
     max_context: int
     # For keeping the beginnings of earlier prompts.
     prefix_bytes: int
+    # For decoding a picture.
+    picture_bytes: int
 
 
 def admit(
@@ -132,22 +136,26 @@ def conversation_room(
     *,
     held: int = 0,
     prefix_bytes: int = PREFIX_BYTES,
+    picture_bytes: int = 0,
 ) -> ConversationRoom:
     """How far a conversation may grow beside a placed model, and how much of earlier prompts may
     be kept, in this machine's memory.
 
     held: tokens of a prompt cache, for which room is set aside first. prefix_bytes: the most to
-    keep of earlier prompts.
+    keep of earlier prompts. picture_bytes: the most to set aside for decoding a picture.
     """
     machine, span = machines.this_machine(), placement.usage.span
     weights, width = placement.need.weights, placement.usage.dtype_bytes
     tiles = (MAX_TILES + 1,) if config.vision is not None else ()
     usage = Usage(held + span, width, kv, tiles, span, machine.has_gpu)
     spare = max(machine.usable - need_of(config, weights, usage).total, 0)
-    # Most of what is left is for the conversation itself.
-    prefix_bytes = min(prefix_bytes, spare // 4)
-    context = largest_context(config, weights + prefix_bytes, usage, machine.usable)
-    return ConversationRoom(context, prefix_bytes)
+    # Most of what is left is for the conversation itself, but a photograph must fit.
+    photograph = min(PHOTOGRAPH_BYTES, spare // 2)
+    picture_bytes = min(picture_bytes, max(photograph, spare // 4)) if tiles else 0
+    prefix_bytes = min(prefix_bytes, (spare - picture_bytes) // 4)
+    aside = prefix_bytes + picture_bytes
+    context = largest_context(config, weights + aside, usage, machine.usable)
+    return ConversationRoom(context, prefix_bytes, picture_bytes)
 
 
 def admit_conversion(

@@ -6,32 +6,26 @@ global tile: the whole image squeezed into a square.
 """
 
 import hashlib
-import io
 import math
-import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from mlx_llama4.errors import ConfigError, ImageError, PromptError
+from mlx_llama4.errors import ConfigError, PromptError
 from mlx_llama4.files.json_file import Keys, read_json
-from mlx_llama4.prompt.fetch import Fetched, Fetching, fetch, file_name, shown
-from mlx_llama4.prompt.heic import is_heic, png_of_heic
-from mlx_llama4.prompt.picture_source import data_of, kind_of, path_of
+from mlx_llama4.prompt.fetch import Fetched, Fetching, file_name
+from mlx_llama4.prompt.picture_file import (
+    DEFAULT_FETCHING,
+    PICTURE_BYTES,
+    ImageSource,
+    open_picture,
+)
+from mlx_llama4.prompt.picture_source import kind_of, path_of
 
-# Pillow's own limit. Just below it, decoding and converting takes 2 GB for RGBA, 2.7 GB for WebP
-# and 4.4 GB for 16-bit grey.
-MAX_PIXELS = 2 * 89_478_485
-# Resizing holds about 16 bytes of coefficients for each pixel of a side.
-MAX_SIDE = 1_000_000
 BILINEAR = 2  # transformers' and Pillow's number for it
-
-ImageSource = str | Path | bytes | Fetched | Image.Image  # a text is a path or a URL
-DEFAULT_FETCHING = Fetching()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -137,37 +131,41 @@ class ImageTiler:
         )
         return cls(image_size, keys.integer("max_patches", 16), table)
 
-    def tile(self, source: ImageSource, fetching: Fetching = DEFAULT_FETCHING) -> TiledImage:
-        """Cut a picture into tiles. Raises ImageError, naming the source, if it is unreadable."""
-        image = open_image(source, fetching)
-        rows, columns = best_grid(image.width, image.height, self.tile_size, self.max_tiles)
+    def tile(
+        self,
+        source: ImageSource,
+        fetching: Fetching = DEFAULT_FETCHING,
+        most_bytes: int = PICTURE_BYTES,
+    ) -> TiledImage:
+        """Cut a picture into tiles, as `open_picture` reads it. Raises ImageError, naming the
+        source, if it is unreadable.
+        """
+        picture = open_picture(source, fetching, most_bytes)
+        rows, columns = best_grid(picture.width, picture.height, self.tile_size, self.max_tiles)
         canvas = Image.new("RGB", (columns * self.tile_size, rows * self.tile_size))
-        canvas.paste(self._fit(image, canvas.size))
+        sizes = [self._fitted(*picture.size, canvas.size)]
+        if rows * columns > 1:
+            sizes.append((self.tile_size, self.tile_size))
+        fitted, *whole = picture.resized(sizes)
+        canvas.paste(fitted)
         pixels = np.asarray(canvas).reshape(rows, self.tile_size, columns, self.tile_size, 3)
         # [row, y, column, x, 3] → [row · column, 3, y, x]
         tiles = pixels.transpose(0, 2, 4, 1, 3).reshape(-1, 3, self.tile_size, self.tile_size)
-        if len(tiles) > 1:
-            whole = resize(image, self.tile_size, self.tile_size)
-            tiles = np.concatenate([tiles, np.asarray(whole).transpose(2, 0, 1)[None]])
+        if whole:
+            tiles = np.concatenate([tiles, np.asarray(whole[0]).transpose(2, 0, 1)[None]])
         tiles = np.ascontiguousarray(tiles)
-        return TiledImage(tiles, (rows, columns), image.size, self.table, *_origin(source))
+        return TiledImage(tiles, (rows, columns), picture.size, self.table, *_origin(source))
 
-    def _fit(self, image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
-        """Scale to fit the canvas, enlarging to one tile at most."""
-        width = min(max(image.width, self.tile_size), canvas[0])
-        height = min(max(image.height, self.tile_size), canvas[1])
-        scale_width, scale_height = width / image.width, height / image.height
+    def _fitted(self, width: int, height: int, canvas: tuple[int, int]) -> tuple[int, int]:
+        """The size that fits the canvas, enlarged to one tile at most."""
+        most_width = min(max(width, self.tile_size), canvas[0])
+        most_height = min(max(height, self.tile_size), canvas[1])
+        scale_width, scale_height = most_width / width, most_height / height
         if scale_width < scale_height:
-            height = min(math.floor(image.height * scale_width), height)
+            most_height = min(math.floor(height * scale_width), most_height)
         else:
-            width = min(math.floor(image.width * scale_height), width)
-        return resize(image, max(width, 1), max(height, 1))
-
-
-def resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    if image.size == (width, height):
-        return image
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+            most_width = min(math.floor(width * scale_height), most_width)
+        return max(most_width, 1), max(most_height, 1)
 
 
 def best_grid(width: int, height: int, tile_size: int, max_tiles: int) -> tuple[int, int]:
@@ -225,114 +223,3 @@ def _origin(source: ImageSource) -> tuple[Path | None, str | None]:
             return None, source if kind == "web" else None
         source = Path(path_of(source) or source)
     return (source.expanduser().absolute() if isinstance(source, Path) else None), None
-
-
-def open_image(source: ImageSource, fetching: Fetching = DEFAULT_FETCHING) -> Image.Image:
-    """Open a picture as 8-bit RGB, upright, with white behind transparent parts.
-
-    source: a path, a URL (http, https, file or data), an encoded file's bytes, or a PIL image. Of
-    an animation, the first frame is taken. fetching: whether and how URLs are fetched.
-    """
-    if isinstance(source, Image.Image):
-        return _to_rgb(source, "the image")
-    if isinstance(source, bytes):
-        return _from_bytes(source, "the image")
-    if isinstance(source, Fetched):
-        return _from_bytes(source.data, shown(source.url))
-    if isinstance(source, str):
-        kind = kind_of(source)
-        if kind == "web":
-            return open_image(fetch(source, fetching))
-        if kind == "data":
-            return _from_bytes(data_of(source, fetching.most_bytes), "the data: URL")
-        if kind == "file":
-            local = path_of(source)
-            if local is None:
-                raise ImageError(f"{shown(source)} is on another machine; give a file of this one")
-            source = local
-    if not str(source):
-        raise ImageError("a picture's path is empty")
-    return _from_file(Path(source))
-
-
-def _from_bytes(data: bytes, name: str) -> Image.Image:
-    return _to_rgb(_decode(io.BytesIO(data), name), name)
-
-
-def _from_file(path: Path) -> Image.Image:
-    try:
-        with path.expanduser().open("rb") as stream:
-            seekable = stream if stream.seekable() else io.BytesIO(stream.read())
-            return _to_rgb(_decode(seekable, str(path)), str(path))
-    except FileNotFoundError:
-        raise ImageError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise ImageError(f"{path} is a folder, not a picture") from None
-    except OSError as failure:
-        raise ImageError(f"cannot read {path}: {failure.strerror or failure}") from None
-    except (RuntimeError, ValueError) as failure:  # "~nobody/x.png", a NUL in the name
-        raise ImageError(f"cannot read {path}: {failure}") from None
-
-
-def _decode(stream: BinaryIO, name: str) -> Image.Image:
-    if not stream.read(1):
-        raise ImageError(f"{name} is empty (0 bytes)")
-    stream.seek(0)
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns about odd and large files; serious problems are raised below.
-            warnings.simplefilter("ignore")
-            image = Image.open(stream)
-            if image.format == "EPS":  # decoding it would run a PostScript interpreter
-                raise Image.UnidentifiedImageError
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            if max(image.size) > MAX_SIDE:
-                raise ImageError(
-                    f"{name} is {image.width}×{image.height} pixels; no side may have more than "
-                    f"{MAX_SIDE:,}: cut it or scale it down"
-                )
-            image.load()
-    except ImageError:
-        raise
-    except Image.DecompressionBombError:
-        raise ImageError(
-            f"{name} unpacks to more than {MAX_PIXELS // 10**6} million pixels; scale it down"
-        ) from None
-    except Image.UnidentifiedImageError:
-        stream.seek(0)
-        data = stream.read(12)
-        if is_heic(data):
-            return _decode(io.BytesIO(png_of_heic(data + stream.read(), name)), name)
-        raise ImageError(
-            f"{name} is not a picture in a known format; use PNG, JPEG, WebP, GIF, TIFF or BMP"
-        ) from None
-    except Exception as failure:  # decoders of damaged files raise almost anything
-        raise ImageError(f"{name} is damaged and cannot be decoded ({failure})") from None
-    return image
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode == "F" or image.mode.startswith("I"):
-            image = _to_8_bits(image)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        return image.convert("RGB")
-    except Exception as failure:  # as above: the file is foreign
-        raise ImageError(f"{name} cannot be converted to RGB ({failure})") from None
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit, 32-bit or float grey values to 0 … 255, by the range of their type."""
-    values = np.asarray(image, dtype=np.float64)
-    values = np.where(np.isnan(values), 0, values)
-    if image.mode == "F":
-        finite = values[np.isfinite(values)]
-        top = 1.0 if finite.max(initial=0) <= 1 else 255.0
-    else:
-        top = 65535.0 if values.max(initial=0) <= 65535 else float(values.max())
-    return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))

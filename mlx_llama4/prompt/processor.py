@@ -23,13 +23,13 @@ from mlx_llama4.prompt.chat_template import ChatTemplate, GivenIds, PlainText
 from mlx_llama4.prompt.checks import check_message
 from mlx_llama4.prompt.fetch import Fetching
 from mlx_llama4.prompt.image import (
-    ImageSource,
     ImageTiler,
     PromptImage,
     RememberedImage,
     TiledImage,
 )
 from mlx_llama4.prompt.messages import image_parts, joined_texts, with_image_parts
+from mlx_llama4.prompt.picture_file import PICTURE_BYTES, ImageSource
 from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.prompt.template_source import load_chat_template
 from mlx_llama4.prompt.tokenizer import Tokenizer
@@ -61,6 +61,7 @@ class Processor:
         self.tokens_per_tile = tokens_per_tile
         self.defaults = defaults
         self.fetching = Fetching()  # of pictures given as URLs
+        self.picture_bytes = PICTURE_BYTES  # of memory for decoding a picture
         special_ids = tokenizer.special_ids
         self.end_tokens = frozenset(defaults.eos_token_ids) | {
             special_ids[name] for name in END_TOKENS if name in special_ids
@@ -169,7 +170,7 @@ class Processor:
             raise PromptError("this checkpoint has no vision tower; it cannot take images")
         if isinstance(image, TiledImage | RememberedImage):
             return image
-        return self.tiler.tile(image, self.fetching)
+        return self.tiler.tile(image, self.fetching, self.picture_bytes)
 
     def image_tokens(self, image: PromptImage) -> int:
         """How many tokens a picture takes in a prompt."""

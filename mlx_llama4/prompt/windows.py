@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from mlx_llama4.errors import PromptError
-from mlx_llama4.prompt.image import ImageSource, PromptImage
+from mlx_llama4.prompt.image import PromptImage
+from mlx_llama4.prompt.picture_file import ImageSource
 from mlx_llama4.prompt.processor import Processor
 from mlx_llama4.prompt.prompt import Prompt
 from mlx_llama4.prompt.tokenizer import Tokenizer

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from PIL import Image
 from typer.testing import CliRunner
 
 from mlx_llama4.cli import ask_input
 from mlx_llama4.cli.main import app
 from mlx_llama4.demo.questions import PICTURES
 from mlx_llama4.errors import ImageError
+from mlx_llama4.planning.machine import Machine
 from tests.commands import run
 from tests.picture_server import Answer, Web, web  # noqa: F401  (a fixture)
 
@@ -115,6 +117,15 @@ def test_a_picture_where_a_text_belongs(refused: Callable[..., str], data: bytes
         patch.setattr(sys, "stdin", stream)
         with pytest.raises(ask_input.PromptError, match="add -i - to ask about it"):
             ask_input.read_question(None, raw=False)
+
+
+def test_no_picture_takes_more_than_the_machine_has(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_llama4.planning.machine.this_machine", lambda: Machine(0, 10**8, None))
+    path = tmp_path / "white.png"
+    Image.new("L", (8000, 8000), 255).save(path)
+    assert "MB of memory to unpack, and there are 100 MB for it" in refused(SEEN, "-i", path)
 
 
 def test_folders(tmp_path: Path) -> None:

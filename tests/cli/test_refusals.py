@@ -47,6 +47,7 @@ def test_damaged_weights(demo_folder: Path, tmp_path: Path) -> None:
 
 def test_images(demo_folder: Path, tmp_path: Path) -> None:
     notes, empty, cut = (tmp_path / name for name in ("notes.png", "empty.png", "cut.png"))
+    (tmp_path / "folder").mkdir()
     notes.write_text("some text")
     empty.touch()
     Image.effect_noise((200, 200), 50).save(cut)
@@ -55,7 +56,7 @@ def test_images(demo_folder: Path, tmp_path: Path) -> None:
         (notes, "is not a picture in a known format"),
         (empty, "is empty (0 bytes)"),
         (cut, "is damaged"),
-        (tmp_path, "is a folder"),
+        (tmp_path / "folder", "is a folder that holds no pictures"),
         (tmp_path / "gone.jpg", "does not exist"),
     ):
         said = refused("ask", "x", "-m", demo_folder, "-i", path)

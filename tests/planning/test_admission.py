@@ -19,6 +19,7 @@ from mlx_llama4.planning.admission import Experts, Task, admit, conversation_roo
 from mlx_llama4.planning.expert_weights import ExpertWeights, stored_experts
 from mlx_llama4.planning.machine import GIB, Machine, mac
 from mlx_llama4.planning.planner import Usage, need_of
+from mlx_llama4.prompt.picture_file import PICTURE_BYTES
 from tests import tiny
 from tests.tolerance import assert_same_logits
 
@@ -170,6 +171,28 @@ def test_limits_are_the_command_line_s(
     assert chat.options.prefix_bytes == options.prefix_bytes
     held = conversation_room(folder.config, admit(folder.source, task).placement, held=10_000)
     assert held.prefix_bytes <= options.prefix_bytes
+
+
+def test_room_for_decoding_a_picture_is_set_aside(
+    folder: ModelFolder, weights: ExpertWeights, on_machine
+) -> None:
+    """Within what the conversation leaves, and never more than any picture may take."""
+    task = Task(grows=True)
+    least = step_bytes(folder, weights.others + weights.all)
+    for spare, expected in (
+        (10**6, 10**6 // 2),
+        (500 * 10**6, 192 * 2**20),
+        (10**9, 10**9 // 4),
+        (10**10, PICTURE_BYTES),
+    ):
+        on_machine(least + spare)
+        placement = admit(folder.source, task).placement
+        room = conversation_room(folder.config, placement, picture_bytes=PICTURE_BYTES)
+        assert room.picture_bytes == pytest.approx(expected, rel=0.02)
+        assert room.picture_bytes + room.prefix_bytes <= spare
+        limit_to_memory(ChatOptions(), folder, placement)
+        assert folder.processor.picture_bytes == room.picture_bytes
+    folder.processor.picture_bytes = PICTURE_BYTES
 
 
 def test_what_the_gpu_may_hold_by_default_is_said(folder: ModelFolder, on_machine) -> None:

@@ -12,7 +12,8 @@ import pytest
 from mlx_llama4.errors import ImageError
 from mlx_llama4.prompt import fetch as fetching
 from mlx_llama4.prompt.fetch import Fetching, fetch, file_name, is_public, shown
-from mlx_llama4.prompt.image import describe, open_image
+from mlx_llama4.prompt.image import describe
+from mlx_llama4.prompt.picture_file import open_image
 from tests.golden.pictures import draw
 from tests.picture_server import Answer, Web, running_web, web  # noqa: F401  (a fixture)
 

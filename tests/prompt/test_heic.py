@@ -10,7 +10,7 @@ from PIL import Image
 
 from mlx_llama4.errors import ImageError
 from mlx_llama4.prompt.heic import is_heic
-from mlx_llama4.prompt.image import open_image
+from mlx_llama4.prompt.picture_file import open_image
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 

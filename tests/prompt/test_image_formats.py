@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlx_llama4.errors import ImageError
-from mlx_llama4.prompt.image import MAX_PIXELS, MAX_SIDE, open_image
+from mlx_llama4.prompt.picture_file import MAX_PIXELS, MAX_SIDE, open_image
 from tests.golden.pictures import draw
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlx_llama4.config import ConfigError, load_config
-from mlx_llama4.prompt.image import ImageTiler, best_grid, open_image, pixel_table
+from mlx_llama4.prompt.image import ImageTiler, best_grid, pixel_table
+from mlx_llama4.prompt.picture_file import open_image
 from mlx_llama4.prompt.processor import Processor
 from mlx_llama4.prompt.tokenizer import Tokenizer
 from tests.golden import pictures
@@ -76,6 +77,17 @@ def test_pixels_are_near_the_reference_s(arrays: dict[str, np.ndarray], name: st
     assert difference.mean() <= MEAN
 
 
+def test_few_pixels_differ_from_the_reference_s(arrays: dict[str, np.ndarray]) -> None:
+    """0.96 % of the samples; 1.32 % if Pillow 13 chooses which pass comes first."""
+    different = total = 0
+    for name in (name for name in ENTRIES if name.startswith("56 ")):
+        side, width, height = size_of(name)
+        ours = pictures.sample(tiler(side).tile(pictures.draw(width, height)).pixel_values(), side)
+        different += int((ours != arrays["table"][0][arrays[name], 0]).sum())
+        total += ours.size
+    assert different <= 0.01 * total
+
+
 @pytest.mark.parametrize("name", [name for name in ENTRIES if name.startswith("56 ")])
 def test_pixels_are_pillow_s_resize_in_the_reference_s_arithmetic(
     arrays: dict[str, np.ndarray], name: str
@@ -100,9 +112,9 @@ def test_pixels_are_pillow_s_resize_in_the_reference_s_arithmetic(
 
 
 def resized(image: Image.Image, width: int, height: int) -> np.ndarray:
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    """Rows first, as torchvision does; from 13.0 on, Pillow begins with columns at times."""
+    rows = image.resize((width, image.height), Image.Resampling.BILINEAR)
+    return np.asarray(rows.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def test_pixel_table_is_the_reference_s(arrays: dict[str, np.ndarray]) -> None:

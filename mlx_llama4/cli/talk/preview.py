@@ -27,6 +27,7 @@ Protocol = Literal["kitty", "iterm2", "sixel"]
 
 ROWS = 12  # of a picture, at most
 COLUMNS = 40
+MOST_SIZE = (1600, 960)  # pixels to make it from: enough for cells of 40 by 80
 CELL = (10, 20)  # pixels, if the terminal does not say
 SECONDS = 1.0
 KITTY_CHUNK = 4096  # base64 bytes
