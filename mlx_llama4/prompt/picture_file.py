@@ -6,6 +6,7 @@ that would take too many is refused before it is decoded.
 
 import io
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import BinaryIO
@@ -37,6 +38,11 @@ BESIDE_BYTES = {
     "PNG": 0.2, "JPEG": 0.2, "MPO": 0.2, "GIF": 0.2, "BMP": 0.2, "DIB": 0.2, "PPM": 0.2,
     "TGA": 0.2, "WEBP": 13.2, "AVIF": 14.0,
 }  # fmt: skip
+# EPS would run a PostScript interpreter. The others may hold a picture in another format, or packed
+# data, whose size the header does not say.
+UNREAD = {"EPS", "BLP", "FITS", "ICNS", "IPTC"}
+ICONS = (b"\0\0\1\0", b"\0\0\2\0")
+PNG_HEAD = re.compile(rb"\x89PNG\r\n\x1a\n.{4}IHDR(.{4})(.{4})", re.DOTALL)  # width, height
 PROGRESSIVE_BYTES = 6.2  # JPEG's coefficients, which are all held
 JPEG2000_BYTES = 5.4  # for each channel
 OTHER_BYTES = 8.0
@@ -115,6 +121,7 @@ def _decode(stream: BinaryIO, name: str, most_bytes: int) -> Picture:
         with warnings.catch_warnings():
             # Pillow warns about odd and large files; serious problems are raised below.
             warnings.simplefilter("ignore")
+            _check_room(_icon_bytes(stream), most_bytes, name)
             image = _opened(stream)
             full = image.width * image.height
             if full > MAX_PIXELS and isinstance(image, JpegImageFile):
@@ -126,11 +133,8 @@ def _decode(stream: BinaryIO, name: str, most_bytes: int) -> Picture:
                     f"{name} is {image.width}×{image.height} pixels; no side may have more than "
                     f"{MAX_SIDE:,}: cut it or scale it down"
                 )
-            if (need := decoding_bytes(image, full)) > most_bytes:
-                raise ImageError(
-                    f"{name} would take {need // 10**6:,} MB of memory to unpack, and there are "
-                    f"{max(most_bytes, 0) // 10**6:,} MB for it; scale it down"
-                )
+            need = decoding_bytes(image, full)
+            _check_room(need, most_bytes, name)
             image.load()
     except ImageError:
         raise
@@ -164,9 +168,29 @@ def _opened(stream: BinaryIO) -> Image.Image:
             raise
         stream.seek(0)
         return JpegImageFile(stream)  # can be decoded at a fraction of its size
-    if image.format == "EPS":  # decoding it would run a PostScript interpreter
+    if image.format in UNREAD:
         raise Image.UnidentifiedImageError
     return image
+
+
+def _check_room(need: int, most_bytes: int, name: str) -> None:
+    if need > most_bytes:
+        raise ImageError(
+            f"{name} would take {need // 10**6:,} MB of memory to unpack, and there are "
+            f"{max(most_bytes, 0) // 10**6:,} MB for it; scale it down"
+        )
+
+
+def _icon_bytes(stream: BinaryIO) -> int:
+    """Memory that opening an icon takes; 0 for any other file.
+
+    Pillow decodes what is in it at once, perhaps a PNG, whatever size the icon's header says.
+    """
+    is_icon = stream.read(4) in ICONS
+    sizes = PNG_HEAD.findall(stream.read()) if is_icon else []
+    stream.seek(0)
+    pixels = (int.from_bytes(width) * int.from_bytes(height) for width, height in sizes)
+    return 8 * max(pixels, default=0)  # decoded, and once more for its mask
 
 
 def decoding_bytes(image: Image.Image, full: int | None = None) -> int:
