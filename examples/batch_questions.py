@@ -3,10 +3,10 @@
 python examples/batch_questions.py                               examples/questions.jsonl, the demo
 python examples/batch_questions.py questions.jsonl --output answers.jsonl --model scout-4bit
 
-A line of the input is an object with "question" and perhaps "images": paths, relative to the
-input's folder. Everything else in it, such as an "id", is passed on, and "answer" or "error" is
-added. If it is stopped, the same command continues: lines that were answered are skipped, wherever
-they stand.
+A line of the input is an object with "question" and perhaps "images": URLs, or paths relative to
+the input's folder. Everything else in it, such as an "id", is passed on, and "answer" or "error"
+is added. If it is stopped, the same command continues: lines that were answered are skipped,
+wherever they stand.
 """
 
 import json
@@ -55,11 +55,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 def answer(chat: Chat, record: dict[str, Any], folder: Path) -> dict[str, Any]:
     chat.reset()
     try:
-        images = [chat.open_image(folder / path) for path in record.get("images", [])]
+        named = record.get("images", [])
+        images = [chat.open_image(one if is_url(one) else folder / one) for one in named]
         said = "".join(chat.send(record["question"], images))
     except (ImageError, PromptError) as error:
         return {"error": str(error)}
     return {"answer": said, "finish_reason": chat.statistics.finish_reason}
+
+
+def is_url(name: str) -> bool:
+    return name.startswith(("https://", "http://", "data:", "file://"))
 
 
 def read_questions(path: Path) -> list[dict[str, Any]]:

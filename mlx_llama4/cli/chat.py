@@ -132,7 +132,7 @@ def chat(
         conversation.processor.fetching = Fetching(allowed=not no_fetch)
         look, typed = _look(plain, conversation.processor.picture_bytes)
         keeps = sys.stdin.isatty() and not private
-        talk = Talk(conversation, look, keeps_session=keeps)
+        talk = Talk(conversation, look, keeps_session=keeps, keeps_pictures=not private)
         lines = _lines(talk, private)
         if tool_file is not None:
             from mlx_llama4.cli.talk.tool_consent import Consent

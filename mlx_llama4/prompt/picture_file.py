@@ -48,6 +48,7 @@ JPEG2000_BYTES = 5.4  # for each channel
 OTHER_BYTES = 8.0
 TILE, MOST_TILES = 336, 16  # of the releases
 
+WEB_PATH = re.compile(r"https?:/", re.IGNORECASE)
 DEFAULT_FETCHING = Fetching()
 
 
@@ -101,6 +102,8 @@ def _from_file(path: Path, most_bytes: int) -> Picture:
                 return _decode(stream, str(path), most_bytes)
             data = stream.read(MOST_PIPED_BYTES + 1)
     except FileNotFoundError:
+        if WEB_PATH.match(str(path)):
+            raise ImageError(f"{path}: a Path loses a slash of a URL; give a str") from None
         raise ImageError(f"{path} does not exist") from None
     except IsADirectoryError:
         raise ImageError(f"{path} is a folder, not a picture") from None
@@ -187,7 +190,7 @@ def _icon_bytes(stream: BinaryIO) -> int:
     Pillow decodes what is in it at once, perhaps a PNG, whatever size the icon's header says.
     """
     is_icon = stream.read(4) in ICONS
-    sizes = PNG_HEAD.findall(stream.read()) if is_icon else []
+    sizes = PNG_HEAD.findall(stream.read(MOST_PIPED_BYTES)) if is_icon else []
     stream.seek(0)
     pixels = (int.from_bytes(width) * int.from_bytes(height) for width, height in sizes)
     return 8 * max(pixels, default=0)  # decoded, and once more for its mask

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from mlx_llama4.cli.talk.attachments import MOST_URLS
 from mlx_llama4.cli.talk.commands import run_command
+from mlx_llama4.cli.talk.state_files import KEPT_PICTURES
 from mlx_llama4.cli.talk.talk import Talk
 from mlx_llama4.demo.questions import PICTURES
 from mlx_llama4.errors import ImageError, Llama4Error
@@ -83,6 +85,11 @@ def test_the_command_takes_urls_of_any_name(talk: Talk, said: Said, web: Web) ->
         ("see WEB/text.png", ["WEB/text.png is not a picture in a known format"]),
         ("see WEB/page.html", ["WEB/page.html does not end like a picture; /image URL fetches it"]),
         ("see data:image/png;base64,AAAA", ["the data: URL is not a picture"]),
+        ("read /nowhere/report.pdf.", ["/nowhere/report.pdf: no such file"]),
+        ("read './my report.txt'", ["./my report.txt: no such file"]),
+        ("read ./my\\ notes.txt", ["./my notes.txt is not a picture, and nothing else is attach"]),
+        ("./my\\ notes.txt", ["./my notes.txt is not a picture, and nothing else is attached"]),
+        ("in /usr/bin, 1/2, and/or /v1.2, http://x/", ["http://x/ does not end like a picture"]),
         (
             "a.png b.png c.png d.png e.png",
             ["a.png: no such", "b.png: no such", "c.png: no such", "2 more lead nowhere"],
@@ -100,6 +107,7 @@ def test_what_leads_nowhere_is_said_before_the_answer(
     lines: list[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "my notes.txt").touch()
     web.answers["/text.png"] = Answer(b"no picture")
     message = message.replace("WEB", web.address)
     shown: list[str] = []
@@ -127,6 +135,28 @@ def test_messages_may_not_reach_this_machine(talk: Talk, said: Said, web: Web) -
     with pytest.raises(ImageError, match="only if -i names them on the command line"):
         run_command(talk, f"/image {web.address}/star.png")
     assert web.asked == []
+
+
+def test_private_chats_keep_no_pictures(talk: Talk, tmp_path: Path) -> None:
+    url = f"data:image/png;base64,{base64.b64encode(STAR).decode()}"
+    folder = tmp_path / "state" / "mlx-llama4" / "pictures"
+    private = Talk(talk.chat, keeps_pictures=False)
+    private.attachments.take_from(url)
+    assert private.attachments.pending[0].source is None and not folder.exists()
+    talk.attachments.take_from(url)
+    assert [file.read_bytes() for file in folder.iterdir()] == [STAR]
+
+
+def test_the_newest_pictures_are_kept(talk: Talk, tmp_path: Path) -> None:
+    folder = tmp_path / "state" / "mlx-llama4" / "pictures"
+    folder.mkdir(parents=True)
+    for number in range(KEPT_PICTURES + 5):
+        (folder / f"{number}.png").touch()
+        os.utime(folder / f"{number}.png", (number, number))
+    url = f"data:image/png;base64,{base64.b64encode(STAR).decode()}"
+    talk.attachments.take_from(url)
+    names = {file.name for file in folder.iterdir()}
+    assert len(names) == KEPT_PICTURES and not {f"{number}.png" for number in range(6)} & names
 
 
 @pytest.mark.usefixtures("near")

@@ -108,6 +108,8 @@ def test_animation_gives_its_first_frame(format_: str) -> None:
 def test_missing(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"nowhere\.png does not exist"):
         open_image(tmp_path / "nowhere.png")
+    with pytest.raises(ImageError, match=r"https:/x/a\.png: a Path loses a slash of a URL"):
+        open_image(Path("https://x/a.png"))
     with pytest.raises(ImageError, match="cannot read"):
         open_image("~nobody-of-this-name/x.png")
     with pytest.raises(ImageError, match="cannot read"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.console.terminal import CONTROLS
 from mlx_llama4.cli.talk import state_files
-from mlx_llama4.cli.talk.lost_names import say_lost
+from mlx_llama4.cli.talk.lost_names import files_in, say_lost
 from mlx_llama4.errors import ImageError, Llama4Error
 
 if TYPE_CHECKING:
@@ -24,10 +24,15 @@ MOST_URLS = 8  # of pictures that are fetched for one message, which may be a pa
 class Attachments:
     """Pictures for the next message: `pending`, until a message with them has been sent."""
 
-    def __init__(self, chat: "Chat", show: Callable[["PromptImage"], None]):
-        """show: called with each picture that is attached."""
+    def __init__(
+        self, chat: "Chat", show: Callable[["PromptImage"], None], keeps_pictures: bool = True
+    ):
+        """show: called with each picture that is attached. keeps_pictures: whether pictures from
+        the clipboard and the web become files, so that they can be shown and exported later.
+        """
         self._chat = chat
         self._show = show
+        self._keeps_pictures = keeps_pictures
         self.pending: list[PromptImage] = []
         # A path that is being typed is looked up again with each key.
         self._opened: dict[tuple[Path, int], PromptImage | None] = {}
@@ -66,11 +71,12 @@ class Attachments:
 
     def _kept(self, image: "PromptImage", data: bytes, ending: str) -> "PromptImage":
         """The picture with a file of its own, if one can be written."""
-        folder = state_files.made_folder("pictures")
+        folder = state_files.made_folder("pictures") if self._keeps_pictures else None
         if folder is not None:
             path = folder / f"{image.digest[:16]}.{ending}"
             with contextlib.suppress(OSError):
                 path.write_bytes(data)
+                state_files.drop_old_pictures()
                 return replace(image, source=path)
         return image
 
@@ -123,7 +129,7 @@ class Attachments:
         fetched, lost = self._fetch_from(text)
         found = find_images(text, self._attached(), fetched)
         self.attach(found.paths, fetched)
-        say_lost(found.lost, lost)
+        say_lost([*found.lost, *files_in(found.text)], lost)
         return found.text
 
     def refuse_in(self, text: str) -> None:
@@ -134,7 +140,7 @@ class Attachments:
         found = find_images(text)
         if found.paths or any(map(is_of_a_picture, urls_in(text))):
             raise Llama4Error("a message's pictures stay as they are; /undo, and send it again")
-        say_lost(found.lost)
+        say_lost([*found.lost, *files_in(text)])
 
     def _fetch_from(self, text: str) -> tuple[dict[str, "PromptImage"], list[str]]:
         """Fetch the pictures whose URLs are in a text. Returns them, and what to say of others."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 KEPT_SESSIONS, KEPT_BYTES = 3, 10 * 10**9  # of each model
 DIGEST_LENGTH = 16
+KEPT_PICTURES = 200
 
 
 def state_folder() -> Path | None:
@@ -72,3 +73,14 @@ def drop_old_sessions(model: str) -> None:
             total += file.stat().st_size
             if index and (index >= KEPT_SESSIONS or total > KEPT_BYTES):
                 file.unlink()
+
+
+def drop_old_pictures() -> None:
+    """Delete all but the newest pictures."""
+    folder = state_folder()
+    if folder is None:
+        return
+    with contextlib.suppress(OSError):
+        files = sorted((folder / "pictures").iterdir(), key=lambda file: file.stat().st_mtime_ns)
+        for file in files[:-KEPT_PICTURES]:
+            file.unlink()

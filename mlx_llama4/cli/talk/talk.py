@@ -48,13 +48,14 @@ class Talk:
     look: Look = field(default_factory=Look)
     consent: "Consent | None" = None
     keeps_session: bool = True
+    keeps_pictures: bool = True  # those that have no file of their own
     edit: Callable[[str], str | None] | None = None  # None: nothing can be edited here
     totals: Totals = field(default_factory=Totals)
     is_over: bool = False
 
     def __post_init__(self) -> None:
         self.forks = [self.chat]
-        self.attachments = Attachments(self.chat, self._show_picture)
+        self.attachments = self._attachments()
         self._resumed: Path | None = None
         self.used = 0  # tokens that the conversation takes
         self._kept: list[Message] = []
@@ -146,6 +147,9 @@ class Talk:
             count = self.chat.statistics.generated_tokens
             terminal.aside(f"[stopped after {count:,} tokens; /set max_tokens allows more]")
 
+    def _attachments(self) -> Attachments:
+        return Attachments(self.chat, self._show_picture, self.keeps_pictures)
+
     def _show_picture(self, image: "PromptImage") -> None:
         if self.look.preview is not None:
             self.look.preview(image)
@@ -163,7 +167,7 @@ class Talk:
         self.chat = self.forks[number - 1]
         self.chat.set_settings(settings)
         pending = self.attachments.pending
-        self.attachments = Attachments(self.chat, self._show_picture)
+        self.attachments = self._attachments()
         self.attachments.pending = pending
         self.recount()
 
