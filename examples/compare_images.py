@@ -9,7 +9,6 @@ python examples/compare_images.py a.png b.png c.png --question "Which is the sha
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from common import argument_parser, open_chat, reports_errors
 
@@ -24,7 +23,7 @@ QUESTION = "What is the same in these images, and what is different?"
 @reports_errors
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("pictures", nargs="*", type=Path, metavar="PICTURE")
+    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="a path or URL")
     parser.add_argument("--question", help=f"default: {QUESTION}")
     arguments = parser.parse_args(argv)
     pictures = arguments.pictures or DEMO_PICTURES
@@ -34,9 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     chat = open_chat(arguments.model)
     images = [chat.open_image(path) for path in pictures]
-    for path, image in zip(pictures, images, strict=True):
-        width, height = image.size
-        print(f"{path.name}: {width}×{height} pixels, {image.num_tiles} tiles", file=sys.stderr)
+    for image in images:
+        print(image, file=sys.stderr)
     for piece in chat.send(question, images):
         print(piece, end="", flush=True)
     print()

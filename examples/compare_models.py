@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("models", nargs="*", help="two folders or OWNER/NAME")
     parser.add_argument("--question", action="append", help="may be repeated")
-    parser.add_argument("--image", type=Path, action="append", help="goes with every question")
+    parser.add_argument(
+        "--image", action="append", help="a path or URL that goes with every question"
+    )
     parser.add_argument("--max-tokens", type=int, default=300)
     arguments = parser.parse_args(argv)
     if len(arguments.models) not in (0, 2):
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def ask(
-    folder: Path, questions: list[str], pictures: list[Path], options: ChatOptions
+    folder: Path, questions: list[str], pictures: list[Path | str], options: ChatOptions
 ) -> list[tuple[str, Statistics]]:
     chat = Chat.open(folder, options)
     images = [chat.open_image(path) for path in pictures]

@@ -6,7 +6,6 @@ python examples/image_qa.py "What is this?" --image photo.jpg --model scout-4bit
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from common import argument_parser, open_chat, reports_errors
 
@@ -17,7 +16,7 @@ from mlx_llama4.demo.questions import PICTURES
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("question", nargs="?", default="Describe the image.")
-    parser.add_argument("--image", type=Path, action="append", help="a picture; may be repeated")
+    parser.add_argument("--image", action="append", help="a path or URL; may be repeated")
     arguments = parser.parse_args(argv)
     chat = open_chat(arguments.model)
     images = [chat.open_image(path) for path in arguments.image or [PICTURES / "three.png"]]

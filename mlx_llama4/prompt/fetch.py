@@ -36,7 +36,7 @@ class Fetching:
     # Whether addresses of this machine and its network are allowed, as for a URL that a user typed.
     # After a redirect they are not, except on the host and port that were typed.
     private: bool = False
-    seconds: float = 60.0  # for all of it
+    seconds: float = 30.0  # for all of it
     most_bytes: int = 64 * 10**6
     most_redirects: int = 5
 
@@ -121,6 +121,7 @@ class _Work:
         self._until = time.monotonic() + fetching.seconds
         self._socket: socket.socket | None = None
         self._is_abandoned = False
+        self._lock = threading.Lock()  # held while the socket changes, or is shut down
         self.done = threading.Event()
         self.data = b""
         self.failure: str | None = None
@@ -145,10 +146,11 @@ class _Work:
 
     def abandon(self) -> None:
         """End it, whatever it waits for."""
-        self._is_abandoned = True
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            self._is_abandoned = True
+            if self._socket is not None:
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
 
     def _follow(self) -> bytes:
         url, typed = self._url, _origin(_parts(self._url))
@@ -170,15 +172,19 @@ class _Work:
         host, port = _host(parts), parts.port or PORTS[parts.scheme]
         secure = parts.scheme == "https"
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = kind(host, port)
+        connection, tls = kind(host, port), _tls() if secure else None
         try:
-            self._socket = connection.sock = self._connected(host, port, private)
-            if secure:
-                wrapped = _tls().wrap_socket(
-                    connection.sock, server_hostname=host, do_handshake_on_connect=False
-                )
-                self._socket = connection.sock = wrapped
-                wrapped.do_handshake()  # now, since `abandon` and `close` need the socket
+            connection.sock = self._connected(host, port, private)
+            with self._lock:
+                if self._is_abandoned:
+                    raise TimeoutError
+                if tls is not None:
+                    connection.sock = tls.wrap_socket(
+                        connection.sock, server_hostname=host, do_handshake_on_connect=False
+                    )
+                self._socket = connection.sock
+            if isinstance(connection.sock, ssl.SSLSocket):
+                connection.sock.do_handshake()  # now that `abandon` can end it
             path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
             query = "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?[]") if parts.query else ""
             headers = {"User-Agent": "mlx-llama4", "Accept": "image/*, */*;q=0.5"}

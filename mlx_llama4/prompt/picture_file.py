@@ -48,7 +48,7 @@ JPEG2000_BYTES = 5.4  # for each channel
 OTHER_BYTES = 8.0
 TILE, MOST_TILES = 336, 16  # of the releases
 
-WEB_PATH = re.compile(r"https?:/", re.IGNORECASE)
+WEB_PATH = re.compile(r"(https?|file):/", re.IGNORECASE)
 DEFAULT_FETCHING = Fetching()
 
 
