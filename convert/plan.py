@@ -10,6 +10,7 @@ from pathlib import Path
 from mlx_llama4.checkpoint.open import Source, check_format
 from mlx_llama4.checkpoint.safetensors import StoredTensor
 from mlx_llama4.checkpoint.sources import BLOCK_BYTES, OneByOne, WeightSource, num_rows, row_bytes
+from mlx_llama4.convert.image_token import check_image_token
 from mlx_llama4.convert.recipes import Recipe, check_rules
 from mlx_llama4.convert.shards import OutputTensor
 from mlx_llama4.files.dtypes import FLOATS, ITEM_BYTES
@@ -91,9 +92,11 @@ class Plan:
 
 def make_plan(source: Source, recipe: Recipe) -> Plan:
     """Raises CheckpointError for an unknown format and for tensors that are missing, unknown or of
-    a wrong shape; InputError for rules that match nothing.
+    a wrong shape; ConfigError if pictures would not find their places; InputError for rules that
+    match nothing.
     """
     check_format(source.folder, source.config.foreign_quantization)
+    check_image_token(source)
     matching = source.matching
     matching.check(source.folder)
     check_rules(recipe, matching.specs)

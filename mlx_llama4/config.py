@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_llama4.errors import CheckpointError, ConfigError
+from mlx_llama4.files.foreign import instead_of_weights
 from mlx_llama4.files.json_file import Keys, read_json
 from mlx_llama4.quantization import ForeignQuantization, QuantizationConfig, parse_quantization
 
@@ -134,7 +135,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         )
     if not has_config:
         raise CheckpointError(
-            f"{folder} has no config.json, so it is not a model folder; "
+            instead_of_weights(folder)
+            or f"{folder} has no config.json, so it is not a model folder; "
             "give the folder with config.json, tokenizer.json and *.safetensors"
         )
     return read_json(folder / "config.json")

@@ -156,7 +156,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Scout-like checkpoint in bfloat16, in three shards, with a tokenizer."""
     case = MODELS["scout"]
     folder = tmp_path_factory.mktemp("source")
-    tiny.write_checkpoint(folder, case.config, case.weights(), "BF16", shards=3)
+    config = case.config | {"image_token_index": 1018}  # the tokenizer's
+    tiny.write_checkpoint(folder, config, case.weights(), "BF16", shards=3)
     (folder / "tokenizer.json").write_bytes((CHECKPOINT / "tokenizer.json").read_bytes())
     return folder
 

@@ -5,6 +5,7 @@ conversion, because a tensor left out silently makes a model that is silently wr
 """
 
 import re
+from collections.abc import Iterable
 
 IGNORED = {
     # Buffers that some versions of transformers saved.
@@ -19,6 +20,19 @@ IGNORED = {
 
 def is_ignored(name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in IGNORED)
+
+
+def common_prefix(names: Iterable[str]) -> str:
+    """What stands before every name of a checkpoint that was saved from inside a wrapper
+    ("module." by torch's DataParallel, "model."); "" if nothing does.
+    """
+    names = [*names]
+    for target in spellings("language_model.model.embed_tokens.weight"):
+        prefixes = [name.removesuffix(target) for name in names if name.endswith(target)]
+        if len(prefixes) == 1 and (not prefixes[0] or prefixes[0].endswith(".")):
+            together = all(name.startswith(prefixes[0]) or is_ignored(name) for name in names)
+            return prefixes[0] if together else ""
+    return ""
 
 
 def spellings(target: str) -> tuple[str, ...]:

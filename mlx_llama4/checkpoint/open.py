@@ -3,16 +3,18 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mlx_llama4.checkpoint.matching import Matching, match_tensors
+from mlx_llama4.checkpoint.names import common_prefix
 from mlx_llama4.checkpoint.safetensors import Checkpoint, open_checkpoint
 from mlx_llama4.checkpoint.sources import OneByOne
 from mlx_llama4.config import Config, parse_config, read_config
 from mlx_llama4.errors import CheckpointError, ConfigError
 from mlx_llama4.files.dtypes import FLOAT_DTYPES
+from mlx_llama4.files.foreign import adapter_note
 from mlx_llama4.quantization import ForeignQuantization, packing_name
 from mlx_llama4.tensors import without_absent_vision
 
@@ -42,6 +44,11 @@ class Source:
     layout: str  # of the weights, in words
     # Name → text of files that the model folder needs and that this format does not have.
     files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the folder, a line each."""
+        return [note for note in (adapter_note(self.folder),) if note is not None]
 
     @property
     def is_packed(self) -> bool:
@@ -91,10 +98,18 @@ def open_with_config(folder: Path, checkpoint: Checkpoint | None = None) -> Sour
         config = parse_config(raw)
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from None
-    checkpoint = checkpoint or open_checkpoint(folder)
+    checkpoint = without_prefix(checkpoint or open_checkpoint(folder))
     config = without_absent_vision(config, checkpoint.tensors)
     matching = match_tensors(checkpoint, config)
     return Source(folder, raw, config, checkpoint, matching, describe(config, matching))
+
+
+def without_prefix(checkpoint: Checkpoint) -> Checkpoint:
+    """With the names that tensors have in the releases, if a prefix stands before all of them."""
+    if not (prefix := common_prefix(checkpoint.tensors)):
+        return checkpoint
+    tensors = {name.removeprefix(prefix): one for name, one in checkpoint.tensors.items()}
+    return replace(checkpoint, tensors=tensors)
 
 
 def check_format(folder: Path, foreign: ForeignQuantization | None) -> None:

@@ -16,6 +16,12 @@ import numpy as np
 from mlx_llama4.errors import CheckpointError, RunError
 from mlx_llama4.files.dtypes import ITEM_BYTES
 from mlx_llama4.files.durable import MAX_CALL_BYTES
+from mlx_llama4.files.foreign import (
+    LFS_POINTER,
+    instead_of_weights,
+    is_pointer,
+    pointer_problem,
+)
 from mlx_llama4.files.json_file import parse_json, read_json
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -108,7 +114,8 @@ def shard_files(folder: Path) -> list[Path]:
         names = _complete_numbering([path.name for path in folder.glob("model*.safetensors")])
     if not names:
         raise CheckpointError(
-            f"{folder} holds no model*.safetensors files; download the weights too"
+            instead_of_weights(folder)
+            or f"{folder} holds no model*.safetensors files; download the weights too"
         )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -133,7 +140,9 @@ def read_header(file: Path) -> list[StoredTensor]:
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            length = header_length(file, size, stream.read(LENGTH_BYTES))
+            start = stream.read(len(LFS_POINTER))
+            length = header_length(file, size, start)
+            stream.seek(LENGTH_BYTES)
             header = stream.read(length)
     except OSError as failure:
         raise CheckpointError(f"cannot read {file}: {failure.strerror or failure}") from None
@@ -142,6 +151,8 @@ def read_header(file: Path) -> list[StoredTensor]:
 
 def header_length(file: Path, size: int, start: bytes) -> int:
     """Length of the JSON header. start: the first bytes of the file of `size` bytes."""
+    if is_pointer(start):
+        raise CheckpointError(pointer_problem(file))
     length = int.from_bytes(start[:LENGTH_BYTES], "little")
     if size < LENGTH_BYTES or length > min(size - LENGTH_BYTES, MAX_HEADER_BYTES):
         raise CheckpointError(

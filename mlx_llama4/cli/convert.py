@@ -191,14 +191,15 @@ def convert(
             "--search is for affine packing, and nothing is newly packed that way; omit it"
         )
     plan = make_plan(source, chosen)
-    for note in admit_conversion(
+    admitted = admit_conversion(
         source.config,
         plan.packings,
         plan.recipe.dtype,
         peak_bytes=plan.peak_bytes,
         searches=plan.recipe.search,
         force=force,
-    ):
+    )
+    for note in (*source.notes, *admitted):
         terminal.note(note)
     files = _tokenizer_files(source.folder)
     if upload is not None:

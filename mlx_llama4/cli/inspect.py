@@ -86,6 +86,10 @@ def _print(found: "Inspection") -> None:
         terminal.line(
             f"  complete: {found.tensors:,} tensors in {found.files} file{'s' * (found.files != 1)}"
         )
+    if found.obstacle is not None:
+        terminal.line(f"  cannot be converted: {found.obstacle}")
+    for note in found.notes:
+        terminal.line(f"  {note}")
 
 
 def _print_experts(found: "Inspection") -> None:

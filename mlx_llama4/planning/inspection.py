@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mlx_llama4.checkpoint.matching import Matching
-from mlx_llama4.checkpoint.open import Source, open_source, packing_names
+from mlx_llama4.checkpoint.open import Source, check_format, open_source, packing_names
 from mlx_llama4.checkpoint.sources import WeightSource
 from mlx_llama4.config import Config
+from mlx_llama4.errors import CheckpointError
 from mlx_llama4.hub.remote import open_remote
 from mlx_llama4.planning.releases import title_of
 from mlx_llama4.tensors import layer_number
@@ -46,6 +47,8 @@ class Inspection:
     problems: dict[str, list[str]]
     tensors: int
     files: int
+    obstacle: str | None  # why it cannot be converted, though it may be complete
+    notes: tuple[str, ...]  # what else is in the folder
 
     @property
     def parameters(self) -> int:
@@ -90,7 +93,18 @@ def _inspect(name: str, source: Source) -> Inspection:
         problems=source.matching.problems,
         tensors=len(source.checkpoint.tensors),
         files=len(source.checkpoint.files),
+        obstacle=_obstacle(source),
+        notes=tuple(source.notes),
     )
+
+
+def _obstacle(source: Source) -> str | None:
+    try:
+        check_format(source.folder, source.config.foreign_quantization)
+        source.matching.check(source.folder)
+    except CheckpointError as error:
+        return str(error)
+    return None
 
 
 def _variant(config: Config) -> str:

@@ -17,6 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.processors import TemplateProcessing
 
 from mlx_llama4.errors import CheckpointError
+from mlx_llama4.files.foreign import is_pointer, pointer_problem
 from mlx_llama4.prompt.byte_symbols import SYMBOL_OF_BYTE
 from mlx_llama4.prompt.template_source import DEFAULT_TEMPLATE
 
@@ -69,11 +70,13 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     Raises CheckpointError for a damaged file.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        data = path.read_bytes()
     except OSError as failure:
         raise CheckpointError(f"cannot read {path}: {failure.strerror or failure}") from None
+    if is_pointer(data):
+        raise CheckpointError(pointer_problem(path))
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(data.splitlines(), 1):
         if not line.strip():
             continue
         try:

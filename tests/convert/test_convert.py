@@ -130,14 +130,16 @@ def test_side_files_come_along(checkpoint: Path, tmp_path: Path) -> None:
         "chat_template.jinja", "chat_template.json", "LICENSE.txt", "USE_POLICY.md",
     }  # fmt: skip
     checkpoint = Path(shutil.copytree(checkpoint, tmp_path / "source"))
-    for name in copied:
-        (checkpoint / name).write_text(f"this is {name}")
+    texts = {name: f"this is {name}" for name in copied}
+    texts["tokenizer.json"] = (checkpoint / "tokenizer.json").read_text()  # it is read, too
+    for name, text in texts.items():
+        (checkpoint / name).write_text(text)
     (checkpoint / "notes.txt").write_text("not ours")
     (checkpoint / "LICENSES").mkdir()
     (checkpoint / "LICENSE.gone").symlink_to(checkpoint / "gone")
     convert(checkpoint, tmp_path / "out", FOUR_BITS)
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert all((tmp_path / "out" / name).read_text() == f"this is {name}" for name in copied)
+    assert all((tmp_path / "out" / name).read_text() == text for name, text in texts.items())
     written = {"config.json", "conversion.json", "model.safetensors", INDEX_NAME}
     assert names == written | copied
 

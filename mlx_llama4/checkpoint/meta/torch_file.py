@@ -24,6 +24,7 @@ from mlx_llama4.checkpoint.meta.torch_pickle import (
 from mlx_llama4.checkpoint.safetensors import StoredTensor
 from mlx_llama4.errors import CheckpointError
 from mlx_llama4.files.dtypes import ITEM_BYTES
+from mlx_llama4.files.foreign import LFS_POINTER, is_pointer, pointer_problem
 
 MAX_PICKLE_BYTES = 64 * 2**20
 MAX_DIMENSIONS = 8
@@ -42,7 +43,7 @@ def read_torch_file(file: Path) -> list[StoredTensor]:
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            _check_format(file, stream.read(4))
+            _check_format(file, stream.read(len(LFS_POINTER)))
             with zipfile.ZipFile(stream) as archive:
                 root = _root(file, archive)
                 pickled = _read_pickle(file, archive, f"{root}/data.pkl")
@@ -63,13 +64,15 @@ def read_torch_file(file: Path) -> list[StoredTensor]:
     return tensors
 
 
-def _check_format(file: Path, magic: bytes) -> None:
-    if magic[:1] == b"\x80":
+def _check_format(file: Path, start: bytes) -> None:
+    if start[:1] == b"\x80":
         raise CheckpointError(
             f"{file} is in the format of torch before 1.6, which is not supported; load it with "
             "torch and save it again"
         )
-    if magic != ZIP_MAGIC:
+    if is_pointer(start):
+        raise CheckpointError(pointer_problem(file))
+    if not start.startswith(ZIP_MAGIC):
         raise CheckpointError(f"{file} is not a torch.save file; download it again")
 
 
