@@ -150,7 +150,7 @@ def conversation_room(
     usage = Usage(held + span, width, kv, tiles, span, machine.has_gpu)
     spare = max(machine.usable - need_of(config, weights, usage).total, 0)
     # Most of what is left is for the conversation itself, but a photograph must fit.
-    photograph = min(PHOTOGRAPH_BYTES, spare // 2)
+    photograph = min(PHOTOGRAPH_BYTES, spare // 3)
     picture_bytes = min(picture_bytes, max(photograph, spare // 4)) if tiles else 0
     prefix_bytes = min(prefix_bytes, (spare - picture_bytes) // 4)
     aside = prefix_bytes + picture_bytes

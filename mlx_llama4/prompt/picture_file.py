@@ -32,17 +32,18 @@ MOST_PIPED_BYTES = 256 * 2**20  # of a file that cannot be read twice
 PICTURE_BYTES = 2**30
 # Bytes of Pillow's pixels, by mode; others have 4.
 MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
-# Bytes a pixel that decoders take beside those, by measurement with Pillow 13.0. Formats that are
-# not here are rare, and count with OTHER_BYTES.
+# Bytes a pixel that decoders take beside those, by measurement with Pillow 13.0; AVIF's is that of
+# 8 bits, doubled. Formats that are not here are rare, and count with OTHER_BYTES.
 BESIDE_BYTES = {
     "PNG": 0.2, "JPEG": 0.2, "MPO": 0.2, "GIF": 0.2, "BMP": 0.2, "DIB": 0.2, "PPM": 0.2,
-    "TGA": 0.2, "WEBP": 13.2, "AVIF": 14.0,
+    "TGA": 0.2, "WEBP": 13.2, "AVIF": 20.0,
 }  # fmt: skip
 # EPS would run a PostScript interpreter. The others may hold a picture in another format, or packed
 # data, whose size the header does not say.
 UNREAD = {"EPS", "BLP", "FITS", "ICNS", "IPTC"}
 ICONS = (b"\0\0\1\0", b"\0\0\2\0")
 PNG_HEAD = re.compile(rb"\x89PNG\r\n\x1a\n.{4}IHDR(.{4})(.{4})", re.DOTALL)  # width, height
+SCAN, MOST_SCANS = b"\xff\xda", 100  # of a progressive JPEG; encoders make 6 to 20
 PROGRESSIVE_BYTES = 6.2  # JPEG's coefficients, which are all held
 JPEG2000_BYTES = 5.4  # for each channel
 OTHER_BYTES = 8.0
@@ -138,6 +139,8 @@ def _decode(stream: BinaryIO, name: str, most_bytes: int) -> Picture:
                 )
             need = decoding_bytes(image, full)
             _check_room(need, most_bytes, name)
+            if "progressive" in image.info:
+                _check_scans(stream, name)
             image.load()
     except ImageError:
         raise
@@ -184,6 +187,19 @@ def _check_room(need: int, most_bytes: int, name: str) -> None:
         )
 
 
+def _check_scans(stream: BinaryIO, name: str) -> None:
+    """Refuse a progressive JPEG that says the same over and over: each scan takes time for all of
+    the picture, and 95 bytes are enough for one.
+    """
+    position, scans = stream.tell(), 0
+    stream.seek(0)
+    while piece := stream.read(2**20):
+        scans += piece.count(SCAN)  # in a scan's data, a zero follows 0xFF
+    stream.seek(position)
+    if scans > MOST_SCANS:
+        raise ImageError(f"{name} is a JPEG of {scans:,} scans; convert it to PNG first")
+
+
 def _icon_bytes(stream: BinaryIO) -> int:
     """Memory that opening an icon takes; 0 for any other file.
 
@@ -219,4 +235,5 @@ def _scaling_room(width: int, height: int) -> int:
     strip = min(STRIP_BYTES, 64 * width * height)
     side = TILE * math.sqrt(MOST_TILES)  # of a square of that many pixels
     between = side * math.sqrt(width * height) + TILE * max(width, height)
-    return strip + 4 * int(between + side * side)
+    tiles = min(side * side, 4 * width * height + 2 * TILE * TILE)
+    return strip + 4 * int(between + tiles)

@@ -180,8 +180,8 @@ def test_room_for_decoding_a_picture_is_set_aside(
     task = Task(grows=True)
     least = step_bytes(folder, weights.others + weights.all)
     for spare, expected in (
-        (10**6, 10**6 // 2),
-        (500 * 10**6, 192 * 2**20),
+        (10**6, 10**6 // 3),
+        (600 * 10**6, 192 * 2**20),
         (10**9, 10**9 // 4),
         (10**10, PICTURE_BYTES),
     ):

@@ -152,6 +152,15 @@ def test_an_icon_that_holds_a_large_picture_is_refused() -> None:
         TILER.tile(icon, most_bytes=600 * 10**6)
 
 
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    """300 of them took 28 s for 64 megapixels, in a file of 280 KB."""
+    data = encoded("RGB", "JPEG", {"progressive": True})
+    last = data[data.rindex(b"\xff\xda") : -2]
+    assert TILER.tile(data[:-2] + last * 50 + data[-2:]).num_tiles > 1
+    with pytest.raises(ImageError, match=r"the image is a JPEG of 1,01\d scans"):
+        TILER.tile(data[:-2] + last * 1000 + data[-2:])
+
+
 @pytest.mark.parametrize("format_", ["ICNS", "EPS"])
 def test_formats_whose_size_is_not_known_are_not_read(format_: str) -> None:
     with pytest.raises(ImageError, match="is not a picture in a known format"):
