@@ -15,14 +15,19 @@ NAMED_VALUES = {
     "True": True, "False": False, "None": None, "true": True, "false": False, "null": None,
 }  # fmt: skip
 NAME = re.compile(r"[^\W\d]\w*+")
+_DIGITS = r"[0-9](?:_?[0-9])*+"
 NUMBER = re.compile(
-    r"[-+]?(?:(?:0|[1-9][0-9]*+)(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]++)?(?![\w.])"
+    r"[-+]?(?:(?P<base>0(?:[xX](?:_?[0-9a-fA-F])++|[oO](?:_?[0-7])++|[bB](?:_?[01])++))"
+    rf"|(?:(?:0(?:_?0)*+|[1-9](?:_?[0-9])*+)(?:\.(?:{_DIGITS})?)?|0[0-9_]*+\.(?:{_DIGITS})?"
+    rf"|\.{_DIGITS})(?:[eE][-+]?{_DIGITS})?)(?![\w.])"
 )
 WHITE_SPACE = re.compile(r"\s*+")
 TEXTS = {
     quote: re.compile(f"{quote}((?:[^\\\\]|\\\\.)*?){quote}", re.DOTALL)
     for quote in ('"""', "'''", '"', "'")
 }
+# Python's prefixes of texts that are no more than texts; rb"", b"" and f"" are something else.
+PREFIX = re.compile(r"[rRuU](?=[\"'])")
 ESCAPED = re.compile(
     r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x([0-9a-fA-F]{2})|([0-7]{1,3})|(.))", re.DOTALL
 )
@@ -74,8 +79,8 @@ class Reader:
         """Read a string, a number, a boolean, None, or a list or dict of these."""
         if depth > MAX_DEPTH:
             raise UnreadableError(f"it is nested more than {MAX_DEPTH} deep")
-        if self.at('"') or self.at("'"):
-            return self.quoted()
+        if self._at_text():
+            return self.joined()
         if self.take("["):
             return self._values("]", depth)
         if self.take("("):
@@ -83,7 +88,7 @@ class Reader:
         if self.at("{"):
             return self.mapping(depth)
         if number := self.match(NUMBER):
-            return _number(number[0])
+            return _number(number)
         start = self.position
         if not (name := self.match(NAME)) or name[0] not in NAMED_VALUES:
             self.position = start
@@ -95,9 +100,9 @@ class Reader:
         self.expect("{", "this")
         mapping: dict[str, Any] = {}
         while not self.take("}"):
-            if not (self.at('"') or self.at("'")):
+            if not self._at_text():
                 self.refuse("a dict's key must be a text")
-            key = self.quoted()
+            key = self.joined()
             self.expect(":", "a dict's key")
             if key in mapping:
                 raise UnreadableError(f"the key {key[:40]!r} is given twice")
@@ -106,10 +111,23 @@ class Reader:
                 self.refuse("',' or '}' should come after a dict's value")
         return mapping
 
+    def _at_text(self) -> bool:
+        return self.at('"') or self.at("'") or PREFIX.match(self.text, self.position) is not None
+
+    def joined(self) -> str:
+        """Read a text, or several side by side, which Python joins."""
+        texts = [self.quoted()]
+        while self._at_text():
+            texts.append(self.quoted())
+        return "".join(texts)
+
     def quoted(self) -> str:
+        prefix = self.match(PREFIX)
         quote = next(quote for quote in TEXTS if self.at(quote))
         if not (text := self.match(TEXTS[quote])):
             raise UnreadableError("a text has no end")
+        if prefix is not None and prefix[0] in "rR":
+            return text[1]  # a backslash is a backslash
         unescaped = ESCAPED.sub(_unescape, text[1])
         if not any("\ud800" <= character <= "\udfff" for character in unescaped):
             return unescaped
@@ -134,11 +152,14 @@ class Reader:
         return values[0] if bare else values
 
 
-def _number(digits: str) -> int | float:
+def _number(found: re.Match[str]) -> int | float:
+    digits = found[0]
     if len(digits) > MAX_NUMBER:
         raise UnreadableError(
             f"a number has {len(digits):,} characters; at most {MAX_NUMBER} are taken"
         )
+    if found["base"]:
+        return int(digits, 0)
     if not set(digits) & set(".eE"):
         return int(digits)
     if not math.isfinite(number := float(digits)):

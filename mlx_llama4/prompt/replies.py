@@ -4,7 +4,9 @@ Llama 4 models write calls in several ways, whatever they were told:
     [get_weather(city="Oslo"), get_time()]        Meta's prompt_format.md
     <|python_start|>[…]<|python_end|>             what templates wrap calls in
     {"name": "get_weather", "parameters": {…}}    what the released template asks for
-    <function=get_weather>{…}</function>          Meta's example of a format of one's own
+    <function=get_weather>{…}</function>          Meta's example of a format of one's own, also
+                                                  without its end, as Meta's own reader takes it
+    <tool_call>{"name": …}</tool_call>            other families' habit
 Each may follow some words, repeat several times, or fill a reply that is a single block of code.
 A call counts only if it ends the reply: one inside prose, or in a block of code after prose, is an
 example. Arguments are literals and have names.
@@ -25,7 +27,8 @@ MAX_LENGTH = 100_000  # characters of a reply's calls
 # Names must match known ones exactly; some APIs have dots and hyphens in theirs.
 CALL = re.compile(r"([\w.\-]++)\s*+\(")
 TAG = re.compile(r"<function=([\w.\-]++)>")
-BEGINNING = re.compile(rf"\[\s*+(?:{CALL.pattern}|\{{)|\{{|{TAG.pattern}")
+WRAPPER, WRAPPER_END = "<tool_call>", "</tool_call>"
+BEGINNING = re.compile(rf"\[\s*+(?:{CALL.pattern}|\{{)|\{{|{TAG.pattern}|{WRAPPER}")
 SEPARATORS = re.compile(r"[\s;,]*+")
 FENCE = "```"
 FENCED = re.compile(r"```[\w\-]*+[^\S\n]*+\n(.*)```", re.DOTALL)
@@ -72,6 +75,8 @@ def parse_reply(text: str, names: Collection[str]) -> Reply:
     before, started, body = text.partition(PYTHON_START)
     if not started:
         before, body = "", text
+    elif (marked := _marked_calls(text, names)) is not None:
+        return marked
     body = body.replace(PYTHON_START, "\n").replace(PYTHON_END, "\n" if started else "")
     try:
         said, calls = _find_calls(body, names)
@@ -83,6 +88,27 @@ def parse_reply(text: str, names: Collection[str]) -> Reply:
     except UnreadableError as refusal:
         return Reply(before + body, refused=str(refusal))
     return Reply((before + said).strip(), tuple(calls))
+
+
+def _marked_calls(text: str, names: Collection[str]) -> Reply | None:
+    """Calls between the two marks, which set them off from the words around them. None unless words
+    follow, and each pair of marks holds calls and nothing else.
+    """
+    said, *parts = text.split(PYTHON_START)
+    calls: list[ToolCall] = []
+    for part in parts:
+        marked, ended, after = part.partition(PYTHON_END)
+        if not ended:
+            return None
+        try:
+            calls += _read_calls(marked.strip(), 0, names)
+        except UnreadableError:
+            return None
+        said += after
+    followed = text.rpartition(PYTHON_END)[2].strip()
+    if not followed or len(calls) > MAX_CALLS or BEGINNING.match(followed):
+        return None
+    return Reply(said.strip(), tuple(calls))
 
 
 def _find_calls(body: str, names: Collection[str]) -> tuple[str, list[ToolCall]]:
@@ -102,7 +128,7 @@ def _find_calls(body: str, names: Collection[str]) -> tuple[str, list[ToolCall]]
 
 def _find_after_text(content: str, names: Collection[str]) -> tuple[str, list[ToolCall]]:
     refusal: UnreadableError | None = None
-    if content.endswith(("]", "}", "</function>")):
+    if content.endswith(("]", "}", "</function>", WRAPPER_END)):
         for beginning in BEGINNING.finditer(content, max(0, len(content) - MAX_LENGTH)):
             start = beginning.start()
             if not _names_known_tool(beginning, names) or content.count(FENCE, 0, start) % 2:
@@ -126,6 +152,8 @@ def _names_known_tool(beginning: re.Match[str], names: Collection[str]) -> bool:
 
 def _looks_like_calls(content: str, names: Collection[str]) -> bool:
     """Whether a reply that cannot be read as calls was meant to be calls."""
+    if content.startswith(WRAPPER):
+        return True
     called = CALL.match(content.removeprefix("[").lstrip()) or TAG.match(content)
     if called:
         is_close = called[0].endswith((called[1] + "(", ">"))  # no word before brackets in prose
@@ -153,7 +181,7 @@ def _read_calls(content: str, start: int, names: Collection[str]) -> list[ToolCa
         if not calls and len(content) - start > MAX_LENGTH:
             _check_begins(reader)
             raise UnreadableError(f"calls of more than {MAX_LENGTH:,} characters are not taken")
-        calls += _item(reader, is_first=not calls)
+        calls += _item(reader, names, is_first=not calls)
         if len(calls) > MAX_CALLS:
             raise UnreadableError(f"more than {MAX_CALLS} calls at once are not taken")
     if not calls:
@@ -172,13 +200,20 @@ def _check_begins(reader: Reader) -> None:
         raise _NoCallsError
 
 
-def _item(reader: Reader, is_first: bool) -> list[ToolCall]:
-    """Read a list of calls, or a single call."""
+def _item(reader: Reader, names: Collection[str], is_first: bool) -> list[ToolCall]:
+    """Read a list of calls, or a single call, perhaps in <tool_call>."""
     start = reader.position
     try:
+        if reader.take(WRAPPER):
+            calls = _item(reader, names, is_first=True)
+            while reader.match(SEPARATORS) and not reader.take(WRAPPER_END):
+                if reader.position == len(reader.text):
+                    break  # the end of the reply ends it, too
+                calls += _item(reader, names, is_first=False)
+            return calls
         if reader.at("["):
-            return _list(reader)
-        if (call := _call(reader)) is not None:
+            return _list(reader, names)
+        if (call := _call(reader, names)) is not None:
             return [call]
     except _NoCallsError:
         pass
@@ -191,12 +226,12 @@ def _item(reader: Reader, is_first: bool) -> list[ToolCall]:
         raise _TextFollowsError(str(refusal)) from None
 
 
-def _list(reader: Reader) -> list[ToolCall]:
+def _list(reader: Reader, names: Collection[str]) -> list[ToolCall]:
     start = reader.position
     reader.take("[")
     calls: list[ToolCall] = []
     while not (calls and reader.take("]")):
-        call = _call(reader)
+        call = _call(reader, names)
         if call is None and not calls:
             reader.position = start
             reader.value()  # refuses anything that is not data either
@@ -209,13 +244,13 @@ def _list(reader: Reader) -> list[ToolCall]:
     return calls
 
 
-def _call(reader: Reader) -> ToolCall | None:
+def _call(reader: Reader, names: Collection[str]) -> ToolCall | None:
     """Read a call; None if what comes next has none of the forms."""
     if reader.at("{"):
-        return _json_call(reader.mapping())
+        return _json_call(reader.mapping(), names)
     if tag := reader.match(TAG):
         arguments = reader.mapping()
-        reader.expect("</function>", "the arguments")
+        reader.take("</function>")
         return ToolCall(tag[1], arguments)
     if called := reader.match(CALL):
         return ToolCall(called[1], _arguments(reader))
@@ -238,20 +273,25 @@ def _arguments(reader: Reader) -> dict[str, Any]:
     return arguments
 
 
-def _json_call(said: Mapping[str, Any]) -> ToolCall | None:
-    """{"name": …, "parameters" or "arguments": {…}}, maybe inside {"function": {…}}."""
+def _json_call(said: Mapping[str, Any], names: Collection[str]) -> ToolCall | None:
+    """{"name": …, "parameters" or "arguments": {…}}, maybe inside {"function": {…}}. Arguments may
+    be null or, if the name is that of a tool, absent.
+    """
     inner = said.get("function")
     if isinstance(inner, dict) and not said.keys() - {"type", "id", "function"}:
-        return _json_call(inner)
+        return _json_call(inner, names)
     name = said.get("name")
     given = [key for key in ("parameters", "arguments") if key in said]
-    if not isinstance(name, str) or not given:
+    if not isinstance(name, str):
         return None
+    if not given:
+        is_call = name in names and not said.keys() - {"type", "id", "name"}
+        return ToolCall(name, {}) if is_call else None
     if others := said.keys() - {"type", "id", "name", *given}:
         raise UnreadableError(f"a call in JSON has the key {sorted(others)[0][:40]!r}")
     if len(given) > 1:
         raise UnreadableError("a call in JSON has both parameters and arguments")
-    arguments = said[given[0]]
+    arguments = {} if said[given[0]] is None else said[given[0]]
     if isinstance(arguments, str):  # JSON within JSON, as in OpenAI's interface
         reader = Reader(arguments)
         arguments = reader.mapping()

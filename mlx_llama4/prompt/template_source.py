@@ -18,6 +18,7 @@ You can call the functions below, which are described in JSON. Call them only if
 what is asked, and give every argument by its name. To call, answer with a list of calls and \
 nothing else, like this:
 [first_function(name="a text", count=2), second_function()]
+Write nothing after the calls. If one of them is wrong, none is run.
 What they return comes in the next messages; answer in words then.
 
 {{ tools | map(attribute="function") | list | tojson(indent=4) if tools }}

@@ -11,6 +11,7 @@ from typing import Any
 
 from mlx_llama4.errors import InputError
 from mlx_llama4.prompt.replies import ToolCall
+from mlx_llama4.tools.coercion import coerced_arguments
 from mlx_llama4.tools.schemas import mismatch
 from mlx_llama4.tools.worker import shortened
 from mlx_llama4.tools.worker_process import Outcome, ask_worker
@@ -55,11 +56,20 @@ class ToolFile:
     def names(self) -> list[str]:
         return [definition["function"]["name"] for definition in self.definitions]
 
+    def prepared(self, call: ToolCall) -> ToolCall:
+        """The call with its arguments as the tool's types mean them: 3 for 3.0 or "3"."""
+        functions = {d["function"]["name"]: d["function"] for d in self.definitions}
+        if call.name not in functions:
+            return call
+        properties = functions[call.name]["parameters"]["properties"]
+        return ToolCall(call.name, coerced_arguments(call.arguments, properties))
+
     def check(self, call: ToolCall) -> str | None:
         """Tell the model what is wrong with a call; None if it can be run.
 
         The tool may be unknown, or an argument unknown, missing or of the wrong type.
         """
+        call = self.prepared(call)
         functions = {d["function"]["name"]: d["function"] for d in self.definitions}
         if call.name not in functions:
             return f"error: there is no tool {call.name}; there are: {', '.join(functions)}"
@@ -81,6 +91,7 @@ class ToolFile:
         Strings are returned as they are, other values as JSON, followed by whatever was printed.
         Any failure is returned as a text too: "error: …".
         """
+        call = self.prepared(call)
         if problem := self.check(call):
             return problem
         request = {

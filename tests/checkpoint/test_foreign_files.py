@@ -7,9 +7,11 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from mlx_llama4.checkpoint.meta.torch_file import read_torch_file
 from mlx_llama4.convert.run import convert
 from mlx_llama4.demo.questions import CHECKPOINT
-from mlx_llama4.errors import ConfigError
+from mlx_llama4.errors import CheckpointError, ConfigError
+from mlx_llama4.prompt.tokenizer import Tokenizer
 from tests import tiny
 from tests.commands import refused, run_here
 from tests.convert.folders import PLAIN, arrays
@@ -120,3 +122,13 @@ def test_an_adapter_beside_weights(demo_folder: Path, tmp_path: Path) -> None:
     said = run_here("ask", "Hello", "-m", folder)
     assert said.returncode == 0
     assert "adapters.safetensors: this LoRA adapter is left out" in said.stderr
+
+
+def test_pointers_in_meta_s_layout(tmp_path: Path) -> None:
+    (tmp_path / "params.json").write_text("{}")
+    (tmp_path / "consolidated.00.pth").write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match=r"00\.pth is a Git LFS pointer"):
+        read_torch_file(tmp_path / "consolidated.00.pth")
+    (tmp_path / "tokenizer.model").write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model is a Git LFS pointer"):
+        Tokenizer.load(tmp_path)

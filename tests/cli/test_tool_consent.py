@@ -16,6 +16,9 @@ class FakeTools:
     def __init__(self) -> None:
         self.events: list[str] = []
 
+    def prepared(self, call: ToolCall) -> ToolCall:
+        return call
+
     def check(self, call: ToolCall) -> str | None:
         return None if call.name in ("f", "g") else f"error: there is no tool {call.name}"
 

@@ -152,7 +152,6 @@ DAMAGED = {
     "twice": b"wA== 0\nwA== 1\n",
     "no byte": b"= 0\n",
     "HTML": b"<!DOCTYPE html>\n",
-    "a pointer of git-lfs": b"version https://git-lfs.github.com/spec/v1\n",
 }
 
 

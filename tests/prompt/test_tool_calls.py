@@ -1,5 +1,6 @@
 """Replies → calls of tools: all forms that models of the family use, and nothing ever evaluated."""
 
+import ast
 import time
 
 import pytest
@@ -133,14 +134,12 @@ REFUSED = {
     "[f(a:=1)]": "name=value",
     "[f(a=1 if True else 2)]": "should come after an argument",
     "[f(a=1 + 1)]": "should come after an argument",
-    "[f(a='b' 'c')]": "should come after an argument",
     "[f(a='b' % 1)]": "should come after an argument",
     "[f(a=--1)]": "must be a text",
     "[f(a=...)]": "must be a text",
     "[f(a={1, 2})]": "key must be a text",
     "[f(a={1: 2})]": "key must be a text",
     "[f(a=007)]": "must be a text",
-    "[f(a=0x10)]": "must be a text",
     "[f(a=1j)]": "must be a text",
     "[f(a=١)]": "must be a text",
     "[f(a=NaN)]": "must be a text",
@@ -182,7 +181,6 @@ REFUSED = {
     '{"name": "f", "parameters": {}, "then": 1}': "the key 'then'",
     '{"name": "f", "parameters": {"a": f()}}': "must be a text",
     "<function=h>{}</function>": "no tool 'h'",
-    "<function=f>{}": "should come after the arguments",
     "<|python_start|>import os<|python_end|>": "not a tool call",
     "<|python_start|>print(1)": "not a tool call",
     "Sure: [f(a=open('x'))]": "must be a text",
@@ -211,3 +209,84 @@ def test_hostile_lengths_take_no_time() -> None:
     ):  # fmt: skip
         assert not parse_reply(text, NAMES).calls
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["0x1F", "0XfF", "0o17", "0b101", "1_000", "0x_ff_ff", "1_0.5_0e1_0", "00", "0_0", "00.5",
+     "-0x10", "+1_000", "'a' 'b'", '"a" \'b\'\n"c"', "r'\\d'", 'R"\\n"', "u'x'", "'\\x41' r'\\x41'",
+     "{'a' 'b': 0x1}", "[r'a', 0b1]", "('a' 'b')"],
+)  # fmt: skip
+def test_literals_mean_what_python_says(written: str) -> None:
+    reply = parse_reply(f"[f(a={written})]", NAMES)
+    assert reply.calls == (ToolCall("f", {"a": ast.literal_eval(f"({written})")}),), reply
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["0x", "0xg", "0b12", "0o8", "1__0", "1_", "_1", "0_x1", "012", "1_000_", "0x1.5", "1e_5",
+     "1e5_", "b'x'", "rb'x'", "f'x'",
+     "fr'x'", "'a' b'b'", "'a' + 'b'", "'a' f'b'", "r'x", "ur'x'", "1j"],
+)  # fmt: skip
+def test_literals_that_are_something_else(written: str) -> None:
+    reply = parse_reply(f"[f(a={written})]", NAMES)
+    assert reply.calls == () and reply.refused
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ('<function=f>{"a": 1}', [("f", {"a": 1})]),
+        ('<function=f>{"a": 1}\n<function=g>{}</function>', [("f", {"a": 1}), ("g", {})]),
+        ('Well.\n<function=f>{"a": 1}', [("f", {"a": 1})]),
+        (f"<tool_call>{JSON}</tool_call>", [("get_weather", {"city": "Oslo"})]),
+        (f"<tool_call>\n{JSON}\n</tool_call>\n<tool_call>\n{JSON}\n</tool_call>",
+         [("get_weather", {"city": "Oslo"})] * 2),
+        (f"<tool_call>[{JSON}]</tool_call>", [("get_weather", {"city": "Oslo"})]),
+        (f"<tool_call>{JSON}", [("get_weather", {"city": "Oslo"})]),
+        (f"Well.\n<tool_call>{JSON}</tool_call>", [("get_weather", {"city": "Oslo"})]),
+        ("<tool_call>[f(a=1)]</tool_call>", [("f", {"a": 1})]),
+        ('{"name": "f", "parameters": null}', [("f", {})]),
+        ('{"name": "f", "arguments": null}', [("f", {})]),
+        ('{"name": "f"}', [("f", {})]),
+        ('{"type": "function", "name": "f"}', [("f", {})]),
+        ('{"type": "function", "function": {"name": "f"}}', [("f", {})]),
+        ('[{"name": "f"}, {"name": "g", "parameters": {}}]', [("f", {}), ("g", {})]),
+    ],
+)  # fmt: skip
+def test_habits_of_models(text: str, calls: list[tuple[str, dict]]) -> None:
+    found = parse_reply(text, NAMES)
+    assert [(call.name, call.arguments) for call in found.calls] == calls, found
+    assert found.text in ("", "Well.")
+
+
+def test_data_is_no_call() -> None:
+    for text in ('{"name": "Ada"}', '{"name": "f", "age": 3}', '[{"name": "Ada"}]', '{"name": 3}'):
+        assert parse_reply(text, NAMES) == Reply(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<|python_start|>[f(a=1)]<|python_end|> more", "more"),
+        ("words <|python_start|>[f(a=1)]<|python_end|> more words", "words  more words"),
+        ("<|python_start|>f(a=1)<|python_end|>\nIt is [done].", "It is [done]."),
+        ('a <|python_start|>{"name": "f", "parameters": {"a": 1}}<|python_end|> b', "a  b"),
+    ],
+)
+def test_calls_between_marks_may_have_words_around(text: str, said: str) -> None:
+    assert parse_reply(text, NAMES) == Reply(said, (ToolCall("f", {"a": 1}),))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[f(a=1)] more words",  # no marks
+        "<|python_start|>[f(a=1)] <|python_end|><|python_start|> words",
+        "<|python_start|>[f(a=x)]<|python_end|> words",
+        "<|python_start|>[f(a=1)] and<|python_end|> words",
+        "<|python_start|>[f(a=1)]<|python_end|> or <|python_start|>[f(a=)]<|python_end|> words",
+    ],
+)
+def test_words_after_calls_that_no_marks_set_off(text: str) -> None:
+    assert parse_reply(text, NAMES).calls == ()

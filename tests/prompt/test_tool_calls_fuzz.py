@@ -23,9 +23,9 @@ HOSTILE = (
     "lambda: 0", "f'{g()}'", "f\"{__import__('os')}\"", "[x for x in (1, 2)]",
     "{k: 1 for k in 'ab'}", "(y := 1)", "*[1]", "**{'a': 1}", "1 if 1 else 2", "not 1", "1 + 1",
     "2 ** 99999999", "'a' * 10 ** 10", "[1][0]", "{1}", "{**{'a': 1}}", "await g()", "yield 1",
-    "...", "b'x'", "r'x'", "'a' 'b'", "`id`", "9" * 300, "1e9999", "-" * 300 + "1",
+    "...", "b'x'", "f'x'", "'a' + 'b'", "`id`", "9" * 300, "1e9999", "-" * 300 + "1",
     "[" * 300 + "]" * 300, "(" * 300 + "1" + ")" * 300, "Тrue", "\uff34rue",
-    "open('/etc/passwd')", "exec('1')", "eval('1')", "$(id)", "<b>", "0o17", "1_000", "x",
+    "open('/etc/passwd')", "exec('1')", "eval('1')", "$(id)", "<b>", "0o18", "1__000", "x",
     "'\\ud800'", "undefined", "Infinity", "-Infinity", "NaN", "__builtins__", "1 == 1", "1 < 2",
     "~1", "slice(1)", "'%s' % 1", "'{}'.format(1)", "print", "a.b", "type(1)", "''.join(())",
     "@1", "1 and 2",
@@ -65,6 +65,11 @@ def written(random_: random.Random, value: Any) -> str:
     if isinstance(value, dict):
         items = (f"{written(random_, key)}: {written(random_, v)}" for key, v in value.items())
         return "{" + ", ".join(items) + "}"
+    if type(value) is int and abs(value) < 2**30 and random_.random() < 0.3:
+        return random_.choice([hex, oct, bin, "{:_}".format])(value)
+    if isinstance(value, str) and random_.random() < 0.2:
+        at = random_.randrange(len(value) + 1)
+        return f"{value[:at]!r} {value[at:]!r}"  # side by side
     as_json = random_.random() < 0.5
     return json.dumps(value, ensure_ascii=random_.random() < 0.5) if as_json else repr(value)
 

@@ -187,7 +187,7 @@ BAD_CALLS = {
     ),
     "city must be a text, not 5": call("get_weather", city=5),
     "days must be an integer, not True": call("get_weather", city="x", days=True),
-    "days must be an integer, not '1'": call("get_weather", city="x", days="1"),
+    "days must be an integer, not 'one'": call("get_weather", city="x", days="one"),
     "days must be an integer, not 1.5": call("get_weather", city="x", days=1.5),
     "unit must be one of '°C', '°F', not 'K'": call("get_weather", city="x", unit="K"),
     "numbers must be a list, not {}": call("total", numbers={}),

@@ -20,6 +20,8 @@ UNSEEN = re.compile(
 class Tools(Protocol):
     """The part of a ToolFile that consent needs."""
 
+    def prepared(self, call: ToolCall) -> ToolCall: ...
+
     def check(self, call: ToolCall) -> str | None: ...
 
     def run(self, call: ToolCall, timeout_seconds: float) -> str: ...
@@ -54,6 +56,7 @@ class Consent:
         return [self._answer(call) for call in calls]
 
     def _answer(self, call: ToolCall) -> str:
+        call = self._tools.prepared(call)  # what is shown is what will run
         self._say(shown_call(call))
         result = self._tools.check(call)
         if result is None:
