@@ -89,7 +89,13 @@ def test_the_command_takes_urls_of_any_name(talk: Talk, said: Said, web: Web) ->
         ("read './my report.txt'", ["./my report.txt: no such file"]),
         ("read ./my\\ notes.txt", ["./my notes.txt is not a picture, and nothing else is attach"]),
         ("./my\\ notes.txt", ["./my notes.txt is not a picture, and nothing else is attached"]),
-        ("in /usr/bin, 1/2, and/or /v1.2, http://x/", ["http://x/ does not end like a picture"]),
+        ("read ./nope, please", ["./nope: no such file"]),
+        ("read file:///tmp/nope/a.txt", ["file:///tmp/nope/a.txt: no such file"]),
+        ("what is (/etc/passwd)?", ["/etc/passwd is not a picture, and nothing else is attached"]),
+        (
+            "in /usr/bin, /v1, ./ or ~, 1/2, and/or /v1.2, http://x/",
+            ["http://x/ does not end like a picture"],
+        ),
         (
             "a.png b.png c.png d.png e.png",
             ["a.png: no such", "b.png: no such", "c.png: no such", "2 more lead nowhere"],
