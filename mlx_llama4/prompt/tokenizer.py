@@ -1,7 +1,8 @@
 """Text ↔ token ids, with the checkpoint's tokenizer.json, or tokenizer.model if it has none.
 
 Llama 4's tokenizer is byte-level BPE with some 1,100 special tokens. Text never becomes a special
-token here; callers that want one look it up by name.
+token here; callers that want one look it up by name. A fine-tune may have added tokens that are
+words, not special: these are found in text, as in the reference.
 """
 
 import hashlib
@@ -21,6 +22,8 @@ from mlx_llama4.prompt.word_pattern import PANIC, encode_slowly, has_known_patte
 
 # Characters to tokenise at once: each takes 200 bytes of memory, and a call cannot be interrupted.
 PIECE = 2**20
+# The family's control tokens are special, whatever the file says of them.
+CONTROL = re.compile(r"<\|.*\|>")
 # Where Llama's and GPT-2's patterns always end a word, whatever is around it.
 WORD_ENDS = re.compile(r"(?<=[a-z])(?= [a-z])|(?<=\S\n)(?=[^\W\d_])")
 
@@ -34,8 +37,12 @@ class Tokenizer:
         fast.no_truncation()
         fast.no_padding()
         added = fast.get_added_tokens_decoder()
-        self.special_ids: dict[str, int] = {token.content: id_ for id_, token in added.items()}
-        # Flags every added token as special, so that the next line covers them all.
+        self.special_ids: dict[str, int] = {
+            token.content: id_
+            for id_, token in added.items()
+            if token.special or CONTROL.fullmatch(token.content)
+        }
+        # Flags those that a file forgot to flag, so that the next line covers them all.
         fast.add_special_tokens(
             [AddedToken(name, special=True, normalized=False) for name in self.special_ids]
         )
@@ -43,9 +50,14 @@ class Tokenizer:
         self._fast = fast
         self._hash = hashlib.sha256(file)
         self._is_known = has_known_patterns(fast)
-        self._has_words = self._is_known and _splits(fast, "ab cd\nef") == [
-            part for piece in ("ab", " cd\n", "ef") for part in _splits(fast, piece)
-        ]
+        words = [token for token in added.values() if token.content not in self.special_ids]
+        self._has_words = (
+            self._is_known
+            # A token that was added as a word might be cut in two, or look at its neighbours.
+            and not any(token.single_word or WORD_ENDS.search(token.content) for token in words)
+            and _splits(fast, "ab cd\nef")
+            == [part for piece in ("ab", " cd\n", "ef") for part in _splits(fast, piece)]
+        )
         # The text of an added token: nothing if it is special, else its name.
         self._added = {
             id_: b"" if token.special else token.content.encode() for id_, token in added.items()
