@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_llama4.checkpoint.open import Source, open_source
+from mlx_llama4.checkpoint.zeros import WatchedCheckpoint
 from mlx_llama4.convert.config_json import mlx_config
 from mlx_llama4.convert.journal import Entry
 from mlx_llama4.convert.pack import PackedSlice, pack
@@ -69,6 +70,10 @@ class Report:
     peak_bytes: int  # the most memory that MLX and the slices read took together
     has_vision: bool
     quality: Quality
+    files: int  # of the source that this run read
+    verified_files: int  # of them, those whose content was found to be the hub's
+    # Tensors of the other files → how many of their rows this run found to be zero throughout.
+    zero_rows: Mapping[str, int]
 
 
 def convert(
@@ -136,6 +141,9 @@ def run(
         peak_bytes=mx.get_peak_memory() - held_before + 2 * max(job.nbytes for job in plan.jobs),
         has_vision=source.config.vision is not None,
         quality=quality,
+        files=len(conversion.files),
+        verified_files=len(shards.verified),
+        zero_rows=conversion.unverified_zeros(),
     )
 
 
@@ -150,7 +158,8 @@ class _Conversion:
         shards: Shards,
         on_progress: Callable[[Progress], None],
     ):
-        self.checkpoint = source.checkpoint
+        self.checkpoint = WatchedCheckpoint(source.checkpoint.folder, source.checkpoint.tensors)
+        self.files: set[Path] = set()  # that this run read
         self.plan = plan
         self.writer = writer
         self.shards = shards
@@ -223,8 +232,17 @@ class _Conversion:
         job = self.plan.jobs[index]
         for file in job.files:
             self.shards.ensure(file)
+            self.files.add(file)
         dtype = self.plan.recipe.dtype
         return job.source.read(self.checkpoint, job.start, job.stop, dtype)
+
+    def unverified_zeros(self) -> dict[str, int]:
+        watched = self.checkpoint
+        return {
+            name: count
+            for name, count in watched.zero_rows.items()
+            if watched.files_of[name] not in self.shards.verified
+        }
 
     def _save(self, index: int, packed: PackedSlice) -> None:
         job = self.plan.jobs[index]

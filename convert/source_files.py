@@ -1,7 +1,10 @@
 """The files of a source while it is converted, on this machine or still to be fetched."""
 
+import threading
 from pathlib import Path
 from typing import Protocol
+
+from mlx_llama4.hub.sums import check_sum
 
 
 class Shards(Protocol):
@@ -23,28 +26,44 @@ class Shards(Protocol):
         """Ends every `ensure` that is waiting, because the conversion ends early."""
         ...
 
+    @property
+    def verified(self) -> set[Path]:
+        """The files whose content was found to be the hub's."""
+        ...
+
     def stamp(self, file: Path) -> str:
         """Tells this file from another of the same name, whether or not it is here."""
         ...
 
 
 class LocalShards:
-    """A folder on this machine, whose files are there and stay."""
+    """A folder on this machine, whose files are there and stay. Each is compared with the hub's
+    sum, if that is known, before it is first used.
+    """
 
     def __init__(self) -> None:
+        self.verified: set[Path] = set()
+        self._seen: set[Path] = set()
+        self._stopped = threading.Event()
         self._stamps: dict[Path, str] = {}
 
     def expect(self, files: list[list[Path]]) -> None:
         pass
 
     def ensure(self, file: Path) -> None:
-        pass
+        """Reads a file as a whole the first time. The slices that follow come from the system's
+        cache then, if the file fits there. Raises RunError if its content is not the hub's.
+        """
+        if file not in self._seen:
+            if check_sum(file, self._stopped.is_set):
+                self.verified.add(file)
+            self._seen.add(file)
 
     def done(self, files: list[Path]) -> None:
         pass
 
     def stop(self) -> None:
-        pass
+        self._stopped.set()
 
     def stamp(self, file: Path) -> str:
         if file not in self._stamps:

@@ -1,5 +1,6 @@
 """Print what `convert` reports: the plan before, the result after."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     from mlx_llama4.convert.plan import Plan
     from mlx_llama4.convert.quality import Quality
     from mlx_llama4.convert.run import Report
+
+SHOWN_TENSORS = 5
 
 
 def print_plan(plan: "Plan", out: Path, shard_bytes: int) -> None:
@@ -47,8 +50,28 @@ def print_report(report: "Report", out: Path) -> None:
             f"{human_bytes(report.redone_bytes)} of an earlier run were converted again, since "
             "their files have been replaced, moved or touched in the meantime."
         )
+    if report.verified_files:
+        terminal.note(
+            f"{report.verified_files} of the {report.files} files read have the SHA-256 that the "
+            "hub has of them"
+        )
+    for line in zero_lines(report.zero_rows):
+        terminal.note(line)
     if not report.has_vision:
         terminal.note("The checkpoint has no vision tower: the result takes text only.")
+
+
+def zero_lines(zero_rows: Mapping[str, int]) -> list[str]:
+    """What to say about rows of zeros in files whose sums are not known."""
+    lines = [f"{name}: {count:,} rows are all zero" for name, count in zero_rows.items()]
+    if lines[SHOWN_TENSORS:]:
+        lines = [*lines[:SHOWN_TENSORS], f"… and {len(lines) - SHOWN_TENSORS} tensors more"]
+    if lines:
+        lines.append(
+            "Rows of zeros are padding, or holes that a download left. No sum of these files is "
+            "known: compare their SHA-256 with those on the model's page, or download them again"
+        )
+    return lines
 
 
 def _print_quality(quality: "Quality") -> None:

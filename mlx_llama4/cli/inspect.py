@@ -1,15 +1,18 @@
 """`mlx-llama4 inspect`: describe a model folder, and check that it is complete."""
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlx_llama4.cli import options
 from mlx_llama4.cli.console import terminal
+from mlx_llama4.cli.convert_report import zero_lines
 
 if TYPE_CHECKING:
     from mlx_llama4.planning.inspection import Inspection
+    from mlx_llama4.planning.verification import Verification
 
 SHOWN_NAMES = 10
 
@@ -28,13 +31,22 @@ def inspect(
     experts: Annotated[
         bool, typer.Option("--experts", help="Also list the routed experts of each layer.")
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Read all weights: compare files with the SHA-256 that the hub has of them, and "
+            "look for rows of zeros, NaN and infinity in the others. Of a repository, the files "
+            "that are here.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Describe a model folder, and check that it is complete.
 
     Shows variant, parameters, quantization and missing tensors.
 
-    Exit code 1 if it is not complete.
+    Exit code 1 if it is not complete, or if --verify finds that it is damaged.
 
     \b
     Example:
@@ -43,21 +55,45 @@ def inspect(
     from mlx_llama4.hub.repository import find_folder, is_repository
     from mlx_llama4.planning.inspection import inspect_folder, inspect_repository
 
-    if is_repository(model):
+    if is_repository(model) and not verify:
         found = inspect_repository(model, revision)
     else:
-        found = inspect_folder(find_folder(model, revision))
+        found = inspect_folder(find_folder(model, revision, "inspect"))
+    verified = _verify(found.folder) if verify else None
     if as_json:
         result = found.as_dict()
         if not experts:
             del result["experts"]
+        if verified is not None:
+            result["verification"] = asdict(verified) | {"right": verified.right}
         terminal.line(json.dumps(result, indent=2))
     else:
         _print(found)
         if experts:
             _print_experts(found)
-    if not found.complete:
+        if verified is not None:
+            _print_verification(verified)
+    if not found.complete or (verified is not None and not verified.right):
         raise typer.Exit(1)
+
+
+def _verify(folder: str) -> "Verification":
+    from mlx_llama4.checkpoint.open import open_source
+    from mlx_llama4.planning.verification import verify
+
+    with terminal.status("Reading all weights"):
+        return verify(open_source(folder))
+
+
+def _print_verification(verified: "Verification") -> None:
+    for line in verified.wrong:
+        terminal.line(f"  {line}")
+    for name in verified.not_finite[:SHOWN_NAMES]:
+        terminal.line(f"  {name} has values that are NaN or infinite; download it again")
+    for line in zero_lines(verified.zero_rows):
+        terminal.line(f"  {line}")
+    known = f"{verified.verified_files} of {verified.files} files have the hub's SHA-256"
+    terminal.line(f"  read: {known if verified.verified_files else 'no sums of the hub are known'}")
 
 
 def _print(found: "Inspection") -> None:

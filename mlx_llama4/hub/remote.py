@@ -24,6 +24,7 @@ from mlx_llama4.checkpoint.safetensors import (
 )
 from mlx_llama4.errors import RunError
 from mlx_llama4.hub.repository import LIBRARY_NAME, download_side_files, hub_errors, shard_names
+from mlx_llama4.hub.sums import check_fresh, check_sum
 
 if TYPE_CHECKING:
     from huggingface_hub.utils import tqdm
@@ -47,6 +48,8 @@ class RemoteCheckpoint:
     sizes: dict[Path, int]  # bytes of the shards to fetch
     # Called with the number of bytes that have come, from another thread.
     on_bytes: Callable[[int], None] = lambda count: None
+    verified: set[Path] = field(default_factory=set)  # files whose content is the hub's
+    _seen: set[Path] = field(default_factory=set)  # of the hub's cache
     _running: dict[Path, "_Download"] = field(default_factory=dict)
     _stopped: bool = False
 
@@ -70,10 +73,16 @@ class RemoteCheckpoint:
         return list(self.downloads.glob(".cache/**/*.incomplete"))
 
     def ensure(self, file: Path, following: Path | None = None) -> None:
-        """Waits until a shard is here, then begins to fetch `following` in the background.
+        """Waits until a shard is here and compared with the hub's sum, then begins to fetch
+        `following` in the background.
 
-        Raises RunError if it cannot be fetched, HubError if that is no longer allowed.
+        Raises RunError if it cannot be fetched or came wrong, HubError if that is no longer
+        allowed.
         """
+        if file not in self.sizes and file not in self._seen:
+            if check_sum(file, lambda: self._stopped):
+                self.verified.add(file)
+            self._seen.add(file)
         self._start(file)
         if download := self._running.get(file):
             while download.is_alive() and not download.stopped.is_set():
@@ -203,6 +212,8 @@ class _Download(threading.Thread):
                 tqdm_class=_meter(self),
                 library_name=LIBRARY_NAME,
             )
+            if check_fresh(self.file, self.stopped.is_set):
+                self.remote.verified.add(self.file)
         except Exception as error:
             self.error = error
 

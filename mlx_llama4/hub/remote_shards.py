@@ -12,6 +12,7 @@ class RemoteShards:
     def __init__(self, remote: RemoteCheckpoint, keep: bool = False):
         self.remote = remote
         self.keep = keep  # do not delete shards after use
+        self.verified = remote.verified  # files whose content was found to be the hub's
         self._uses: Counter[Path] = Counter()  # shard → jobs left that need it
         self._order: list[Path] = []
 

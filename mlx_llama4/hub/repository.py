@@ -130,7 +130,7 @@ def hub_errors(repository: str, revision: str | None = None) -> Iterator[None]:
     except (errors.HTTPError, errors.XetDownloadError, RuntimeError, OSError) as failure:
         raise RunError(
             f"the transfer of {repository} broke off: {_reason(failure)}; "
-            "the same command again continues it"
+            "files that came whole are kept; the same command again fetches the others"
         ) from None
 
 
@@ -162,9 +162,14 @@ def _download_weights(repository: str, folder: Path, purpose: Purpose) -> None:
         raise HubError(f"{repository} has no config.json, so it is not a model repository")
     from huggingface_hub import hf_hub_download
 
+    from mlx_llama4.hub.sums import check_fresh
+
     for name in names:
+        is_new = not (folder / name).is_file()
         with hub_errors(repository):
             hf_hub_download(repository, name, revision=folder.name, library_name=LIBRARY_NAME)
+        if is_new:  # and in the system's cache still, so that nothing is read from the disk
+            check_fresh(folder / name)
 
 
 def shard_names(folder: Path) -> list[str]:
