@@ -15,6 +15,7 @@ from mlx_llama4.cli import ask_input
 from mlx_llama4.cli.main import app
 from mlx_llama4.demo.questions import PICTURES
 from mlx_llama4.errors import ImageError
+from mlx_llama4.opening import open_folder
 from mlx_llama4.planning.machine import Machine
 from tests.commands import run
 from tests.picture_server import Answer, Web, web  # noqa: F401  (a fixture)
@@ -69,14 +70,19 @@ def test_pictures_by_pattern_are_seen(ask: Ask) -> None:
     assert result.stdout == "The triangle is in the second image.\n"
 
 
-def test_the_same_picture_by_every_name(ask: Ask, web: Web, tmp_path: Path) -> None:  # noqa: F811
+def test_the_same_picture_by_every_name(
+    ask: Ask,
+    web: Web,  # noqa: F811
+    demo_folder: Path,
+    tmp_path: Path,
+) -> None:
     """A file, a file: URL, a data: URL, an http: URL that was typed, standard input, a folder."""
     (tmp_path / "a folder").mkdir()
     path = tmp_path / "a folder" / "the star.PNG"
     path.write_bytes(STAR)
     web.answers["/s"] = Answer(STAR)
-    expected = ask(SEEN, "-i", path).stdout
-    assert "star" in expected
+    processor = open_folder(demo_folder).processor
+    expected = processor.tile(path).digest
     encoded = base64.b64encode(STAR).decode()
     for name in (
         f"file://{tmp_path}/a%20folder/the%20star.PNG",
@@ -85,11 +91,13 @@ def test_the_same_picture_by_every_name(ask: Ask, web: Web, tmp_path: Path) -> N
         f"data:;base64,{encoded.rstrip('=')}",
         f"{web.address}/s?size=1",
         f"HTTP{web.address[4:]}/s",
-        path.parent,
-        "-",
+        str(path.parent),
     ):
+        (image,) = ask_input.tiled(processor, ask_input.find_pictures([name]), no_fetch=False)
+        assert image.digest == expected, name
+    for name in ("-", f"{web.address}/s"):
         result = ask(SEEN, "-i", name, data=STAR)
-        assert (result.stdout, result.stderr) == (expected, ""), name
+        assert (result.stdout, result.stderr) == ("From left to right: a red star.\n", ""), name
 
 
 def test_standard_input_in_a_process_of_its_own(demo_folder: Path) -> None:
