@@ -13,8 +13,9 @@ from mlx.utils import tree_flatten
 from mlx_llama4.checkpoint.identity import Identity, model_digest
 from mlx_llama4.checkpoint.matching import stored_quantization
 from mlx_llama4.checkpoint.names import is_ignored
-from mlx_llama4.checkpoint.open import open_with_config
+from mlx_llama4.checkpoint.open import Source, open_with_config
 from mlx_llama4.checkpoint.safetensors import Checkpoint
+from mlx_llama4.checkpoint.whole import whole_weights
 from mlx_llama4.config import Config, GenerationConfig, load_generation_config
 from mlx_llama4.errors import CheckpointError
 from mlx_llama4.files.mlx_arrays import STORED_DTYPES
@@ -29,6 +30,7 @@ from mlx_llama4.offload.heat import carry_over
 from mlx_llama4.offload.streamed_experts import StreamedExperts
 from mlx_llama4.planning.admission import Experts, Task, admit
 from mlx_llama4.planning.placement import Placement, Where
+from mlx_llama4.planning.refusal import unconverted_stream
 from mlx_llama4.prompt.processor import Processor
 from mlx_llama4.quantization import Quantization
 
@@ -42,8 +44,9 @@ def ignore_load(done: int, total: int) -> None:
 
 
 class ModelFolder:
-    """An MLX folder that is open: each of its files is read once, and of its weights the headers.
+    """A folder that is open: each of its files is read once, and of its weights the headers.
 
+    It is an MLX folder, or one that was not converted and whose weights are ordinary floats.
     Whatever takes a folder takes this in its place.
     """
 
@@ -51,7 +54,7 @@ class ModelFolder:
         """Raises CheckpointError or ConfigError if the folder is incomplete or not what it says."""
         self.path = path
         self.source = open_with_config(path)
-        if self.config.foreign_quantization or not self.source.matching.is_mlx:
+        if not self.source.is_converted and not self.source.is_plain:
             raise CheckpointError(
                 f"{path} is not converted yet; run: mlx-llama4 convert {path} OUTPUT_FOLDER"
             )
@@ -157,11 +160,14 @@ def load_model(
     """As `load`, for a folder that need have no tokenizer, whatever the machine's memory.
 
     streaming: leave the routed experts on the disk and read them as tokens need them. Raises
-    InputError if its memory does not hold one expert.
+    InputError if its memory does not hold one expert, or if the folder is not converted.
     """
     folder = _opened(folder)
     disable_compile_on_cpu()
-    model = _load_weights(folder.checkpoint, folder.config, dtype, streaming, arrange, prepare)
+    if folder.source.is_converted:
+        model = _load_weights(folder.checkpoint, folder.config, dtype, streaming, arrange, prepare)
+    else:
+        model = _load_unconverted(folder.source, dtype, streaming, arrange, prepare)
     _read_in(model, on_load)
     return model
 
@@ -234,6 +240,25 @@ def _load_weights(
                 is_float = mx.issubdtype(array.dtype, mx.floating)
                 weights.append((name, array.astype(dtype) if is_float else array))
     _place(model, weights, packing_of if config.quantization is not None else None)
+    if prepare is not None:
+        prepare(model)
+    if arrange:
+        _arrange(model)
+    return model
+
+
+def _load_unconverted(
+    source: Source,
+    dtype: mx.Dtype | None,
+    streaming: ExpertStreaming | None,
+    arrange: bool,
+    prepare: Prepare | None,
+) -> Llama4:
+    """As `_load_weights`, for a folder as it was published. Reads all its weights at once."""
+    if streaming is not None:
+        raise unconverted_stream(source.folder)
+    model = Llama4(source.config)
+    _place(model, list(whole_weights(source, dtype or _default_dtype(source.config))), None)
     if prepare is not None:
         prepare(model)
     if arrange:

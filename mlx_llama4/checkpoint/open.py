@@ -10,7 +10,7 @@ from typing import Any
 from mlx_llama4.checkpoint.matching import Matching, match_tensors
 from mlx_llama4.checkpoint.names import common_prefix
 from mlx_llama4.checkpoint.safetensors import Checkpoint, open_checkpoint
-from mlx_llama4.checkpoint.sources import OneByOne
+from mlx_llama4.checkpoint.sources import OneByOne, Plain, WeightSource
 from mlx_llama4.config import Config, parse_config, read_config
 from mlx_llama4.errors import CheckpointError, ConfigError
 from mlx_llama4.files.dtypes import FLOAT_DTYPES
@@ -46,6 +46,18 @@ class Source:
     files: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def is_converted(self) -> bool:
+        """Is it an MLX folder, whose arrays are the model's as they are?"""
+        return self.matching.is_mlx and self.config.foreign_quantization is None
+
+    @property
+    def is_plain(self) -> bool:
+        """Are all weights ordinary floats, so that it can run without being converted?"""
+        if self.config.foreign_quantization is not None:
+            return False
+        return all(map(_is_plain, self.matching.sources.values()))
+
+    @property
     def notes(self) -> list[str]:
         """What a user should know of the folder, a line each."""
         return [note for note in (adapter_note(self.folder),) if note is not None]
@@ -66,6 +78,12 @@ class Source:
             if tensor.dtype in FLOAT_DTYPES:
                 nbytes[tensor.dtype] += tensor.nbytes
         return "float16" if nbytes and nbytes.most_common(1)[0][0] == "F16" else "bfloat16"
+
+
+def _is_plain(source: WeightSource) -> bool:
+    if isinstance(source, OneByOne):
+        return all(isinstance(expert, Plain) for expert in source.experts)
+    return isinstance(source, Plain)
 
 
 def open_source(folder: str | Path, checkpoint: Checkpoint | None = None) -> Source:

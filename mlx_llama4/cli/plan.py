@@ -155,6 +155,6 @@ def _open(
         source = open_source(find_folder(model, revision))
     source.matching.check(source.folder)
     width = dtype_bytes(source.config.dtype, machine)
-    runs = source.matching.is_mlx and source.config.foreign_quantization is None
+    runs = source.is_converted
     stored = stored_weights(source.matching, width) if runs else None
     return Subject(model, source.config, width, stored), source.matching

@@ -6,6 +6,7 @@ Nothing is downloaded that cannot be used: config.json and the index come first.
 
 import contextlib
 import difflib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from mlx_llama4.hub.released import RELEASES, Purpose, full_name
 # Everything but the weights, from the repository's top folder only.
 SIDE_FILES = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*", "NOTICE*", "USE_POLICY*")
 ORIGINAL_WEIGHTS = "*.pth"  # of Meta's own layout, which has no config.json
+UNCONVERTED_SHARE = 2  # one part in so many of the memory may be weights that are not packed
 LIBRARY_NAME = "mlx-llama4"  # what we tell the hub
 
 
@@ -193,23 +195,37 @@ def _check_config(repository: str, folder: Path, purpose: Purpose) -> None:
         # In MLX's layout experts, stacked or single, have a separate gate_proj.
         index.is_file() and "experts.gate_up_proj" in index.read_text(errors="replace")
     )
+    if config.foreign_quantization is None and _fits_unconverted(folder):
+        return
     if purpose == "run" and is_source:
         raise CheckpointError(
             f"{repository} is not converted yet; run: mlx-llama4 convert {repository} OUTPUT_FOLDER"
         )
 
 
-def _check_room(repository: str, folder: Path, names: list[str], purpose: Purpose) -> None:
-    """Raises HubError if the disk has no room. The hub's own check only warns, file by file."""
+def _fits_unconverted(folder: Path) -> bool:
+    """Is the whole so small that it runs without being converted? What is loaded decides again."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0 < (_total_bytes(folder) or 0) < memory // UNCONVERTED_SHARE
+
+
+def _total_bytes(folder: Path) -> int | None:
+    """Bytes of all weights, as the index says; None if it does not."""
     from mlx_llama4.checkpoint.safetensors import INDEX_NAME
-    from mlx_llama4.files.disk import free_bytes, shortage
     from mlx_llama4.files.json_file import read_json
 
     if not (folder / INDEX_NAME).is_file():
-        return
+        return None
     metadata = read_json(folder / INDEX_NAME, CheckpointError).get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    if not isinstance(total, int):
+    return total if isinstance(total, int) else None
+
+
+def _check_room(repository: str, folder: Path, names: list[str], purpose: Purpose) -> None:
+    """Raises HubError if the disk has no room. The hub's own check only warns, file by file."""
+    from mlx_llama4.files.disk import free_bytes, shortage
+
+    if (total := _total_bytes(folder)) is None:
         return
     files = [folder / name for name in names if (folder / name).is_file()]
     needed = total - sum(file.stat().st_size for file in files)

@@ -6,7 +6,7 @@ and needs no MLX.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlx_llama4.checkpoint.meta.params import MAX_TILES
 from mlx_llama4.checkpoint.open import Source
@@ -24,7 +24,12 @@ from mlx_llama4.planning.planner import (
     need_of,
     wired_limit_command,
 )
-from mlx_llama4.planning.refusal import fitting_bits, refusal
+from mlx_llama4.planning.refusal import (
+    fitting_bits,
+    refusal,
+    unconverted_refusal,
+    unconverted_stream,
+)
 from mlx_llama4.quantization import KVQuantization, Quantization
 from mlx_llama4.units import human_bytes
 
@@ -104,6 +109,10 @@ def admit(
             f"--experts stream: {source.folder} has no routed experts, so there is nothing to "
             "stream; leave the option out"
         )
+    if not source.is_converted:
+        if experts.where == "stream" or experts.memory is not None:
+            raise unconverted_stream(source.folder)
+        experts = replace(experts, where="resident")
     prompt, later = task.prompt or SPANS[0], 0
     if task.grows:
         conversation = cache_bytes(config.text, CONVERSATION_TOKENS, usage.dtype_bytes, task.kv)
@@ -120,8 +129,15 @@ def admit(
         later=later,
     )
     if placement.fit == "no" and not force:
+        if not source.is_converted:
+            raise InputError(unconverted_refusal(source.folder, placement, machine))
         raise InputError(refusal(source.folder, config, placement, machine, experts.memory))
-    notes = []
+    notes = list(source.notes)
+    if not source.is_converted:
+        notes.append(
+            f"{source.folder} is not converted, and runs as it is; converting makes it about a "
+            f"quarter as large: mlx-llama4 convert {source.folder} OUTPUT_FOLDER"
+        )
     if placement.streaming is not None:
         notes.append(placement.line(machine))
     if placement.fit == "raised":

@@ -78,7 +78,9 @@ def stored_experts(matching: "Matching", config: Config, dtype_bytes: int) -> Ex
     made, stored = [], []
     for names in layers.values():
         count = matching.specs[names[0]].shape[0]
-        tensors = [tensor for name in names for tensor in matching.sources[name].tensors]
+        # Some sources make two tensors of the model.
+        sources = list(dict.fromkeys(matching.sources[name] for name in names))
+        tensors = [tensor for source in sources for tensor in source.tensors]
         packing = tuple((tensor.dtype, tensor.shape) for tensor in tensors)
         made.append(LayerExperts(count, loaded_bytes(tensors, dtype_bytes) // count, packing))
         stored.append(sum(tensor.nbytes for tensor in tensors) // count)

@@ -85,7 +85,7 @@ def _state(folder: Path, complete: bool, machine: Machine) -> State:
         return "incomplete"
     source = open_source(folder)
     config = source.config
-    if not source.matching.is_mlx or config.foreign_quantization is not None:
+    if not source.is_converted:
         return "not converted"
     width = dtype_bytes(config.dtype, machine)
     usage = Usage(min(CONTEXT, config.text.max_position_embeddings), width, fused=machine.has_gpu)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlx_llama4.config import Config
+from mlx_llama4.errors import InputError
 from mlx_llama4.planning.expert_weights import experts_in_bits
 from mlx_llama4.planning.machine import Machine
 from mlx_llama4.planning.placement import Placement, Where, place
@@ -38,6 +39,22 @@ def refusal(
         f"({weights}, keys and values {human_bytes(need.cache.total)}, in flight "
         f"{human_bytes(need.in_flight)}), of {human_bytes(machine.usable)} available; "
         f"{advice or 'no bits a weight make it fit'}; --force tries anyway"
+    )
+
+
+def unconverted_refusal(folder: Path, placement: Placement, machine: Machine) -> str:
+    """The line for a folder that is too large to run without being converted."""
+    return (
+        f"{folder} is not converted, and takes {human_bytes(placement.need.total)} of memory as it "
+        f"is, of {human_bytes(machine.usable)} available; converting makes it about a quarter as "
+        f"large: mlx-llama4 convert {folder} OUTPUT_FOLDER; --force tries anyway"
+    )
+
+
+def unconverted_stream(folder: Path) -> InputError:
+    return InputError(
+        f"{folder} is not converted, and experts are streamed from converted folders only; run: "
+        f"mlx-llama4 convert {folder} OUTPUT_FOLDER"
     )
 
 

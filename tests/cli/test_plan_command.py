@@ -286,7 +286,7 @@ def test_force_tries_anyway(demo_folder: Path) -> None:
 
 
 def test_what_is_wrong_with_the_folder_comes_first(tmp_path: Path) -> None:
-    assert "is not converted yet" in refused_on(small(1), "chat", "-m", CHECKPOINT)
+    assert "is not converted, and takes" in refused_on(small(1), "chat", "-m", CHECKPOINT)
     assert "no config.json" in refused_on(small(1), "chat", "-m", tmp_path)
 
 

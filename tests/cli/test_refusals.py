@@ -29,10 +29,6 @@ def test_folders(tmp_path: Path, demo_folder: Path) -> None:
     assert "only Llama 4 runs here" in refused("convert", tmp_path, tmp_path / "out")
 
 
-def test_unconverted_checkpoint() -> None:
-    assert "mlx-llama4 convert" in refused("ask", "x", "-m", CHECKPOINT)
-
-
 def test_damaged_weights(demo_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(demo_folder, tmp_path / "model")
     weights = folder / "model.safetensors"
