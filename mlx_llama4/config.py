@@ -13,6 +13,7 @@ from typing import Any, Literal
 from mlx_llama4.errors import CheckpointError, ConfigError
 from mlx_llama4.files.foreign import instead_of_weights
 from mlx_llama4.files.json_file import Keys, read_json
+from mlx_llama4.files.modelopt import with_modelopt
 from mlx_llama4.quantization import ForeignQuantization, QuantizationConfig, parse_quantization
 
 Attention = Literal["chunked", "global"]
@@ -139,7 +140,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             or f"{folder} has no config.json, so it is not a model folder; "
             "give the folder with config.json, tokenizer.json and *.safetensors"
         )
-    return read_json(folder / "config.json")
+    return with_modelopt(read_json(folder / "config.json"), folder)
 
 
 def load_config(folder: str | Path) -> Config:

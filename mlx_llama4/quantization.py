@@ -99,8 +99,8 @@ def parse_quantization(
             raise ConfigError(f"config.json: quantization must be an object, not {table!r}")
         if "quant_method" in table:
             method = str(table["quant_method"] or "unnamed method")
-            scheme = str(table["format"]) if table.get("format") else None
-            return None, _foreign(method, scheme, table)
+            scheme = table.get("format") or table.get("quant_algo")
+            return None, _foreign(method, str(scheme) if scheme else None, table)
         default = _quantized_as(table, "config.json: quantization")
         overrides = {
             path: _quantized_as(entry, f"config.json: quantization of {path}") if entry else None

@@ -89,6 +89,68 @@ class Float8:
         return (start // size, -(-stop // size))
 
 
+@dataclass(frozen=True)
+class StackedFloat8:
+    """Stacked experts in FP8, as ModelOpt stores them: [experts, in, out], gate and up side by
+    side.
+    """
+
+    targets: tuple[str, ...]
+    weight: StoredTensor  # F8_E4M3 [experts, in, out]
+    scale: StoredTensor  # one for all, for each expert, or for each expert and output
+    quantization = None
+
+    @property
+    def shapes(self) -> list[Shape] | None:
+        if len(self.weight.shape) != 3 or self._scale_shape is None:
+            return None
+        experts, width, out = self.weight.shape
+        count = len(self.targets)
+        return [(experts, out // count, width)] * count if out % count == 0 else None
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return (self.weight, self.scale)
+
+    @property
+    def _scale_shape(self) -> tuple[int, int] | None:
+        """The scales as [1 or experts, 1 or outputs]; None if they do not fit."""
+        experts, _, out = self.weight.shape
+        shape = self.scale.shape
+        if shape in ((), (1,), (1, 1), (1, 1, 1)):
+            return (1, 1)
+        if shape in ((experts,), (experts, 1), (experts, 1, 1)):
+            return (experts, 1)
+        return (experts, out) if shape in ((experts, out), (experts, 1, out)) else None
+
+    def read(self, checkpoint: Checkpoint, start: int, stop: int, dtype: str) -> list[np.ndarray]:
+        data = checkpoint.read(self.weight, start, stop)
+        rows, _ = self._scale_shape or (1, 1)
+        scale = checkpoint.read(self.scale, *((start, stop) if rows > 1 else (0, 1)))
+        if has_nan(data):
+            raise misfit(self.weight, dtype)
+        check_fit(scale, self.scale, dtype)
+        check_products(scale, self.scale, LARGEST_E4M3, dtype)
+        return [data, scale]
+
+    def decode(self, data: list[np.ndarray], start: int, stop: int) -> "list[mx.array]":
+        import mlx.core as mx
+
+        codes, scale = data
+        codes = codes.reshape(stop - start, *self.weight.shape[1:])
+        values = mx.from_fp8(mx.array(codes), mx.float32)
+        _, columns = self._scale_shape or (1, 1)
+        scales = as_array(scale, self.scale.dtype, (-1, 1, columns)).astype(mx.float32)
+        return split_targets((values * scales), len(self.targets))
+
+
+def split_targets(experts: "mx.array", count: int) -> "list[mx.array]":
+    """[experts, in, count · out] → the tensors side by side in it, each [experts, out, in]."""
+    outputs = experts.swapaxes(1, 2)
+    size = outputs.shape[1] // count
+    return [outputs[:, index * size : (index + 1) * size] for index in range(count)]
+
+
 def has_nan(codes: np.ndarray) -> bool:
     """Is any code a NaN? codes: e4m3, uint8."""
     blocks = (codes[start : start + BLOCK_ITEMS] for start in range(0, len(codes), BLOCK_ITEMS))

@@ -3,13 +3,16 @@
 For folders in Hugging Face's layout, quantized or not, and in MLX's. Reads headers only.
 """
 
+import math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mlx_llama4.checkpoint.block_fp4 import NvFloat4, StackedNvFloat4, mx_float4
 from mlx_llama4.checkpoint.compressed import PackedIntegers
-from mlx_llama4.checkpoint.fp8 import Float8
+from mlx_llama4.checkpoint.fp8 import Float8, StackedFloat8
 from mlx_llama4.checkpoint.mlx_packed import MlxPacked
-from mlx_llama4.checkpoint.names import is_ignored, spellings
+from mlx_llama4.checkpoint.names import ignored_because, spellings
 from mlx_llama4.checkpoint.safetensors import Checkpoint, StoredTensor
 from mlx_llama4.checkpoint.sources import OneByOne, Plain, WeightSource
 from mlx_llama4.config import Config
@@ -30,6 +33,8 @@ class Matching:
     unknown: list[str] = field(default_factory=list)
     misshapen: list[str] = field(default_factory=list)
     mistyped: list[str] = field(default_factory=list)
+    # Reason → how many tensors are left out for it.
+    ignored: Counter[str] = field(default_factory=Counter)
 
     @property
     def problems(self) -> dict[str, list[str]]:
@@ -69,7 +74,11 @@ def match_tensors(checkpoint: Checkpoint, config: Config) -> Matching:
         for tensor in _misshapen(source, [matching.specs[one].shape for one in source.targets]):
             matching.misshapen.append(f"{tensor.name} {list(tensor.shape)}")
     for name in checkpoint.tensors:
-        if name not in finder.taken and not is_ignored(name):
+        if name in finder.taken:
+            continue
+        if reason := ignored_because(name):
+            matching.ignored[reason] += 1
+        else:
             matching.unknown.append(name)
     return matching
 
@@ -139,9 +148,14 @@ class _Finder:
         if f"{module}.scales" in self.stored:
             return self._mlx(module, target)
         if f"{name}_packed" in self.stored:
+            if self.stored[f"{name}_packed"].dtype == "U8":
+                return self._float4(name, f"{name}_packed", target)
             return self._integers(name, target, shape)
         if self.stored[name].dtype == "F8_E4M3":
             return self._float8(name, target)
+        scale = self.stored.get(f"{name}_scale")
+        if self.stored[name].dtype == "U8" and scale and scale.dtype in ("F8_E4M3", "U8"):
+            return self._float4(name, name, target)
         return Plain((target,), self._take(name, *FLOAT_DTYPES))
 
     def _mlx(self, module: str, target: str) -> WeightSource | None:
@@ -175,6 +189,19 @@ class _Finder:
             return None
         return Float8(target, weight, scale, foreign.block if foreign else None)
 
+    def _float4(self, name: str, stored: str, target: str) -> WeightSource | None:
+        """MXFP4 or NVFP4. stored: the name of the codes."""
+        packed = self._take(stored, "U8")
+        has_powers = f"{name}_scale" in self.stored and self.stored[f"{name}_scale"].dtype == "U8"
+        scale = self._wanted(f"{name}_scale", "U8" if has_powers else "F8_E4M3")
+        if has_powers and scale is not None:
+            return mx_float4(target, packed, scale)
+        divides = stored != name  # compressed-tensors stores the reciprocal of ModelOpt's scale
+        whole = self._wanted(f"{name}_{'global_scale' if divides else 'scale_2'}", "F32")
+        if scale is None or whole is None:
+            return None
+        return NvFloat4(target, packed, scale, whole, divides)
+
     def _experts(self, name: str, target: str, spec: TensorSpec) -> WeightSource | None:
         """Routed experts, either stacked [experts, in, out] with gate and up side by side, as in
         Hugging Face's releases, or as separate modules, `experts.0.gate_proj.weight`.
@@ -182,12 +209,10 @@ class _Finder:
         experts, projection = name.removesuffix(".weight").rsplit(".", 1)
         stacked = "down_proj" if projection == "down_proj" else "gate_up_proj"
         if f"{experts}.{stacked}" in self.stored:
-            tensor = self._take(f"{experts}.{stacked}", *FLOAT_DTYPES)
-            if stacked == "down_proj":
-                return Plain((target,), tensor, "transposed")
             stem = target.removesuffix(f"{projection}.weight")
-            targets = (f"{stem}gate_proj.weight", f"{stem}up_proj.weight")
-            return Plain(targets, tensor, "gate and up")
+            both = (f"{stem}gate_proj.weight", f"{stem}up_proj.weight")
+            targets = (target,) if stacked == "down_proj" else both
+            return self._stacked(f"{experts}.{stacked}", targets)
         names = [f"{experts}.{index}.{projection}.weight" for index in range(spec.shape[0])]
         present = [one for one in names if self._is_linear(one)]
         if not present:
@@ -196,6 +221,21 @@ class _Finder:
         found = [self._linear(one, one, spec.shape[1:]) for one in present]
         whole = tuple(one for one in found if one is not None)
         return OneByOne(whole, target) if len(whole) == len(names) else None
+
+    def _stacked(self, name: str, targets: tuple[str, ...]) -> WeightSource | None:
+        dtype = self.stored[name].dtype
+        if dtype not in ("F8_E4M3", "U8"):
+            tensor = self._take(name, *FLOAT_DTYPES)
+            return Plain(targets, tensor, "transposed" if len(targets) == 1 else "gate and up")
+        tensor = self._take(name, dtype)
+        if dtype == "F8_E4M3":
+            scale = self._wanted(f"{name}_weight_scale", *FLOAT_DTYPES)
+            return None if scale is None else StackedFloat8(targets, tensor, scale)
+        scale = self._wanted(f"{name}_weight_scale", "F8_E4M3")
+        whole = self._wanted(f"{name}_weight_scale_2", "F32")
+        if scale is None or whole is None:
+            return None
+        return StackedNvFloat4(targets, tensor, scale, whole)
 
 
 def _misshapen(source: WeightSource, wanted: list[tuple[int, ...]]) -> list[StoredTensor]:
@@ -209,6 +249,10 @@ def _misshapen(source: WeightSource, wanted: list[tuple[int, ...]]) -> list[Stor
     if isinstance(source, PackedIntegers) and source.bits:
         fits_without = replace(source, zero_point=None).quantization is not None
         return [source.zero_point if source.zero_point and fits_without else source.scale]
+    if isinstance(source, StackedFloat8 | NvFloat4 | StackedNvFloat4):
+        codes = math.prod(source.tensors[0].shape) * (1 + (source.tensors[0].dtype == "U8"))
+        fits = codes == sum(map(math.prod, wanted))
+        return list(source.tensors[1:] if fits else source.tensors[:1])
     if isinstance(source, MlxPacked | Plain) or source.tensors[0].shape != wanted[0]:
         return [source.tensors[0]]
     return [source.tensors[1]]  # the scales do not fit the weight

@@ -11,15 +11,22 @@ IGNORED = {
     # Buffers that some versions of transformers saved.
     r".*\.rotary_emb\.inv_freq": "RoPE frequencies follow from rope_theta and rope_scaling",
     r"vision_model\.rotary_embedding\.freqs_ci": "vision RoPE angles follow from the patch grid",
-    # compressed-tensors.
+    # compressed-tensors and ModelOpt.
     r".*\.weight_shape": "the shapes follow from config.json, and what is packed must agree",
-    r".*\.input_scale": "activations are not quantized here",
-    r".*\.[kv]_scale": "the cache is not quantized by a checkpoint's scales",
+    r".*\.((gate_up|down)_proj_)?input_(global_)?scale": (
+        "scales of inputs: activations are not quantized here"
+    ),
+    r".*\.[kv]_scale": "scales of keys and values: --kv-bits quantizes the cache by its own",
 }
 
 
+def ignored_because(name: str) -> str | None:
+    """Why a stored tensor is left out; None if it must not be."""
+    return next((why for pattern, why in IGNORED.items() if re.fullmatch(pattern, name)), None)
+
+
 def is_ignored(name: str) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in IGNORED)
+    return ignored_because(name) is not None
 
 
 def common_prefix(names: Iterable[str]) -> str:

@@ -26,9 +26,12 @@ METHODS: dict[str, tuple[str | None, ...]] = {
         "float-quantized",
         "naive-quantized",
         "pack-quantized",
+        "nvfp4-pack-quantized",
+        "mxfp4-pack-quantized",
         "mixed-precision",
     ),
     "fp8": (None,),
+    "modelopt": ("FP8", "NVFP4"),
 }
 
 
@@ -132,10 +135,10 @@ def without_prefix(checkpoint: Checkpoint) -> Checkpoint:
 
 def check_format(folder: Path, foreign: ForeignQuantization | None) -> None:
     if foreign is not None and foreign.format not in METHODS.get(foreign.method, ()):
-        known = "bf16, fp16, fp32, compressed-tensors float-quantized (FP8) and pack-quantized "
         raise CheckpointError(
-            f"{folder} is quantized by {foreign}, which is not supported; known are {known}"
-            "(int4, int8), block-wise fp8, and MLX's own"
+            f"{folder} is quantized by {foreign}, which is not supported; known are bf16, fp16, "
+            "fp32, compressed-tensors (FP8, int4, int8, nvfp4, mxfp4), ModelOpt FP8 and NVFP4, "
+            "block-wise fp8, and MLX's own"
         )
 
 
@@ -160,7 +163,7 @@ def describe(config: Config, matching: Matching) -> str:
         stored[source.tensors[0].dtype] += sum(tensor.nbytes for tensor in source.tensors)
     kind = f"{config.foreign_quantization}, " if config.foreign_quantization else ""
     width = stored.most_common(1)[0][0] if stored else "empty"
-    named = {"F8_E4M3": "FP8", "I32": "packed integers"}
+    named = {"F8_E4M3": "FP8", "I32": "packed integers", "U8": "FP4", "U32": "FP4"}
     return (
         f"Hugging Face layout, {kind}{named.get(width, width)}"
         f"{', experts one by one' if experts else ''}"

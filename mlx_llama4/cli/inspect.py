@@ -44,7 +44,7 @@ def inspect(
 ) -> None:
     """Describe a model folder, and check that it is complete.
 
-    Shows variant, parameters, quantization and missing tensors.
+    Shows variant, parameters, quantization and missing tensors, and whether it can be converted.
 
     Exit code 1 if it is not complete, or if --verify finds that it is damaged.
 
@@ -124,6 +124,10 @@ def _print(found: "Inspection") -> None:
         )
     if found.obstacle is not None:
         terminal.line(f"  cannot be converted: {found.obstacle}")
+    elif found.complete:
+        terminal.line("  can be converted")
+    for reason, count in found.ignored.items():
+        terminal.line(f"  left out: {count:,} tensors; {reason}")
     for note in found.notes:
         terminal.line(f"  {note}")
 

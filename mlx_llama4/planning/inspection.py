@@ -45,6 +45,7 @@ class Inspection:
     parts: tuple[PartReport, ...]
     experts: tuple[ExpertReport, ...]
     problems: dict[str, list[str]]
+    ignored: dict[str, int]  # reason → how many tensors are left out for it
     tensors: int
     files: int
     obstacle: str | None  # why it cannot be converted, though it may be complete
@@ -62,9 +63,17 @@ class Inspection:
     def complete(self) -> bool:
         return not any(self.problems.values())
 
+    @property
+    def convertible(self) -> bool:
+        return self.complete and self.obstacle is None
+
     def as_dict(self) -> dict[str, Any]:
-        totals = {"parameters": self.parameters, "bytes": self.nbytes, "complete": self.complete}
-        return asdict(self) | totals
+        return asdict(self) | {
+            "parameters": self.parameters,
+            "bytes": self.nbytes,
+            "complete": self.complete,
+            "convertible": self.convertible,
+        }
 
 
 def inspect_folder(folder: str | Path) -> Inspection:
@@ -91,6 +100,7 @@ def _inspect(name: str, source: Source) -> Inspection:
         parts=_parts(source.matching),
         experts=_experts(source.matching),
         problems=source.matching.problems,
+        ignored=dict(source.matching.ignored),
         tensors=len(source.checkpoint.tensors),
         files=len(source.checkpoint.files),
         obstacle=_obstacle(source),

@@ -16,7 +16,7 @@ from mlx_llama4.convert.run import Report, convert
 from mlx_llama4.opening import load_model
 from mlx_llama4.quantization import Quantization
 from tests import tiny
-from tests.checkpoint.quantized import QUANTIZED, one_by_one
+from tests.checkpoint.quantized import QUANTIZED, fp4_weight, one_by_one
 from tests.convert.folders import arrays, expected_arrays
 from tests.golden import cases
 from tests.raw_safetensors import Raw, bfloat16, read_raw, write_raw
@@ -54,6 +54,8 @@ def unpacked(words: np.ndarray, bits: int, axis: int, size: int) -> np.ndarray:
 def stored_weight(tensors: dict[str, Raw], module: str, block: int | None) -> np.ndarray:
     """The float32 weight of a module of a quantized checkpoint, by its format's definition."""
     if f"{module}.weight_packed" in tensors:
+        if tensors[f"{module}.weight_packed"].dtype == "U8":
+            return fp4_weight(tensors, f"{module}.weight")
         words = tensors[f"{module}.weight_packed"].words()
         out, width = tensors[f"{module}.weight_shape"].data.view(np.int64)
         bits = words.shape[1] * 32 // width
@@ -155,6 +157,31 @@ def test_integers_keep_their_codes(tmp_path: Path, name: str) -> None:
         checked += 1
     assert checked > 10
     check_loss(report, tmp_path / "out", name)
+
+
+def test_mxfp4_is_kept_byte_for_byte(tmp_path: Path) -> None:
+    """Codes and scales: MLX's mode is the same format."""
+    report = convert(QUANTIZED / "mxfp4", tmp_path / "out", KEPT)
+    tensors, found = read_raw(QUANTIZED / "mxfp4" / "model.safetensors"), arrays(tmp_path / "out")
+    checked = 0
+    for key, codes in tensors.items():
+        module, _, kind = key.rpartition(".")
+        if kind != "weight_packed":
+            continue
+        stem, is_expert, rest = module.rpartition(".experts.")
+        index, _, projection = rest.partition(".")
+        ours = f"language_model.{f'{stem}.experts.{projection}' if is_expert else module}"
+        parts = [np.array(found[f"{ours}.{part}"]) for part in ("weight", "scales")]
+        weight, scales = (part[int(index)] if is_expert else part for part in parts)
+        assert weight.tobytes() == codes.data.tobytes()
+        assert scales.tobytes() == tensors[f"{module}.weight_scale"].data.tobytes()
+        checked += 1
+    assert checked > 10
+    table = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
+    assert (table["mode"], table["bits"], table["group_size"]) == ("mxfp4", 4, 32)
+    assert not report.quality.tensors  # no value was rounded
+    expected = np.load(QUANTIZED / "logits.npz")["mxfp4"]
+    assert_same_logits(logits(tmp_path / "out"), expected, "text")
 
 
 def check_loss(report: Report, out: Path, name: str) -> None:

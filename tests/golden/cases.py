@@ -150,6 +150,8 @@ QUANTIZED = (
     "int4_group64_zero_points",
     "int4_group128",
     "int8_channel",
+    "nvfp4",
+    "mxfp4",
 )
 QUANTIZED_VOCABULARY = 64
 

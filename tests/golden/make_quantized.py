@@ -1,6 +1,6 @@
 """Make golden/quantized: tiny checkpoints in the formats of quantized releases. Run by hand:
 
-    python -m tests.golden.make_quantized
+    python -m tests.golden.make_quantized [NAME …]
 
 in an environment with the `reference` extra and compressed-tensors 0.20.0 (see README.md). The
 compressors of compressed-tensors write the modules, block-wise FP8 the formula of transformers'
@@ -10,6 +10,7 @@ weights that the stored values stand for.
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,10 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from compressed_tensors.compressors.mxfp4.base import MXFP4PackedCompressor
 from compressed_tensors.compressors.naive_quantized.base import FloatQuantizationCompressor
+from compressed_tensors.compressors.nvfp4.base import NVFP4PackedCompressor
+from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-from compressed_tensors.quantization.utils import calculate_qparams
+from compressed_tensors.quantization.lifecycle.forward import dequantize
+from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 from safetensors.torch import save_file
 
 from tests import tiny
@@ -31,6 +36,7 @@ FOLDER = Path(__file__).parent / "quantized"
 LARGEST_E4M3 = 448.0
 BLOCK = (128, 128)
 
+NAMES = {True: "float-quantized", False: "pack-quantized"}
 Tensors = dict[str, torch.Tensor]
 
 
@@ -49,6 +55,7 @@ class Format:
 
 
 FLOAT8 = {"num_bits": 8, "type": "float"}
+FLOAT4 = {"num_bits": 4, "type": "float"}
 INT4 = {"num_bits": 4, "type": "int"}
 INT8 = {"num_bits": 8, "type": "int"}
 GROUP = {"strategy": "group"}
@@ -91,6 +98,8 @@ FORMATS = {
         },
     ),
     "int8_channel": Format("scout", INT8 | {"strategy": "channel"}, text={"intermediate_size": 64}),
+    "nvfp4": Format("scout", FLOAT4 | {"strategy": "tensor_group", "group_size": 16}),
+    "mxfp4": Format("maverick", FLOAT4 | GROUP | {"group_size": 32}),
 }
 
 
@@ -177,6 +186,27 @@ def compressed(weight: torch.Tensor, form: Format) -> tuple[Tensors, torch.Tenso
     return stored, compressor.decompress(exact, scheme)["weight"].float()
 
 
+def in_fp4(weight: torch.Tensor, form: Format) -> tuple[Tensors, torch.Tensor]:
+    """The same for nvfp4 and mxfp4."""
+    is_nv = form.weights["strategy"] == "tensor_group"
+    args = QuantizationArgs(
+        **form.weights, scale_dtype=torch.float8_e4m3fn if is_nv else torch.uint8
+    )
+    whole = generate_gparam(weight.amin(), weight.amax()).reshape(1) if is_nv else None
+    groups = weight.reshape(len(weight), -1, args.group_size)
+    scale, _ = calculate_qparams(groups.amin(-1), groups.amax(-1), args, whole)
+    state = {"weight": weight, "weight_scale": scale.float()}
+    if whole is not None:
+        state["weight_global_scale"] = whole
+    compressor = NVFP4PackedCompressor if is_nv else MXFP4PackedCompressor
+    scheme = QuantizationScheme(targets=["Linear"], weights=args)
+    stored = compressor.compress(state, scheme)
+    scale = compressor._decompress_scale(stored["weight_scale"], torch.float32)
+    codes = unpack_fp4_from_uint8(stored["weight_packed"], *weight.shape, torch.float32)
+    exact = dequantize(codes, scale, args=args, global_scale=whole, dtype=torch.float32)
+    return stored, exact
+
+
 def in_blocks(weight: torch.Tensor, form: Format) -> tuple[Tensors, torch.Tensor]:
     """The same for block-wise FP8: codes, and the reciprocal of the scale that made them."""
     rows, columns = (-(-size // block) for size, block in zip(weight.shape, BLOCK, strict=True))
@@ -195,7 +225,7 @@ def in_blocks(weight: torch.Tensor, form: Format) -> tuple[Tensors, torch.Tensor
     return {"weight": codes, "weight_scale_inv": scales}, exact
 
 
-def quantization_config(form: Format, ignored: list[str]) -> dict[str, Any]:
+def quantization_config(name: str, form: Format, ignored: list[str]) -> dict[str, Any]:
     if form.weights is None:
         return {
             "quant_method": "fp8",
@@ -204,17 +234,18 @@ def quantization_config(form: Format, ignored: list[str]) -> dict[str, Any]:
             "modules_to_not_convert": ignored,
         }
     is_float = form.weights["type"] == "float"
+    is_fp4 = is_float and form.weights["num_bits"] == 4
     args = QuantizationArgs(**form.weights)
     token = QuantizationArgs(num_bits=8, type="float", strategy="token", dynamic=True)
     group = {
-        "input_activations": token.model_dump(mode="json") if is_float else None,
+        "input_activations": token.model_dump(mode="json") if is_float and not is_fp4 else None,
         "output_activations": None,
         "targets": ["Linear"],
         "weights": args.model_dump(mode="json"),
     }
     return {
         "config_groups": {"group_0": group},
-        "format": "float-quantized" if is_float else "pack-quantized",
+        "format": f"{name}-pack-quantized" if is_fp4 else NAMES[is_float],
         "ignore": ignored,
         "kv_cache_scheme": None,
         "quant_method": "compressed-tensors",
@@ -227,6 +258,8 @@ def write(name: str) -> tuple[dict[str, Any], Tensors]:
     form, config = FORMATS[name], config_of(name)
     quantize: Callable[[torch.Tensor, Format], tuple[Tensors, torch.Tensor]]
     quantize = in_blocks if form.weights is None else compressed
+    if form.weights and form.weights["type"] == "float" and form.weights["num_bits"] == 4:
+        quantize = in_fp4
     stored: Tensors = {}
     exact: Tensors = {}
     ignored: list[str] = []
@@ -242,7 +275,7 @@ def write(name: str) -> tuple[dict[str, Any], Tensors]:
     folder = FOLDER / name
     folder.mkdir(parents=True)
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    with_table = config | {"quantization_config": quantization_config(form, ignored)}
+    with_table = config | {"quantization_config": quantization_config(name, form, ignored)}
     (folder / "config.json").write_text(json.dumps(with_table, indent=1) + "\n")
     return config, exact
 
@@ -264,9 +297,10 @@ def logits(config: dict[str, Any], weights: Tensors) -> np.ndarray:
 
 def main() -> None:
     torch.set_grad_enabled(False)
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    result = {}
-    for name in cases.QUANTIZED:
+    wanted = sys.argv[1:] or cases.QUANTIZED
+    result = dict(np.load(FOLDER / "logits.npz")) if sys.argv[1:] else {}
+    for name in wanted:
+        shutil.rmtree(FOLDER / name, ignore_errors=True)
         result[name] = logits(*write(name))
         size = sum(path.stat().st_size for path in (FOLDER / name).iterdir())
         print(f"{name}: {size:,} bytes, logit std {result[name].std():.2f}")
