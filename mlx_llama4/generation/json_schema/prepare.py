@@ -22,7 +22,7 @@ def prepared(schema: Any) -> tuple[dict[str, Any], list[str]]:
     """The schema to enforce, and what the user should know of it.
 
     schema: parsed JSON, perhaps as the OpenAI interface wraps it: {"name", "strict", "schema"}, or
-    {"type": "json_schema", …}. Raises InputError for what is no schema, or cannot be enforced
+    {"type": "json_schema", …}. Raises InputError for what is not a schema, or cannot be enforced
     exactly.
     """
     check_limits(schema)
