@@ -44,6 +44,20 @@ def stand_in(path: Path, start: bytes) -> str | None:
     return None
 
 
+def stand_in_among(folder: Path) -> str | None:
+    """The line for the first small file of a model's folder that only stands for another."""
+    for pattern in ("*.json", "*.jinja", "tokenizer.model"):
+        for path in sorted(folder.glob(pattern)):
+            try:
+                with path.open("rb") as file:
+                    start = file.read(START_BYTES)
+            except OSError:  # who needs the file says so
+                continue
+            if (problem := stand_in(path, start)) is not None:
+                return problem
+    return None
+
+
 def adapter_in(folder: Path) -> str | None:
     """The name of a LoRA adapter's file, if there is one."""
     return next((name for name in ADAPTERS if (folder / name).is_file()), None)

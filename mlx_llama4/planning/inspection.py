@@ -10,6 +10,7 @@ from mlx_llama4.checkpoint.open import Source, check_format, open_source, packin
 from mlx_llama4.checkpoint.sources import WeightSource
 from mlx_llama4.config import Config
 from mlx_llama4.errors import CheckpointError
+from mlx_llama4.files.foreign import stand_in_among
 from mlx_llama4.hub.remote import open_remote
 from mlx_llama4.planning.releases import title_of
 from mlx_llama4.tensors import layer_number
@@ -109,6 +110,8 @@ def _inspect(name: str, source: Source) -> Inspection:
 
 
 def _obstacle(source: Source) -> str | None:
+    if (problem := stand_in_among(source.folder)) is not None:
+        return problem
     try:
         check_format(source.folder, source.config.foreign_quantization)
         source.matching.check(source.folder)

@@ -69,6 +69,9 @@ def test_pointers_in_a_folder_that_runs(demo_folder: Path, tmp_path: Path, name:
     folder = shutil.copytree(demo_folder, tmp_path / "model")
     (folder / name).write_bytes(POINTER)
     assert f"{name} is a Git LFS pointer" in refused("ask", "Hello", "-m", folder)
+    inspected = run_here("inspect", folder)
+    assert f"{name} is a Git LFS pointer" in inspected.stdout + inspected.stderr
+    assert "can be converted" not in inspected.stdout
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module.model."])
