@@ -100,6 +100,9 @@ def parse_quantization(
         if "quant_method" in table:
             method = str(table["quant_method"] or "unnamed method")
             scheme = table.get("format") or table.get("quant_algo")
+            if method == "bitsandbytes":
+                is_short = table.get("load_in_4bit") or table.get("_load_in_4bit")
+                scheme = "4-bit" if is_short else "8-bit"
             return None, _foreign(method, str(scheme) if scheme else None, table)
         default = _quantized_as(table, "config.json: quantization")
         overrides = {

@@ -109,6 +109,26 @@ class PackedIntegers:
 
         return [PackedRows(weight, spread(scales), spread(biases), quantization)]
 
+    @property
+    def num_groups(self) -> int:
+        """Groups of a row."""
+        return self._scale_shape[1] if len(self.scale.shape) <= 2 else 0
+
+    def parts(
+        self, data: list[np.ndarray], start: int, stop: int
+    ) -> "tuple[mx.array, mx.array, mx.array]":
+        """Codes [rows, in], and each group's scale and zero point [rows or 1, groups], float32."""
+        import mlx.core as mx
+
+        words = mx.array(data[0].view(np.uint32).reshape(stop - start, -1, 1))
+        shifts = mx.arange(32 // self.bits, dtype=mx.uint32) * self.bits
+        codes = (words >> shifts) & mx.array(2**self.bits - 1, mx.uint32)
+        codes = codes.reshape(stop - start, -1)[:, : self.shape[1]].astype(mx.float32)
+        scales = as_array(data[1], self.scale.dtype, (-1, self.num_groups)).astype(mx.float32)
+        if self.zero_point is None:
+            return codes, scales, mx.full(scales.shape, 2 ** (self.bits - 1), mx.float32)
+        return codes, scales, self._zero_points(data[2], start, stop)
+
     def _zero_points(self, data: np.ndarray, start: int, stop: int) -> "mx.array":
         import mlx.core as mx
 

@@ -1,6 +1,7 @@
 """Finds the stored tensors that make up each tensor of the model, and those missing or unknown.
 
-For folders in Hugging Face's layout, quantized or not, and in MLX's. Reads headers only.
+For folders in Hugging Face's layout, quantized or not, and in MLX's. Reads headers only, and the
+orders of columns (`weight_g_idx`).
 """
 
 import math
@@ -8,11 +9,13 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mlx_llama4.checkpoint.activation_order import OrderedIntegers, is_trivial
 from mlx_llama4.checkpoint.block_fp4 import NvFloat4, StackedNvFloat4, mx_float4
 from mlx_llama4.checkpoint.compressed import PackedIntegers
 from mlx_llama4.checkpoint.fp8 import Float8, StackedFloat8
 from mlx_llama4.checkpoint.mlx_packed import MlxPacked
 from mlx_llama4.checkpoint.names import ignored_because, spellings
+from mlx_llama4.checkpoint.nf4 import KINDS, TableCodes
 from mlx_llama4.checkpoint.safetensors import Checkpoint, StoredTensor
 from mlx_llama4.checkpoint.sources import OneByOne, Plain, WeightSource
 from mlx_llama4.config import Config
@@ -151,6 +154,8 @@ class _Finder:
             if self.stored[f"{name}_packed"].dtype == "U8":
                 return self._float4(name, f"{name}_packed", target)
             return self._integers(name, target, shape)
+        if f"{name}.absmax" in self.stored:
+            return self._table_codes(name, target, shape)
         if self.stored[name].dtype == "F8_E4M3":
             return self._float8(name, target)
         scale = self.stored.get(f"{name}_scale")
@@ -178,7 +183,13 @@ class _Finder:
             zero_point = self._wanted(f"{name}_zero_point", "I32")
         if packed is None or scale is None or (wants_zero_point and zero_point is None):
             return None
-        return PackedIntegers(target, packed, scale, zero_point, shape)
+        integers = PackedIntegers(target, packed, scale, zero_point, shape)
+        if f"{name}_g_idx" not in self.stored:
+            return integers
+        order = self._take(f"{name}_g_idx", "I32")
+        if order.dtype == "I32" and is_trivial(self.checkpoint, order, integers.num_groups):
+            return integers
+        return OrderedIntegers(integers, order)
 
     def _float8(self, name: str, target: str) -> WeightSource | None:
         is_inverse = f"{name}_scale_inv" in self.stored  # the reciprocal of the quantizing scale
@@ -188,6 +199,22 @@ class _Finder:
         if scale is None:
             return None
         return Float8(target, weight, scale, foreign.block if foreign else None)
+
+    def _table_codes(self, name: str, target: str, shape: tuple[int, ...]) -> WeightSource | None:
+        """bitsandbytes' 4-bit weights."""
+        codes = self._wanted(name, "U8")
+        is_nested = f"{name}.nested_absmax" in self.stored
+        absmax = self._wanted(f"{name}.absmax", "U8" if is_nested else "F32")
+        table = self._wanted(f"{name}.quant_map", "F32")
+        states = [f"{name}.quant_state.bitsandbytes__{kind}" for kind in KINDS]
+        state = self._wanted(next((one for one in states if one in self.stored), states[0]), "U8")
+        factors = self._wanted(f"{name}.nested_absmax", "F32") if is_nested else None
+        numbers = self._wanted(f"{name}.nested_quant_map", "F32") if is_nested else None
+        if codes is None or absmax is None or table is None or state is None:
+            return None
+        if is_nested and numbers is None:
+            return None
+        return TableCodes(target, codes, absmax, table, state, factors, numbers, shape)
 
     def _float4(self, name: str, stored: str, target: str) -> WeightSource | None:
         """MXFP4 or NVFP4. stored: the name of the codes."""
@@ -214,6 +241,8 @@ class _Finder:
             targets = (target,) if stacked == "down_proj" else both
             return self._stacked(f"{experts}.{stacked}", targets)
         names = [f"{experts}.{index}.{projection}.weight" for index in range(spec.shape[0])]
+        if self._is_linear(f"{experts}.{projection}s.0.weight"):  # as fine-tuners list them
+            names = [f"{experts}.{projection}s.{index}.weight" for index in range(spec.shape[0])]
         present = [one for one in names if self._is_linear(one)]
         if not present:
             return None
@@ -246,10 +275,12 @@ def _misshapen(source: WeightSource, wanted: list[tuple[int, ...]]) -> list[Stor
         return [
             tensor for expert in source.experts for tensor in _misshapen(expert, [wanted[0][1:]])
         ]
+    if isinstance(source, OrderedIntegers):
+        return _misshapen(source.integers, wanted) or [source.order]
     if isinstance(source, PackedIntegers) and source.bits:
         fits_without = replace(source, zero_point=None).quantization is not None
         return [source.zero_point if source.zero_point and fits_without else source.scale]
-    if isinstance(source, StackedFloat8 | NvFloat4 | StackedNvFloat4):
+    if isinstance(source, StackedFloat8 | NvFloat4 | StackedNvFloat4 | TableCodes):
         codes = math.prod(source.tensors[0].shape) * (1 + (source.tensors[0].dtype == "U8"))
         fits = codes == sum(map(math.prod, wanted))
         return list(source.tensors[1:] if fits else source.tensors[:1])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_llama4.checkpoint.matching import Matching, match_tensors
-from mlx_llama4.checkpoint.names import common_prefix, without_wrappers
+from mlx_llama4.checkpoint.names import common_prefix
 from mlx_llama4.checkpoint.safetensors import Checkpoint, open_checkpoint
 from mlx_llama4.checkpoint.sources import OneByOne, Plain, WeightSource
 from mlx_llama4.config import Config, parse_config, read_config
@@ -31,6 +31,7 @@ METHODS: dict[str, tuple[str | None, ...]] = {
         "mixed-precision",
     ),
     "fp8": (None,),
+    "bitsandbytes": ("4-bit",),
     "modelopt": ("FP8", "NVFP4"),
 }
 
@@ -126,14 +127,10 @@ def open_with_config(folder: Path, checkpoint: Checkpoint | None = None) -> Sour
 
 
 def without_prefix(checkpoint: Checkpoint) -> Checkpoint:
-    """With the names that tensors have in the releases, if a prefix stands before all of them, or
-    wrappers' words stand within.
-    """
-    short = {name: without_wrappers(name) for name in checkpoint.tensors}
-    if len(set(short.values())) < len(short):  # two tensors must never become one
-        short = {name: name for name in short}
-    prefix = common_prefix(short.values())
-    tensors = {short[name].removeprefix(prefix): one for name, one in checkpoint.tensors.items()}
+    """With the names that tensors have in the releases, if a prefix stands before all of them."""
+    if not (prefix := common_prefix(checkpoint.tensors)):
+        return checkpoint
+    tensors = {name.removeprefix(prefix): one for name, one in checkpoint.tensors.items()}
     return replace(checkpoint, tensors=tensors)
 
 
@@ -142,7 +139,7 @@ def check_format(folder: Path, foreign: ForeignQuantization | None) -> None:
         raise CheckpointError(
             f"{folder} is quantized by {foreign}, which is not supported; known are bf16, fp16, "
             "fp32, compressed-tensors (FP8, int4, int8, nvfp4, mxfp4), ModelOpt FP8 and NVFP4, "
-            "block-wise fp8, and MLX's own"
+            "bitsandbytes 4-bit, block-wise fp8, and MLX's own"
         )
 
 
@@ -167,7 +164,7 @@ def describe(config: Config, matching: Matching) -> str:
         stored[source.tensors[0].dtype] += sum(tensor.nbytes for tensor in source.tensors)
     kind = f"{config.foreign_quantization}, " if config.foreign_quantization else ""
     width = stored.most_common(1)[0][0] if stored else "empty"
-    named = {"F8_E4M3": "FP8", "I32": "packed integers", "U8": "FP4", "U32": "FP4"}
+    named = {"F8_E4M3": "FP8", "I32": "packed integers", "U8": "4 bits", "U32": "4 bits"}
     return (
         f"Hugging Face layout, {kind}{named.get(width, width)}"
         f"{', experts one by one' if experts else ''}"

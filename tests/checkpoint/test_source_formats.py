@@ -66,6 +66,8 @@ def stored_weight(tensors: dict[str, Raw], module: str, block: int | None) -> np
             zero = unpacked(tensors[f"{module}.weight_zero_point"].words(), bits, 0, out)
         group = width // scale.shape[1]
         return ((codes - zero.repeat(group, 1)) * scale.repeat(group, 1)).astype(np.float32)
+    if f"{module}.weight.absmax" in tensors:
+        return nf4_weight(tensors, f"{module}.weight")
     values = tensors[f"{module}.weight"].floats()
     inverse = f"{module}.weight_scale_inv"
     if inverse in tensors:
@@ -74,6 +76,19 @@ def stored_weight(tensors: dict[str, Raw], module: str, block: int | None) -> np
         return values * scale[:rows, :columns]
     scale = tensors.get(f"{module}.weight_scale")
     return values if scale is None else values * scale.floats()
+
+
+def nf4_weight(tensors: dict[str, Raw], weight: str) -> np.ndarray:
+    """The float32 weight of a module by bitsandbytes, whose scales are quantized, too."""
+    state = json.loads(tensors[f"{weight}.quant_state.bitsandbytes__nf4"].data.tobytes())
+    absmax = tensors[f"{weight}.absmax"].data
+    factors = tensors[f"{weight}.nested_absmax"].floats().repeat(state["nested_blocksize"])
+    scales = tensors[f"{weight}.nested_quant_map"].floats()[absmax] * factors[: len(absmax)]
+    scales = scales + np.float32(state["nested_offset"])
+    codes = tensors[weight].data
+    places = np.stack([codes >> 4, codes & 15], -1).reshape(-1)
+    values = tensors[f"{weight}.quant_map"].floats()[places]
+    return (values * scales.repeat(state["blocksize"])[: len(values)]).reshape(state["shape"])
 
 
 def stored_weights(folder: Path) -> dict[str, mx.array]:

@@ -161,7 +161,7 @@ def test_values_too_far_apart_to_be_packed(tmp_path: Path, search: bool) -> None
         ),
         ("int4_group32", beside(f"{EXTRA}_packed", f"{LINEAR}_packed"), "unknown: model"),
         ("fp8_tensor", beside(EXTRA, LINEAR), f"unknown: {EXTRA};"),
-        ("int4_group32", beside(f"{LINEAR}_g_idx", f"{LINEAR}_scale"), f"unknown: {LINEAR}_g_idx;"),
+        ("int4_group32", beside(f"{LINEAR}_g_idx", f"{LINEAR}_scale"), "_g_idx [96, 2];"),
         ("int4_group32", beside(f"{LINEAR}_zero_point", f"{LINEAR}_scale"), "_zero_point [96, 2];"),
         ("fp8_tensor", beside(f"{LINEAR}_zero_point", f"{LINEAR}_scale"), "unknown: model"),
         ("int4_group32", beside("model.norm.weight_packed", f"{LINEAR}_packed"), "norm.weight"),

@@ -152,6 +152,7 @@ QUANTIZED = (
     "int8_channel",
     "nvfp4",
     "mxfp4",
+    "nf4",
 )
 QUANTIZED_VOCABULARY = 64
 

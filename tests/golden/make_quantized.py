@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
+from bitsandbytes.functional import dequantize_blockwise, quantize_4bit
 from compressed_tensors.compressors.mxfp4.base import MXFP4PackedCompressor
 from compressed_tensors.compressors.naive_quantized.base import FloatQuantizationCompressor
 from compressed_tensors.compressors.nvfp4.base import NVFP4PackedCompressor
@@ -99,6 +101,8 @@ FORMATS = {
     ),
     "int8_channel": Format("scout", INT8 | {"strategy": "channel"}, text={"intermediate_size": 64}),
     "nvfp4": Format("scout", FLOAT4 | {"strategy": "tensor_group", "group_size": 16}),
+    # As unsloth publishes: the scales are quantized, too.
+    "nf4": Format("scout", {"type": "nf4"}, ("self_attn",), text={"num_local_experts": 2}),
     "mxfp4": Format("maverick", FLOAT4 | GROUP | {"group_size": 32}),
 }
 
@@ -207,6 +211,19 @@ def in_fp4(weight: torch.Tensor, form: Format) -> tuple[Tensors, torch.Tensor]:
     return stored, exact
 
 
+def in_nf4(weight: torch.Tensor, form: Format) -> tuple[Tensors, torch.Tensor]:
+    """The same for bitsandbytes. It decodes by its generic formula: its kernel for the CPU begins
+    a block of scales with each row, which is wrong for rows of 96.
+    """
+    codes, state = quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
+    parts = {f"weight.{key}": value for key, value in state.as_dict(packed=True).items()}
+    scales = dequantize_blockwise(state.absmax, state.state2) + state.offset
+    exact = _dequantize_4bit_compute(
+        codes.reshape(-1), scales, state.code, state.blocksize, weight.shape, torch.float32
+    )
+    return {"weight": codes} | parts, exact
+
+
 def in_blocks(weight: torch.Tensor, form: Format) -> tuple[Tensors, torch.Tensor]:
     """The same for block-wise FP8: codes, and the reciprocal of the scale that made them."""
     rows, columns = (-(-size // block) for size, block in zip(weight.shape, BLOCK, strict=True))
@@ -233,6 +250,16 @@ def quantization_config(name: str, form: Format, ignored: list[str]) -> dict[str
             "weight_block_size": list(BLOCK),
             "modules_to_not_convert": ignored,
         }
+    if form.weights["type"] == "nf4":
+        return {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "load_in_8bit": False,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": "bfloat16",
+            "llm_int8_skip_modules": ignored,
+        }
     is_float = form.weights["type"] == "float"
     is_fp4 = is_float and form.weights["num_bits"] == 4
     args = QuantizationArgs(**form.weights)
@@ -258,7 +285,9 @@ def write(name: str) -> tuple[dict[str, Any], Tensors]:
     form, config = FORMATS[name], config_of(name)
     quantize: Callable[[torch.Tensor, Format], tuple[Tensors, torch.Tensor]]
     quantize = in_blocks if form.weights is None else compressed
-    if form.weights and form.weights["type"] == "float" and form.weights["num_bits"] == 4:
+    if form.weights == {"type": "nf4"}:
+        quantize = in_nf4
+    elif form.weights and form.weights["type"] == "float" and form.weights["num_bits"] == 4:
         quantize = in_fp4
     stored: Tensors = {}
     exact: Tensors = {}
