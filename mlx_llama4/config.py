@@ -179,7 +179,7 @@ def load_generation_config(
         do_sample=bool(raw.get("do_sample", False)),
         temperature=keys.number("temperature", 1.0),
         top_p=keys.number("top_p", 1.0),
-        top_k=keys.integer("top_k", 0, least=0),
+        top_k=max(keys.integer("top_k", 0, least=-1), 0),  # some write -1 for "off"
     )
 
 

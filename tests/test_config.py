@@ -257,6 +257,13 @@ def test_generation_defaults(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     found = load_generation_config(tmp_path)
     assert (found.eos_token_ids, found.temperature, found.top_p, found.top_k) == ((7,), 0.6, 0.9, 0)
+    for off in (-1, 0, None):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"top_k": off}))
+        assert load_generation_config(tmp_path).top_k == 0
+    for wrong in (-2, 0.5, "all"):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"top_k": wrong}))
+        with pytest.raises(ConfigError, match="top_k is"):
+            load_generation_config(tmp_path)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": "stop"}')
     with pytest.raises(ConfigError, match="eos_token_id must be"):
         load_generation_config(tmp_path)

@@ -19,6 +19,10 @@ IGNORED = {
     r".*\.[kv]_scale": "scales of keys and values: --kv-bits quantizes the cache by its own",
 }
 
+# Of torch.compile, FSDP and activation checkpointing. No model has them, and
+# layers are wrapped one by one, too.
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
 
 def ignored_because(name: str) -> str | None:
     """Why a stored tensor is left out; None if it must not be."""
@@ -27,6 +31,11 @@ def ignored_because(name: str) -> str | None:
 
 def is_ignored(name: str) -> bool:
     return ignored_because(name) is not None
+
+
+def without_wrappers(name: str) -> str:
+    """A tensor's name without the words of modules that wrap others, at any place."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def common_prefix(names: Iterable[str]) -> str:

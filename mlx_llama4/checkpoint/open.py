@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_llama4.checkpoint.matching import Matching, match_tensors
-from mlx_llama4.checkpoint.names import common_prefix
+from mlx_llama4.checkpoint.names import common_prefix, without_wrappers
 from mlx_llama4.checkpoint.safetensors import Checkpoint, open_checkpoint
 from mlx_llama4.checkpoint.sources import OneByOne, Plain, WeightSource
 from mlx_llama4.config import Config, parse_config, read_config
@@ -127,10 +127,14 @@ def open_with_config(folder: Path, checkpoint: Checkpoint | None = None) -> Sour
 
 
 def without_prefix(checkpoint: Checkpoint) -> Checkpoint:
-    """With the names that tensors have in the releases, if a prefix stands before all of them."""
-    if not (prefix := common_prefix(checkpoint.tensors)):
-        return checkpoint
-    tensors = {name.removeprefix(prefix): one for name, one in checkpoint.tensors.items()}
+    """With the names that tensors have in the releases, if a prefix stands before all of them, or
+    wrappers' words stand within.
+    """
+    short = {name: without_wrappers(name) for name in checkpoint.tensors}
+    if len(set(short.values())) < len(short):  # two tensors must never become one
+        short = {name: name for name in short}
+    prefix = common_prefix(short.values())
+    tensors = {short[name].removeprefix(prefix): one for name, one in checkpoint.tensors.items()}
     return replace(checkpoint, tensors=tensors)
 
 

@@ -17,10 +17,9 @@ from mlx_llama4.errors import CheckpointError, RunError
 from mlx_llama4.files.dtypes import ITEM_BYTES
 from mlx_llama4.files.durable import MAX_CALL_BYTES
 from mlx_llama4.files.foreign import (
-    LFS_POINTER,
+    START_BYTES,
     instead_of_weights,
-    is_pointer,
-    pointer_problem,
+    stand_in,
 )
 from mlx_llama4.files.json_file import parse_json, read_json
 
@@ -140,7 +139,7 @@ def read_header(file: Path) -> list[StoredTensor]:
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            start = stream.read(len(LFS_POINTER))
+            start = stream.read(START_BYTES)
             length = header_length(file, size, start)
             stream.seek(LENGTH_BYTES)
             header = stream.read(length)
@@ -151,8 +150,8 @@ def read_header(file: Path) -> list[StoredTensor]:
 
 def header_length(file: Path, size: int, start: bytes) -> int:
     """Length of the JSON header. start: the first bytes of the file of `size` bytes."""
-    if is_pointer(start):
-        raise CheckpointError(pointer_problem(file))
+    if (problem := stand_in(file, start)) is not None:
+        raise CheckpointError(problem)
     length = int.from_bytes(start[:LENGTH_BYTES], "little")
     if size < LENGTH_BYTES or length > min(size - LENGTH_BYTES, MAX_HEADER_BYTES):
         raise CheckpointError(

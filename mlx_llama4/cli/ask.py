@@ -172,7 +172,7 @@ def _refuse_contradictions(*contradictions: tuple[bool, str]) -> None:
 def _read_schema(path: Path) -> Any:
     from mlx_llama4.generation.grammar import read_schema
 
-    return read_schema(path)
+    return read_schema(path, terminal.note)
 
 
 def _check(

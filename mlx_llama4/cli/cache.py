@@ -113,6 +113,11 @@ def _read_text(path: Path | None) -> str:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as failure:
         raise InputError(f"cannot read {path}: {failure.strerror or failure}") from None
+    from mlx_llama4.cli.ask_input import PICTURE_BEGINNINGS
+
+    if data.startswith(PICTURE_BEGINNINGS):
+        advice = "pipe it to --image -" if str(path) == "-" else f"give it as --image {path}"
+        raise PromptError(f"{path} is a picture, not a text; {advice}")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as failure:

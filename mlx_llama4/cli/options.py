@@ -337,8 +337,6 @@ def load_chat(folder: "ModelFolder", options: "ChatOptions", placement: "Placeme
         from mlx_llama4.opening import load_placed
     from mlx_llama4.cli.console.progress import byte_progress
 
-    for note in folder.source.notes:
-        terminal.note(note)
     options.prefill_step = placement.usage.span
     with byte_progress(transient=True) as update:
 

@@ -1,10 +1,13 @@
 """What a folder or file holds where a checkpoint was expected: other formats, by their names."""
 
+import re
 from pathlib import Path
 
 # Git LFS's placeholder for a file that was not downloaded with the repository
-# (github.com/git-lfs/git-lfs, docs/spec.md).
-LFS_POINTER = b"version https://git-lfs"
+# (github.com/git-lfs/git-lfs, docs/spec.md), and that of its successor on the hub.
+LFS_POINTER, XET_POINTER = b"version https://git-lfs", b"# xet version"
+WEB_PAGES = (b"<!doctype html", b"<html")
+START_BYTES = 64  # that tell
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapters.safetensors",
             "adapter_model.bin", "adapters.npz")  # fmt: skip
 # (pattern, what it is, what to do). The first that matches is named.
@@ -15,6 +18,7 @@ FORMATS = (
         "a pickle of PyTorch, which could run any code when it is read",
         "get the release in safetensors, or save it again with safe_serialization=True",
     ),
+    ("*.pth", "a pickle of PyTorch", "get the release in safetensors"),
     ("*.pt", "a pickle of PyTorch", "get the release in safetensors"),
     ("*.ckpt", "a pickle of PyTorch", "get the release in safetensors"),
     ("*.h5", "weights for TensorFlow", "get the release in safetensors"),
@@ -22,19 +26,22 @@ FORMATS = (
     ("*.onnx", "a graph for ONNX", "get the release in safetensors"),
     ("*.npz", "arrays of NumPy", "get the release in safetensors"),
 )
+# Files beside weights, or hidden by other programs, that are no weights.
+LEFT_BY_TRAINING = re.compile(r"\.|training_args\.bin|optimizer|scheduler|rng_state|scaler")
 
 
-def is_pointer(start: bytes) -> bool:
-    """Does a file that starts so stand for one that Git LFS has not fetched?"""
-    return start.startswith(LFS_POINTER)
-
-
-def pointer_problem(path: Path) -> str:
-    """The line for a file that is a pointer."""
-    return (
-        f"{path} is a Git LFS pointer, not the file itself; run git lfs pull in its folder, or "
-        "download it again"
-    )
+def stand_in(path: Path, start: bytes) -> str | None:
+    """The line for a file that only stands for another, by its first bytes; None for others."""
+    if start.startswith(LFS_POINTER):
+        return (
+            f"{path} is a Git LFS pointer, not the file itself; run git lfs pull in its folder, or "
+            "download it again"
+        )
+    if start.startswith(XET_POINTER):
+        return f"{path} is a Git Xet pointer, not the file itself; download it again"
+    if start[:START_BYTES].lstrip().lower().startswith(WEB_PAGES):
+        return f"{path} is a web page, perhaps the hub's about the file; download the file itself"
+    return None
 
 
 def stand_in_among(folder: Path) -> str | None:
@@ -73,11 +80,16 @@ def instead_of_weights(folder: Path) -> str | None:
             "that it was trained on, and give that"
         )
     for pattern, what, advice in FORMATS:
-        if found := sorted(folder.glob(pattern)):
+        found = [file for file in folder.glob(pattern) if not LEFT_BY_TRAINING.match(file.name)]
+        if found := sorted(found):
             return f"{folder} holds {found[0].name}: {what}; {advice}"
     if found := sorted(folder.glob("*.safetensors")):
         return (
             f"{folder} holds {found[0].name}, but no model*.safetensors and no index; "
             "if these are the model's weights, rename the file to model.safetensors"
         )
+    if found := sorted(file.parent for file in folder.glob("*/model*.safetensors")):
+        return f"{folder} has its weights in a folder of its own; give {found[0]}"
+    if any(folder.glob(".cache/**/*.incomplete")):
+        return f"{folder} holds a download that broke off; repeat it to fetch the rest"
     return None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_llama4.errors import ConfigError
-from mlx_llama4.files.foreign import is_pointer, pointer_problem
+from mlx_llama4.files.foreign import stand_in
 
 # The largest number that a config may hold: sizes are multiplied, and floats hold no more exactly.
 MOST_INTEGER = 2**53
@@ -31,8 +31,8 @@ def read_json(path: Path, error: type[Exception] = ConfigError) -> dict[str, Any
     """The object in a JSON file; raises `error` with one line that names the file."""
     try:
         data = path.read_bytes()
-        if is_pointer(data):
-            raise error(pointer_problem(path))
+        if (problem := stand_in(path, data)) is not None:
+            raise error(problem)
         value = parse_json(data)
     except OSError as failure:
         raise error(f"cannot read {path}: {failure.strerror or failure}") from None

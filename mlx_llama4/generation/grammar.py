@@ -4,7 +4,7 @@ llguidance computes those tokens.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_llama4.errors import InputError, RunError
+from mlx_llama4.errors import InputError, RunError, one_line
 from mlx_llama4.files.json_file import parse_json
+from mlx_llama4.generation.json_schema.prepare import prepared
 from mlx_llama4.prompt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ WHITE_SPACE = r"\n {0,16}| "
 BITS = 32  # in a word of a mask
 
 
-def read_schema(path: str | Path) -> Any:
-    """Read a JSON schema from a file.
+def read_schema(path: str | Path, on_note: Callable[[str], None] = lambda note: None) -> Any:
+    """Read a JSON schema from a file. on_note: is told of keywords that are unknown, and the like.
 
     Raises InputError if it is not JSON, not a schema, or a schema that cannot be enforced.
     """
@@ -39,9 +40,12 @@ def read_schema(path: str | Path) -> Any:
     except (ValueError, RecursionError) as failure:
         raise InputError(f"{path} is not valid JSON: {failure}") from None
     try:
+        schema, notes = prepared(schema)
         _check(_source(schema))
     except InputError as failure:
         raise InputError(f"{path}: {failure}") from None
+    for note in notes:
+        on_note(f"{path}: {note}")
     return schema
 
 
@@ -92,7 +96,7 @@ class Grammar:
     _source: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        source = _source(self.schema)
+        source = _source(prepared(self.schema)[0])
         _check(source, self.tokens.wrapped)
         object.__setattr__(self, "_source", source)
 
@@ -135,14 +139,12 @@ class GrammarMatcher:
     def _check(self) -> None:
         if self._matcher.is_error():
             # Otherwise only an end token would be allowed now, as if the answer were complete.
-            raise RunError(f"cannot follow the schema: {_first_line(self._matcher.get_error())}")
+            raise RunError(f"cannot follow the schema: {_reason(self._matcher.get_error())}")
 
 
 def _source(schema: Any) -> str:
     from llguidance import LLMatcher
 
-    if not isinstance(schema, dict):
-        raise InputError("a schema must be a JSON object")
     return LLMatcher.grammar_from_json_schema(
         json.dumps(schema), overrides={"whitespace_pattern": WHITE_SPACE}
     )
@@ -151,11 +153,21 @@ def _source(schema: Any) -> str:
 def _check(source: str, tokens: "LLTokenizer | None" = None) -> None:
     from llguidance import LLMatcher
 
-    failed, messages = LLMatcher.validate_grammar_with_warnings(source, tokens)
+    try:
+        failed, messages = LLMatcher.validate_grammar_with_warnings(source, tokens)
+    except (ValueError, RecursionError, MemoryError) as failure:
+        failed, messages = True, [str(failure)]
     if failed:
-        raise InputError(f"answers cannot be held to this schema: {_first_line(messages[0])}")
+        raise InputError(f"answers cannot be held to this schema: {_reason(messages[0])}")
 
 
-def _first_line(text: str) -> str:
-    """The first line of an llguidance error; the rest only repeats its context."""
-    return text.strip().splitlines()[0] if text.strip() else "of unknown cause"
+def _reason(text: str) -> str:
+    """What llguidance says, in one line, without the option that it advises and we do not have."""
+    if "coerce_one_of" in text:
+        return (
+            "the branches of oneOf may overlap; write anyOf, or give each branch a required "
+            "property with a const of its own"
+        )
+    lines = [line.strip() for line in text.splitlines()]
+    said = " ".join(line for line in lines if line.strip("^ "))  # less what only points
+    return one_line(said, 300) or "of unknown cause"

@@ -154,6 +154,9 @@ def _reason(failure: Exception) -> str:
 
 def _download_weights(repository: str, folder: Path, purpose: Purpose) -> None:
     """Downloads one file after another: at Ctrl-C, a pool would first complete its files."""
+    from mlx_llama4.hub.broken_off import clear_broken_off
+
+    clear_broken_off(folder)
     if (folder / "config.json").is_file():
         _check_config(repository, folder, purpose)
         names = shard_names(folder)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_llama4.errors import CheckpointError
-from mlx_llama4.files.foreign import is_pointer, pointer_problem
+from mlx_llama4.files.foreign import stand_in
 from mlx_llama4.files.json_file import read_json
 
 # The format of Meta's prompt_format.md for Llama 4, with the same ids as the released template.
@@ -80,8 +80,8 @@ def load_chat_template(folder: Path, tokenizer_config: Mapping[str, Any] | None 
             source = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as failure:
             raise CheckpointError(f"cannot read {path}: {failure}") from None
-        if is_pointer(source.encode()):
-            raise CheckpointError(pointer_problem(path))
+        if (problem := stand_in(path, source.encode())) is not None:
+            raise CheckpointError(problem)
         return source
     known = {"chat_template.json": None, "tokenizer_config.json": tokenizer_config}
     for name, raw in known.items():

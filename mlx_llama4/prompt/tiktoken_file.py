@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.processors import TemplateProcessing
 
 from mlx_llama4.errors import CheckpointError
-from mlx_llama4.files.foreign import is_pointer, pointer_problem
+from mlx_llama4.files.foreign import stand_in
 from mlx_llama4.prompt.byte_symbols import SYMBOL_OF_BYTE
 from mlx_llama4.prompt.template_source import DEFAULT_TEMPLATE
 
@@ -73,8 +73,8 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         data = path.read_bytes()
     except OSError as failure:
         raise CheckpointError(f"cannot read {path}: {failure.strerror or failure}") from None
-    if is_pointer(data):
-        raise CheckpointError(pointer_problem(path))
+    if (problem := stand_in(path, data)) is not None:
+        raise CheckpointError(problem)
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(data.splitlines(), 1):
         if not line.strip():

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.decoders import ByteLevel
 
 from mlx_llama4.errors import CheckpointError, PromptError
-from mlx_llama4.files.foreign import is_pointer, pointer_problem
+from mlx_llama4.files.foreign import stand_in
 from mlx_llama4.prompt.byte_symbols import BYTE_OF_SYMBOL
 from mlx_llama4.prompt.tiktoken_file import FILE_NAME, load_fast_tokenizer
 from mlx_llama4.prompt.word_pattern import PANIC, encode_slowly, has_known_patterns
@@ -74,8 +74,8 @@ class Tokenizer:
             raise CheckpointError(f"{folder} has no tokenizer.json; download it too")
         try:
             file = path.read_bytes()
-            if is_pointer(file):
-                raise CheckpointError(pointer_problem(path))
+            if (problem := stand_in(path, file)) is not None:
+                raise CheckpointError(problem)
             return cls(FastTokenizer.from_str(file.decode()), file)
         except CheckpointError:
             raise

@@ -113,6 +113,8 @@ def test_what_is_refused_before_the_weights_are_read(
     latin = tmp_path / "latin.txt"
     latin.write_bytes("Grüße".encode("latin-1"))
     assert "not UTF-8 (byte 2)" in refused(*make, latin)
+    for picture in sorted(PICTURES.glob("*.png")):
+        assert f"is a picture, not a text; give it as --image {picture}" in refused(*make, picture)
     assert "give a text to read" in refused(*make)
     assert "latin.txt" in refused(*make, book, "--image", latin)
     long = tmp_path / "long.txt"

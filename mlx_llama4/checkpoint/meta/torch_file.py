@@ -24,7 +24,7 @@ from mlx_llama4.checkpoint.meta.torch_pickle import (
 from mlx_llama4.checkpoint.safetensors import StoredTensor
 from mlx_llama4.errors import CheckpointError
 from mlx_llama4.files.dtypes import ITEM_BYTES
-from mlx_llama4.files.foreign import LFS_POINTER, is_pointer, pointer_problem
+from mlx_llama4.files.foreign import START_BYTES, stand_in
 
 MAX_PICKLE_BYTES = 64 * 2**20
 MAX_DIMENSIONS = 8
@@ -43,7 +43,7 @@ def read_torch_file(file: Path) -> list[StoredTensor]:
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            _check_format(file, stream.read(len(LFS_POINTER)))
+            _check_format(file, stream.read(START_BYTES))
             with zipfile.ZipFile(stream) as archive:
                 root = _root(file, archive)
                 pickled = _read_pickle(file, archive, f"{root}/data.pkl")
@@ -70,8 +70,8 @@ def _check_format(file: Path, start: bytes) -> None:
             f"{file} is in the format of torch before 1.6, which is not supported; load it with "
             "torch and save it again"
         )
-    if is_pointer(start):
-        raise CheckpointError(pointer_problem(file))
+    if (problem := stand_in(file, start)) is not None:
+        raise CheckpointError(problem)
     if not start.startswith(ZIP_MAGIC):
         raise CheckpointError(f"{file} is not a torch.save file; download it again")
 
