@@ -74,6 +74,8 @@ def instead_of_weights(folder: Path) -> str | None:
     """What a folder without safetensors of a model holds instead, and what to do; None if nothing
     that is known.
     """
+    if any(folder.glob("model*.safetensors")):
+        return None
     if adapter := adapter_in(folder):
         return (
             f"{folder} holds a LoRA adapter ({adapter}) without its model; merge it into the model "

@@ -64,7 +64,7 @@ def test_known_buffers_are_left_out(tmp_path: Path) -> None:
     [
         ({"quant_method": "compressed-tensors", "format": "int-quantized"}, "int-quantized"),
         ({"quant_method": "fbgemm_fp8"}, "fbgemm_fp8"),
-        ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
+        ({"quant_method": "bitsandbytes"}, "bitsandbytes 8-bit"),
     ],
 )
 def test_unknown_formats_are_refused_by_name(

@@ -151,7 +151,6 @@ DAMAGED = {
     "rank left out": b"wA== 1\n",
     "twice": b"wA== 0\nwA== 1\n",
     "no byte": b"= 0\n",
-    "HTML": b"<!DOCTYPE html>\n",
 }
 
 
