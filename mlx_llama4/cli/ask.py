@@ -1,7 +1,6 @@
 """`mlx-llama4 ask`: one question, one answer or several."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,11 +41,12 @@ def ask(
         typer.Option("--json", help="Print each answer, with statistics, as a line of JSON."),
     ] = False,
     json_schema: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--json-schema",
             metavar="FILE",
-            help="Answer with JSON that follows this schema. Exit code 1 if it is cut short.",
+            help="Answer with JSON that follows this schema, a file or the schema itself. "
+            "Exit code 1 if it is cut short.",
             show_default=False,
         ),
     ] = None,
@@ -169,10 +169,10 @@ def _refuse_contradictions(*contradictions: tuple[bool, str]) -> None:
             raise InputError(message)
 
 
-def _read_schema(path: Path) -> Any:
+def _read_schema(given: str) -> Any:
     from mlx_llama4.generation.grammar import read_schema
 
-    return read_schema(path, terminal.note)
+    return read_schema(given, terminal.note)
 
 
 def _check(

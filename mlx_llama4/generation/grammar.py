@@ -26,26 +26,30 @@ BITS = 32  # in a word of a mask
 
 
 def read_schema(path: str | Path, on_note: Callable[[str], None] = lambda note: None) -> Any:
-    """Read a JSON schema from a file. on_note: is told of keywords that are unknown, and the like.
+    """Read a JSON schema from a file, or from `path` itself if that is an object in JSON.
+
+    on_note: is told of keywords that are unknown, and the like.
 
     Raises InputError if it is not JSON, not a schema, or a schema that cannot be enforced.
     """
+    is_inline = str(path).lstrip().startswith("{")
+    name = "the schema" if is_inline else path
     try:
-        schema = parse_json(Path(path).read_bytes())
+        schema = parse_json(str(path).encode() if is_inline else Path(path).read_bytes())
     except OSError as failure:
         raise InputError(
             f"cannot read {path}: {failure.strerror or failure}; "
             "give a file that holds a JSON schema"
         ) from None
     except (ValueError, RecursionError) as failure:
-        raise InputError(f"{path} is not valid JSON: {failure}") from None
+        raise InputError(f"{name} is not valid JSON: {failure}") from None
     try:
         schema, notes = prepared(schema)
         _check(_source(schema))
     except InputError as failure:
-        raise InputError(f"{path}: {failure}") from None
+        raise InputError(f"{name}: {failure}") from None
     for note in notes:
-        on_note(f"{path}: {note}")
+        on_note(f"{name}: {note}")
     return schema
 
 

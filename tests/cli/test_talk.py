@@ -14,7 +14,13 @@ from mlx_llama4.chat.conversation import questions
 from mlx_llama4.chat.personas import PERSONAS
 from mlx_llama4.cli.chat import _converse as converse
 from mlx_llama4.cli.console.progress import ReadingProgress
-from mlx_llama4.cli.talk.commands import COMMANDS, ELSEWHERE, completions, is_command, run_command
+from mlx_llama4.cli.talk.commands import (
+    COMMANDS,
+    ELSEWHERE,
+    completions,
+    is_command,
+    run_command,
+)
 from mlx_llama4.cli.talk.line_editor import PlainLines
 from mlx_llama4.cli.talk.talk import Talk
 from mlx_llama4.demo.questions import PICTURES

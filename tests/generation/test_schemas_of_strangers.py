@@ -194,6 +194,14 @@ def test_the_command_says_notes_and_refusals(demo_folder: Path, tmp_path: Path) 
     assert "cannot be held to exactly; let it be a string" in refused(*asked)
 
 
+def test_a_schema_on_the_command_line(demo_folder: Path) -> None:
+    asked = ("ask", "Is it so?", "-m", demo_folder, "--json-schema")
+    inline = '{"$id": "https://example.com//a", "type": "boolean"}'
+    assert json.loads(run_here(*asked, inline).stdout) in (True, False)
+    assert "the schema is not valid JSON" in refused(*asked, '{"type": ')
+    assert "the schema: #/type: 'thing' is not a type" in refused(*asked, ' {"type": "thing"}')
+
+
 WORDS = [
     "type", "object", "array", "string", "integer", "properties", "items", "enum", "const",
     "not", "anyOf", "oneOf", "allOf", "$ref", "#", "#/$defs/a", "$defs", "pattern", "(",

@@ -45,7 +45,9 @@ def run_command(talk: Talk, text: str) -> None:
     name, argument = (*text.split(maxsplit=1), "")[:2]
     command = COMMANDS.get(OTHER_NAMES.get(name, name))
     if command is None:
-        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.6)
+        # Who types what was suggested should lose nothing by it.
+        safe = [one for one in COMMANDS if one not in LOSING]
+        near = difflib.get_close_matches(name, safe, n=1, cutoff=0.6)
         advice = f"did you mean {near[0]}?" if near else "/help lists them"
         raise Llama4Error(f"unknown command {name}; {ELSEWHERE.get(name, advice)}")
     command.run(talk, argument.strip())
@@ -174,9 +176,9 @@ def _fork(talk: Talk, argument: str) -> None:
 def _save(talk: Talk, argument: str) -> None:
     from mlx_llama4.units import human_bytes
 
-    path = _path(argument, "/save FILE")
+    path = _path(argument.removesuffix("!"), "/save FILE")
     chat_facts.check_something_said(talk.chat)
-    nbytes = talk.chat.save(path)
+    nbytes = talk.save(path, replace=argument.endswith("!"))
     tokens = len(talk.chat.cache.ids)
     terminal.aside(f"[{path}: {tokens:,} tokens, {human_bytes(nbytes)}]")
 
@@ -265,8 +267,10 @@ OTHER_NAMES = {
     "/clear": "/reset",
     "/?": "/help",
 }
+LOSING = ("/reset", "/undo", "/quit")  # they drop something of the conversation
 ELSEWHERE = {
     "/model": "leave, and start with another --model",
     "/show": "see /set, /system, /stats and /context",
     "/tools": "tools are given at the start: chat --tools FILE.py",
+    "/resume": "/load FILE reads what /save wrote; chat --resume goes on with the last one",
 }

@@ -1,5 +1,6 @@
 """Resolve a system prompt: a text, a file, or the name of a persona."""
 
+import difflib
 from pathlib import Path
 
 from mlx_llama4.chat.personas import PERSONAS
@@ -14,6 +15,7 @@ def read_system(given: str | None) -> str | None:
     if given in PERSONAS:
         return PERSONAS[given]
     if not given.startswith("@"):
+        _check_no_typo(given)
         return terminal.as_typed(given)
     path = Path(given[1:])
     try:
@@ -26,3 +28,16 @@ def read_system(given: str | None) -> str | None:
     if not text:
         raise InputError(f"{path}, given as the system prompt, is empty")
     return text
+
+
+def _check_no_typo(given: str) -> None:
+    """Raises InputError for a single word that is nearly a persona's name, or a file's."""
+    if " " in given:
+        return
+    if near := difflib.get_close_matches(given.lower(), PERSONAS, n=1, cutoff=0.7):
+        raise InputError(
+            f"{given!r} is not a persona; did you mean {near[0]}? To give the word itself, add a "
+            f"space: {given + ' '!r}"
+        )
+    if Path(given).suffix in (".txt", ".md") and Path(given).is_file():
+        raise InputError(f"{given} is a file; write @{given} to give what is in it")

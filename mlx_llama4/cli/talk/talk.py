@@ -59,6 +59,8 @@ class Talk:
         self._resumed: Path | None = None
         self.used = 0  # tokens that the conversation takes
         self._kept: list[Message] = []
+        # Files that hold an earlier state of a conversation here, which may go on in them.
+        self._saved: dict[Path, Chat] = {}
         self.recount()
 
     def say(self, text: str) -> None:
@@ -221,6 +223,22 @@ class Talk:
         state_files.drop_old_sessions(model)
         return path
 
+    def save(self, path: Path, replace: bool) -> int:
+        """Write the conversation to a file. Returns how many bytes it has.
+
+        Raises Llama4Error if the file is there and holds something else than an earlier state of
+        this conversation, unless `replace` is set.
+        """
+        if path.is_file() and self._saved.get(path.resolve()) is not self.chat and not replace:
+            raise Llama4Error(f"{path} is there already; /save {path}! replaces it")
+        nbytes = self.chat.save(path)
+        self._saved[path.resolve()] = self.chat
+        return nbytes
+
+    def _forget_saved(self) -> None:
+        """What is said from here on is another conversation."""
+        self._saved = {path: chat for path, chat in self._saved.items() if chat is not self.chat}
+
     def load(self, path: Path) -> int:
         """Continue from a file. Returns how many tokens it holds.
 
@@ -233,7 +251,9 @@ class Talk:
             raise Llama4Error(
                 f"{path} has {tokens:,} tokens; there is room for {self.chat.context:,} here"
             )
+        self._forget_saved()
         self.chat.load(path)
+        self._saved[path.resolve()] = self.chat
         self._resumed = None
         self._kept = list(self.chat.messages)
         self.recount()
@@ -242,6 +262,7 @@ class Talk:
     def reset(self) -> None:
         """Forget the conversation and the attached pictures; a session's file stays."""
         self.chat.reset()
+        self._forget_saved()
         self.attachments.pending.clear()
         self._resumed = None
         self.recount()

@@ -1,0 +1,45 @@
+"""Commands of the chat lose no conversation that nobody gave up."""
+
+from pathlib import Path
+
+import pytest
+
+from mlx_llama4.cli.talk.commands import COMMANDS, LOSING, run_command
+from mlx_llama4.cli.talk.talk import Talk
+from mlx_llama4.errors import Llama4Error
+
+
+def test_a_suggestion_costs_nothing(talk: Talk) -> None:
+    """Whoever types what is suggested keeps the conversation."""
+    for typed in ("/resume", "/rest", "/rset", "/resett", "/und", "/quitt", "/ndo", "/reste"):
+        with pytest.raises(Llama4Error) as raised:
+            run_command(talk, typed)
+        assert not any(f"mean {name}?" in str(raised.value) for name in LOSING)
+    assert set(LOSING) <= set(COMMANDS)
+
+
+def test_another_conversation_is_never_replaced_unasked(talk: Talk, tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    talk.say("Hello")
+    run_command(talk, f"/save {path}")
+    talk.say("What is 7 plus 5?")
+    run_command(talk, f"/save {path}")  # the same conversation goes on in its file
+    kept = path.read_bytes()
+    run_command(talk, "/reset")
+    talk.say("What is a llama?")
+    for typed in (path, f'"{path}"'):
+        with pytest.raises(Llama4Error, match=r"kept is there already; /save .*kept! replaces it"):
+            run_command(talk, f"/save {typed}")
+    assert path.read_bytes() == kept
+    run_command(talk, f"/save {path}!")
+    assert path.read_bytes() != kept
+    run_command(talk, "/fork")  # goes on by itself
+    talk.say("Hello")
+    with pytest.raises(Llama4Error, match="is there already"):
+        run_command(talk, f"/save {path}")
+    run_command(talk, f"/load {path}")
+    talk.say("Hello")
+    run_command(talk, f"/save {path}")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(Llama4Error, match="is there already"):
+        run_command(talk, f"/save {tmp_path / 'notes.txt'}")
