@@ -12,6 +12,7 @@ from mlx_llama4.cli.ask import ask
 from mlx_llama4.cli.cache import cache
 from mlx_llama4.cli.chat import chat
 from mlx_llama4.cli.compare import compare
+from mlx_llama4.cli.console.usage import OneLineGroup
 from mlx_llama4.cli.convert import convert
 from mlx_llama4.cli.demo import demo
 from mlx_llama4.cli.doctor import doctor
@@ -29,6 +30,7 @@ Start here:
 
 app = typer.Typer(
     name="mlx-llama4",
+    cls=OneLineGroup,
     epilog=START_HERE,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
