@@ -15,7 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import argument_parser, finished_lines, open_chat, open_to_append, reports_errors
+from common import (
+    argument_parser,
+    finished_lines,
+    open_chat,
+    open_to_append,
+    reports_errors,
+    say_what_is_left,
+)
 
 from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.errors import ImageError, OutputError, PromptError
@@ -38,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise OutputError(f"{arguments.output} holds the questions; name another file")
     done = read_done(arguments.output)
     waiting = [record for record in asked if as_key(record) not in done]
-    print(f"{len(asked)} questions, {len(waiting)} of them to do", file=sys.stderr)
+    say_what_is_left(arguments.output, "questions", len(asked), len(waiting))
     if not waiting:
         return
 

@@ -74,6 +74,14 @@ def finished_lines(path: Path, begins: str) -> list[str]:
     return data.decode(errors="replace").split("\n")[:-1]
 
 
+def say_what_is_left(output: Path, things: str, total: int, left: int) -> None:
+    """things: what a line of `output` is about, as "pictures"."""
+    if left:
+        print(f"{total} {things}, {left} of them to do; into {output}", file=sys.stderr)
+    else:
+        print(f"{output} has all {total} {things}; remove it to begin again", file=sys.stderr)
+
+
 def open_to_append(path: Path) -> TextIO:
     """Each line reaches the system as soon as it is written; a last line that was cut in two is
     removed. Names of files that are not Unicode are written as JSON escapes them: \\udcff.

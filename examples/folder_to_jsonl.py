@@ -13,7 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import argument_parser, finished_lines, open_chat, open_to_append, reports_errors
+from common import (
+    argument_parser,
+    finished_lines,
+    open_chat,
+    open_to_append,
+    reports_errors,
+    say_what_is_left,
+)
 
 from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.demo.questions import PICTURES
@@ -37,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pictures = find_pictures(folder)
     done = read_done(arguments.output)
     waiting = [path for path in pictures if (str(path.relative_to(folder)), question) not in done]
-    print(f"{len(pictures)} pictures, {len(waiting)} of them to do", file=sys.stderr)
+    say_what_is_left(arguments.output, "pictures", len(pictures), len(waiting))
     if not waiting:
         return
 

@@ -18,7 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import argument_parser, finished_lines, open_chat, open_to_append, reports_errors
+from common import (
+    argument_parser,
+    finished_lines,
+    open_chat,
+    open_to_append,
+    reports_errors,
+    say_what_is_left,
+)
 
 from mlx_llama4.chat import Chat, ChatOptions
 from mlx_llama4.demo.questions import PICTURES
@@ -55,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = finished_lines(arguments.output, begins=header)
     done = {row[0] for row in csv.reader(lines) if row}
     waiting = [path for path in pictures if as_cell(path) not in done]
-    print(f"{len(pictures)} pictures, {len(waiting)} of them to do", file=sys.stderr)
+    say_what_is_left(arguments.output, "pictures", len(pictures), len(waiting))
     if not waiting:
         return
 

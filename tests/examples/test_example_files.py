@@ -48,7 +48,7 @@ def test_names_that_are_no_unicode(
     assert run(demo_folder, "folder_to_jsonl", folder, "--output", output) == 0
     assert [row["picture"] for row in rows_of(output)] == ["\udcff.png"]
     assert run(demo_folder, "folder_to_jsonl", folder, "--output", output) == 0
-    assert "1 pictures, 0 of them to do" in capsys.readouterr().err
+    assert "has all 1 pictures; remove it to begin again" in capsys.readouterr().err
     assert run(demo_folder, "screenshot_to_text", *2 * [folder / "\udcff.png"]) == 0
     assert "# ?.png" in capsys.readouterr().out
 

@@ -303,7 +303,7 @@ def test_receipts(
         assert second["picture"] == "'=broken,  twice.png"
         assert "broken" in second["error"] and not second["count"]
         assert third["left"] == "A red star is on the left." and not third["error"]
-    assert "3 pictures, 0 of them to do" in capsys.readouterr().err
+    assert "has all 3 pictures; remove it to begin again" in capsys.readouterr().err
 
 
 def test_compare_models(demo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
