@@ -1,5 +1,8 @@
 """Export a conversation as Markdown or JSON, with its pictures beside it."""
 
+import contextlib
+import filecmp
+import itertools
 import json
 import os
 import shutil
@@ -19,8 +22,9 @@ HEADINGS = {"system": "System", "user": "Question", "assistant": "Answer", "ipyt
 def export(messages: Sequence["Message"], path: Path) -> int:
     """Write the messages to `path` (.md or .json), and the pictures to a folder of the same name.
 
-    Returns how many pictures could not be copied because their files are gone. Raises InputError
-    for another suffix, OutputError if the output exists, RunError if it cannot be written.
+    Markdown and JSON of the same name share the folder. Returns how many pictures could not be
+    copied because their files are gone. Raises InputError for another suffix, OutputError if the
+    output exists, RunError if it cannot be written.
     """
     write = {".md": _markdown, ".json": _json}.get(path.suffix.lower())
     if write is None:
@@ -29,8 +33,9 @@ def export(messages: Sequence["Message"], path: Path) -> int:
     temporary = path.with_name(f".{os.getpid()}{path.suffix}")
     pictures = _Pictures(folder)
     try:
+        shared = any(path.with_suffix(other).is_file() for other in (".md", ".json"))
         for place in (path, folder):
-            if os.path.lexists(place):
+            if os.path.lexists(place) and not (place is folder and shared and folder.is_dir()):
                 raise OutputError(
                     f"{place} is there already; give another name, or remove it first"
                 )
@@ -39,7 +44,7 @@ def export(messages: Sequence["Message"], path: Path) -> int:
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
+            pictures.remove()
             raise
     except OSError as failure:
         raise RunError(f"cannot write {path}: {failure.strerror or failure}") from None
@@ -53,6 +58,7 @@ class _Pictures:
         self.folder = folder
         self.missing = 0
         self._copied: dict[str, str] = {}
+        self._made: list[Path] = []  # files of this export
 
     def copy(self, image: "PromptImage") -> str | None:
         """Copy a picture. Returns its path relative to the export; None if its file is gone."""
@@ -61,10 +67,27 @@ class _Pictures:
                 self.missing += 1
                 return None
             self.folder.mkdir(exist_ok=True)
-            name = f"{len(self._copied) + 1}{image.source.suffix.lower()}"
-            shutil.copyfile(image.source, self.folder / name)
-            self._copied[image.digest] = f"{self.folder.name}/{name}"
+            self._copied[image.digest] = f"{self.folder.name}/{self._place(image.source)}"
         return self._copied[image.digest]
+
+    def _place(self, source: Path) -> str:
+        """Copy a file, unless an earlier export has it. Returns its name in the folder."""
+        for number in itertools.count(len(self._copied) + 1):
+            file = self.folder / f"{number}{source.suffix.lower()}"
+            if not os.path.lexists(file):
+                self._made.append(file)
+                shutil.copyfile(source, file)
+                return file.name
+            if filecmp.cmp(source, file, shallow=False):
+                return file.name
+        raise AssertionError("numbers have no end")
+
+    def remove(self) -> None:
+        """Take back what this export has copied."""
+        for file in self._made:
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another export has pictures there
+            self.folder.rmdir()
 
 
 def _markdown(messages: Sequence["Message"], pictures: _Pictures) -> str:
