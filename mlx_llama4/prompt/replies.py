@@ -94,7 +94,8 @@ def _marked_calls(text: str, names: Collection[str]) -> Reply | None:
     """Calls between the two marks, which set them off from the words around them. None unless words
     follow, and each pair of marks holds calls and nothing else.
     """
-    said, *parts = text.split(PYTHON_START)
+    before, *parts = text.split(PYTHON_START)
+    words: list[str] = []
     calls: list[ToolCall] = []
     for part in parts:
         marked, ended, after = part.partition(PYTHON_END)
@@ -104,11 +105,11 @@ def _marked_calls(text: str, names: Collection[str]) -> Reply | None:
             calls += _read_calls(marked.strip(), 0, names)
         except UnreadableError:
             return None
-        said += after
-    followed = text.rpartition(PYTHON_END)[2].strip()
-    if not followed or len(calls) > MAX_CALLS or BEGINNING.match(followed):
+        words.append(after)
+    followed = [after.strip() for after in words]
+    if not any(followed) or len(calls) > MAX_CALLS or any(map(BEGINNING.match, followed)):
         return None
-    return Reply(said.strip(), tuple(calls))
+    return Reply((before + "".join(words)).strip(), tuple(calls))
 
 
 def _find_calls(body: str, names: Collection[str]) -> tuple[str, list[ToolCall]]:

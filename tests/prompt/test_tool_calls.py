@@ -278,6 +278,22 @@ def test_calls_between_marks_may_have_words_around(text: str, said: str) -> None
     assert parse_reply(text, NAMES) == Reply(said, (ToolCall("f", {"a": 1}),))
 
 
+def test_words_may_stand_between_calls_between_marks() -> None:
+    f, g = (f"<|python_start|>[{name}()]<|python_end|>" for name in "fg")
+    calls = (ToolCall("f", {}), ToolCall("g", {}))
+    for text, said in (
+        (f"{f} and {g}", "and"),
+        (f"First {f} then {g}", "First  then"),
+        (f"{f}, then\n{g} at last", ", then\n at last"),
+        (f"{f}{g} at last", "at last"),
+        (f + g, ""),
+    ):
+        assert parse_reply(text, NAMES) == Reply(said, calls)
+    assert parse_reply(f"{f}, not `[g()]`", NAMES) == Reply(", not `[g()]`", calls[:1])
+    for text in (f"{f} [g()] and {g}", f"{f} and {g.removesuffix('<|python_end|>')}"):
+        assert parse_reply(text, NAMES).calls == ()
+
+
 @pytest.mark.parametrize(
     "text",
     [
