@@ -19,6 +19,7 @@ from benchmarks.prefill import prefill
 from benchmarks.quality import quality
 from benchmarks.random_model import random_model
 from benchmarks.reuse import reuse
+from benchmarks.schemas import schemas
 from benchmarks.startup import startup
 from benchmarks.streaming.command import streaming
 from benchmarks.turns import turns
@@ -35,7 +36,7 @@ app = typer.Typer(
 for subject in (
     *(limits, startup, load, decode, vision, drafting),
     *(convert, quality, prefill, reuse, positions, needle),
-    *(batch, turns, streaming, eviction, macs, random_model),
+    *(batch, turns, streaming, eviction, macs, random_model, schemas),
 ):
     app.command()(subject)
 

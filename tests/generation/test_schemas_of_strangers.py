@@ -157,6 +157,58 @@ def test_refused_in_one_line(tmp_path: Path, schema: Any, message: str) -> None:
     assert "\n" not in str(caught.value) and "coerce_one_of" not in str(caught.value)
 
 
+SMALLEST = {"type": "integer", "minimum": -(2**63), "maximum": -(2**63)}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/foo", "foo": {"const": -(2**63)}},
+        {"$ref": "#/default", "default": SMALLEST},
+        {"$ref": "#/x-a/b", "x-a": {"b": SMALLEST}},
+        {"$ref": "#/examples/0", "examples": [{"const": -(2**63)}]},
+        {"$id": "http://a.b/", "$ref": "http://a.b/#/foo", "foo": SMALLEST},
+        {"$ref": "#/$defs/a/b", "$defs": {"a": {"b": SMALLEST}}},
+        {"$ref": "#/enum/0", "enum": [SMALLEST]},
+        {"$ref": "#/components/schemas/a", "components": {"schemas": {"a": SMALLEST}}},
+        {"$ref": "#/components/a", "components": {"a": SMALLEST}},
+    ],
+)
+def test_references_to_what_is_no_schema(schema: Any, tmp_path: Path) -> None:
+    """Unchecked, each of these killed the process in llguidance."""
+    with pytest.raises(InputError):
+        read(tmp_path, schema)
+
+
+def test_references_to_schemas_of_openapi(tmp_path: Path) -> None:
+    bounded = {"type": "integer", "maximum": 3, "exclusiveMaximum": True}
+    schema = {"$ref": "#/components/schemas/a", "components": {"schemas": {"a": bounded}}}
+    changed, notes = read(tmp_path, schema)
+    assert changed["components"]["schemas"]["a"] == {"type": "integer", "exclusiveMaximum": 3}
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ({"type": "array", "uniqueItems": False}, {"type": "array"}),
+        ({"type": "array", "minItems": 2.0}, {"type": "array", "minItems": 2}),
+        ({"type": "array", "minContains": 2}, {"type": "array"}),
+        ({"type": "string", "then": {"const": "a"}}, {"type": "string"}),
+        ({"type": "string", "if": {"const": "a"}}, {"type": "string"}),
+    ],
+)
+def test_keywords_without_effect_are_left_out(written: Any, meant: Any, tmp_path: Path) -> None:
+    assert read(tmp_path, written)[0] == meant
+
+
+def test_an_id_beside_a_reference() -> None:
+    """Draft 7 ignores what stands beside $ref; later drafts do not."""
+    schema = {"properties": {"a": {"$id": "http://a.b/", "$ref": "#/$defs/a"}}}
+    with pytest.raises(InputError, match="#/properties/a has \\$id beside"):
+        prepared(schema)
+
+
 @pytest.mark.parametrize("keyword", ["items", "not", "additionalProperties"])
 @pytest.mark.parametrize("depth", [101, 300, 5000])
 def test_depth(tmp_path: Path, depth: int, keyword: str) -> None:
@@ -206,7 +258,7 @@ WORDS = [
     "type", "object", "array", "string", "integer", "properties", "items", "enum", "const",
     "not", "anyOf", "oneOf", "allOf", "$ref", "#", "#/$defs/a", "$defs", "pattern", "(",
     "^a*$", "format", "date", "minimum", "maxLength", "required", "if", "then", "\ud800",
-    "\0", "é",
+    "\0", "é", "default", "#/default", "x", "#/x", "#/x/const",
 ]  # fmt: skip
 
 

@@ -33,7 +33,7 @@ ANNOTATIONS = {
     "deprecated", "$comment", "$schema", "id", "$vocabulary", "$dynamicAnchor",
     "$recursiveAnchor", "contentEncoding", "contentMediaType", "contentSchema", "discriminator",
     "xml", "externalDocs", "enumNames", "enumDescriptions", "markdownDescription",
-    "propertyOrdering", "x-guidance",
+    "propertyOrdering", "components", "x-guidance",
 }  # fmt: skip
 ASSERTIONS = {*ONE, *LISTS, *NAMED, *TEXTS, *COUNTS, *NUMBERS, *BOUNDS, *OTHERS} - {
     "$id", "$anchor", "$defs", "definitions", "contentSchema",

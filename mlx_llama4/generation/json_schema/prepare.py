@@ -5,8 +5,11 @@ from typing import Any
 
 from mlx_llama4.errors import InputError
 from mlx_llama4.generation.json_schema.keywords import (
+    ANNOTATIONS,
     ASSERTIONS,
+    COUNTS,
     ENFORCED_FORMATS,
+    KNOWN,
     LISTS,
     NAMED,
     ONE,
@@ -51,8 +54,12 @@ def _unwrapped(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _rewritten(schema: dict[str, Any], where: str, notes: list[str]) -> dict[str, Any]:
     notes += check_keywords(schema, where)
-    # llguidance's own options would let an answer through that does not fit.
-    result = {key: value for key, value in schema.items() if key != "x-guidance"}
+    if where != "#" and "$ref" in schema and "$id" in schema:
+        raise InputError(f"{where} has $id beside $ref, whose meaning depends on the draft")
+    result = _enforced(schema)
+    if isinstance(schemas := _openapi_schemas(schema), dict):
+        inner = _rewritten({"$defs": schemas}, f"{where}/components", notes)
+        result["components"] = {"schemas": inner["$defs"]}
     for key in ("const", "enum"):
         if key in schema:
             _check_exact(schema[key], f"{where}/{key}")
@@ -60,7 +67,7 @@ def _rewritten(schema: dict[str, Any], where: str, notes: list[str]) -> dict[str
     if (name := schema.get("format")) is not None and name not in ENFORCED_FORMATS:
         del result["format"]
         notes += filter(None, [format_note(name, where)])
-    for where_in, inner, place in _inner_schemas(schema, where):
+    for where_in, inner, place in _inner_schemas(result, where):
         rewritten = _rewritten(inner, place, notes)
         if isinstance(where_in, str):
             result[where_in] = rewritten
@@ -70,6 +77,35 @@ def _rewritten(schema: dict[str, Any], where: str, notes: list[str]) -> dict[str
                 result[outer] = type(schema[outer])(schema[outer])  # a copy, to be changed
             result[outer][part] = rewritten
     return result
+
+
+def _enforced(schema: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what has no effect, and what a $ref could reach though nobody checked it.
+
+    x-guidance goes, too: llguidance's own options would let an answer through that does not fit.
+    """
+    result = {
+        key: int(value) if key in COUNTS else value
+        for key, value in schema.items()
+        if (key in KNOWN - ANNOTATIONS or key == "contentSchema") or _is_leaf(value)
+    }
+    result.pop("x-guidance", None)
+    idle = [] if result.get("uniqueItems") else ["uniqueItems"]
+    if "contains" not in result:
+        idle += ["minContains", "maxContains"]
+    if "if" not in result or not ("then" in result or "else" in result):
+        idle += ["if", "then", "else"]
+    return {key: value for key, value in result.items() if key not in idle}
+
+
+def _openapi_schemas(schema: dict[str, Any]) -> Any:
+    """Where OpenAPI's documents keep what "#/components/schemas/NAME" refers to."""
+    components = schema.get("components")
+    return components.get("schemas") if isinstance(components, dict) else None
+
+
+def _is_leaf(value: Any) -> bool:
+    return not isinstance(value, dict | list)
 
 
 def _inner_schemas(
