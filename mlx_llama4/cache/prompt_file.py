@@ -54,6 +54,7 @@ LAYER_NAMES: tuple[set[str], ...] = (
 FORMAT = "mlx-llama4 prompt cache"
 VERSION = 1
 HEADER_START = 200  # bytes
+MOST_TILES = 1000  # of a picture; far above what any release asks for
 KEYS = {"format", "version", "held", "images", "name", "model", "tokenizer", "packing"}
 
 # Features of a picture; None if they are not known.
@@ -316,9 +317,17 @@ def _describe(image: "PromptImage") -> list[Any]:
 
 
 def _described(entry: list[Any]) -> RememberedImage:
+    """Raises ValueError or TypeError unless the entry describes a picture as `_describe` does."""
     digest, num_tiles, grid, size, *source = entry  # older files lack the source
+    rows, columns = grid
+    numbers = [num_tiles, rows, columns, *size]
+    if len(numbers) != 5 or not all(type(n) is int and n > 0 for n in numbers):
+        raise ValueError(entry)
+    tiles = rows * columns
+    if num_tiles > MOST_TILES or num_tiles != tiles + (tiles > 1) or not isinstance(digest, str):
+        raise ValueError(entry)
     path = Path(source[0]) if source and source[0] else None
-    return RememberedImage(digest, num_tiles, tuple(grid), tuple(size), path)
+    return RememberedImage(digest, num_tiles, (rows, columns), tuple(size), path)
 
 
 def _with_images(value: Any) -> Any:

@@ -100,7 +100,7 @@ def load_chat(
     try:
         said = [loaded.conversation[key] for key in ("messages", "document", "document_turn")]
         messages, document, turn = said
-        _check(messages, document, turn)
+        _check(messages, document, turn, model.config.text.vocab_size)
         if turn is not None:  # the file has two copies of the document; keep one
             rest = messages[turn]["content"][len(document) :]
             messages[turn] = with_document(messages[turn] | {"content": rest}, document)
@@ -121,10 +121,15 @@ def load_chat(
     return state
 
 
-def _check(messages: Any, document: Any, turn: Any) -> None:
+def _check(messages: Any, document: Any, turn: Any, vocab_size: int) -> None:
     """Raise one of several errors unless a file's conversation has the form that we write."""
+    if not (isinstance(messages, list) and isinstance(document, list)):
+        raise TypeError(messages)
     for message in [*messages, {"role": "user", "content": document}]:
         check_message(message)
+        ids = message.get("token_ids") or []
+        if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
+            raise ValueError(ids)
         for part in image_parts([message]):
             if not isinstance(part["image"], RememberedImage):
                 raise TypeError(part)

@@ -14,7 +14,7 @@ from mlx_llama4.prompt.replies import ToolCall
 from mlx_llama4.tools.coercion import coerced_arguments
 from mlx_llama4.tools.schemas import mismatch
 from mlx_llama4.tools.worker import shortened
-from mlx_llama4.tools.worker_process import Outcome, ask_worker
+from mlx_llama4.tools.worker_process import MAX_BYTES, Outcome, ask_worker
 
 OPEN_SECONDS = 30.0
 CALL_SECONDS = 30.0
@@ -124,6 +124,8 @@ def _answer(outcome: Outcome, timeout_seconds: float) -> dict[str, Any]:
             if isinstance(answer, dict) and answer.keys() in ANSWERS:
                 return answer
         return {"error": "the tool has written into the answer's pipe"}
+    if len(outcome.answer) == MAX_BYTES:
+        return {"error": f"its descriptions take more than {MAX_BYTES:,} bytes; shorten docstrings"}
     if outcome.exit_code is None:
         return {"error": f"no result within {timeout_seconds:g} seconds; it was stopped"}
     if outcome.exit_code < 0:
