@@ -194,7 +194,7 @@ def _look(plain: bool, picture_bytes: int) -> tuple["Look", str]:
         with contextlib.suppress(Llama4Error):
             picture = open_picture(image.source, most_bytes=picture_bytes)
             shown = preview.picture(picture.reduced(*preview.MOST_SIZE), protocol)
-            terminal.line(shown.removesuffix("\n"))
+            print(shown.removesuffix("\n"), flush=True)  # escape sequences, of our own
 
     return Look(markdown=True, preview=show), typed
 

@@ -9,6 +9,7 @@ import typer
 from mlx_llama4.cli import options
 from mlx_llama4.cli.console import terminal
 from mlx_llama4.cli.convert_report import zero_lines
+from mlx_llama4.errors import one_line
 
 if TYPE_CHECKING:
     from mlx_llama4.planning.inspection import Inspection
@@ -85,23 +86,28 @@ def _verify(folder: str) -> "Verification":
         return verify(open_source(folder))
 
 
+def _line(text: str) -> None:
+    """Names and values may come from a stranger's files, and be of any length."""
+    terminal.line(one_line(text))
+
+
 def _print_verification(verified: "Verification") -> None:
     for line in verified.wrong:
-        terminal.line(f"  {line}")
+        _line(f"  {line}")
     for name in verified.not_finite[:SHOWN_NAMES]:
-        terminal.line(f"  {name} has values that are NaN or infinite; download it again")
+        _line(f"  {name} has values that are NaN or infinite; download it again")
     for line in zero_lines(verified.zero_rows):
-        terminal.line(f"  {line}")
+        _line(f"  {line}")
     known = f"{verified.verified_files} of {verified.files} files have the hub's SHA-256"
-    terminal.line(f"  read: {known if verified.verified_files else 'no sums of the hub are known'}")
+    _line(f"  read: {known if verified.verified_files else 'no sums of the hub are known'}")
 
 
 def _print(found: "Inspection") -> None:
     from mlx_llama4.units import human_bytes
 
-    terminal.line(f"{found.folder}: {found.variant}")
-    terminal.line(f"  {found.architecture}")
-    terminal.line(f"  {found.layout}, {found.quantization}")
+    _line(f"{found.folder}: {found.variant}")
+    _line(f"  {found.architecture}")
+    _line(f"  {found.layout}, {found.quantization}")
     terminal.line()
     rows = [("part", "parameters", "bytes", "stored as")]
     rows += [
@@ -113,23 +119,23 @@ def _print(found: "Inspection") -> None:
     terminal.line()
     for problem, names in found.problems.items():
         if names:
-            terminal.line(f"  {problem}: {len(names)} tensors")
+            _line(f"  {problem}: {len(names)} tensors")
             for name in names[:SHOWN_NAMES]:
-                terminal.line(f"    {name}")
+                _line(f"    {name}")
             if len(names) > SHOWN_NAMES:
-                terminal.line(f"    … and {len(names) - SHOWN_NAMES} more")
+                _line(f"    … and {len(names) - SHOWN_NAMES} more")
     if found.complete:
         terminal.line(
             f"  complete: {found.tensors:,} tensors in {found.files} file{'s' * (found.files != 1)}"
         )
     if found.obstacle is not None:
-        terminal.line(f"  cannot be converted: {found.obstacle}")
+        _line(f"  cannot be converted: {found.obstacle}")
     elif found.complete:
         terminal.line("  can be converted")
     for reason, count in found.ignored.items():
-        terminal.line(f"  left out: {count:,} tensors; {reason}")
+        _line(f"  left out: {count:,} tensors; {reason}")
     for note in found.notes:
-        terminal.line(f"  {note}")
+        _line(f"  {note}")
 
 
 def _print_experts(found: "Inspection") -> None:

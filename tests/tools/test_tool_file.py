@@ -398,12 +398,3 @@ def test_no_process_to_be_had(tools: ToolFile, monkeypatch: pytest.MonkeyPatch) 
     assert tools.run(evaluate("1")).startswith("error: the tool could not be started: ")
     with pytest.raises(InputError, match="cannot be read"):
         ToolFile.open(tools.path)
-
-
-@pytest.mark.parametrize("functions", [1, 1100])
-def test_docstrings_that_are_too_long(tmp_path: Path, functions: int) -> None:
-    words = "a" * (1_100_000 // functions)
-    text = "\n".join(f'def f{n}():\n    """{words}"""' for n in range(functions))
-    (tmp_path / "long.py").write_text(text)
-    with pytest.raises(InputError, match="more than 1,000,000 bytes; shorten docstrings"):
-        ToolFile.open(tmp_path / "long.py")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from mlx_llama4.errors import Llama4Error, PromptError, one_line
+from mlx_llama4.errors import UNPRINTABLE, Llama4Error, PromptError, one_line
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -27,6 +27,8 @@ SECOND_COLUMN = re.compile(r"\S+(?: \S+)*  +(?=\S)")
 # A model may be tricked into emitting escape sequences; a terminal must not act on them.
 CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
 del CONTROLS[ord("\n")], CONTROLS[ord("\t")]
+# Those, and halves of characters, as in names of files that are not UTF-8.
+UNSAFE = re.compile(rf"(?![\n\t])(?:{UNPRINTABLE.pattern}|[\ud800-\udfff])")
 
 
 def reports_errors(command: Command) -> Command:
@@ -109,8 +111,11 @@ def wrapped(text: str) -> str:
 
 
 def line(text: str = "") -> None:
-    """Print a line of the result, on standard output."""
-    print(text, flush=True)
+    """Print a line of the result, on standard output.
+
+    What moves a cursor or cannot be encoded is escaped as in JSON, so JSON keeps its meaning.
+    """
+    print(UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text), flush=True)
 
 
 def as_typed(text: str) -> str:
