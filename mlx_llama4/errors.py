@@ -18,9 +18,10 @@ import re
 
 MOST_CHARACTERS = 2000
 # Characters that move a terminal's cursor, colour it or reorder its text: controls, marks of
-# direction, and separators of lines and paragraphs.
+# direction, and separators of lines and paragraphs. Halves of characters, which cannot be encoded,
+# come from JSON and from names of files that are not UTF-8.
 UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb]"
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]"
 )
 
 

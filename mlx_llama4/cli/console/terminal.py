@@ -27,8 +27,7 @@ SECOND_COLUMN = re.compile(r"\S+(?: \S+)*  +(?=\S)")
 # A model may be tricked into emitting escape sequences; a terminal must not act on them.
 CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
 del CONTROLS[ord("\n")], CONTROLS[ord("\t")]
-# Those, and halves of characters, as in names of files that are not UTF-8.
-UNSAFE = re.compile(rf"(?![\n\t])(?:{UNPRINTABLE.pattern}|[\ud800-\udfff])")
+UNSAFE = re.compile(rf"(?![\n\t]){UNPRINTABLE.pattern}")
 
 
 def reports_errors(command: Command) -> Command:
