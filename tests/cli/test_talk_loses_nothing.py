@@ -14,7 +14,19 @@ from mlx_llama4.errors import Llama4Error
 
 def test_a_suggestion_costs_nothing(talk: Talk) -> None:
     """Whoever types what is suggested keeps the conversation."""
-    for typed in ("/resume", "/rest", "/rset", "/resett", "/und", "/quitt", "/ndo", "/reste"):
+    for typed in (
+        "/resume",
+        "/rest",
+        "/rset",
+        "/resett",
+        "/und",
+        "/quitt",
+        "/ndo",
+        "/reste",
+        "/clea",
+        "/laod",
+        "/edti",
+    ):
         with pytest.raises(Llama4Error) as raised:
             run_command(talk, typed)
         assert not any(f"mean {name}?" in str(raised.value) for name in LOSING)

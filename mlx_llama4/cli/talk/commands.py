@@ -46,9 +46,9 @@ def run_command(talk: Talk, text: str) -> None:
     command = COMMANDS.get(OTHER_NAMES.get(name, name))
     if command is None:
         # Who types what was suggested should lose nothing by it.
-        safe = [one for one in COMMANDS if one not in LOSING]
-        near = difflib.get_close_matches(name, safe, n=1, cutoff=0.6)
-        advice = f"did you mean {near[0]}?" if near else "/help lists them"
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.6)
+        is_safe = near and near[0] not in LOSING
+        advice = f"did you mean {near[0]}?" if is_safe else "/help lists them"
         raise Llama4Error(f"unknown command {name}; {ELSEWHERE.get(name, advice)}")
     command.run(talk, argument.strip())
 
@@ -267,7 +267,7 @@ OTHER_NAMES = {
     "/clear": "/reset",
     "/?": "/help",
 }
-LOSING = ("/reset", "/undo", "/quit")  # they drop something of the conversation
+LOSING = ("/reset", "/undo", "/quit", "/load")  # they drop something of the conversation
 ELSEWHERE = {
     "/model": "leave, and start with another --model",
     "/show": "see /set, /system, /stats and /context",
